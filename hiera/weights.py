@@ -1,0 +1,223 @@
+"""From the Hugging Face hub to a verified local file.
+
+huggingface_hub downloads into its shared cache, so ``HF_HOME``, ``HF_TOKEN``,
+``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` mean what they always mean. A file is
+handed on only after its sha256 matched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+WEIGHTS_NAME = "model.safetensors"
+
+# huggingface_hub lets the errors of its HTTP client through when a connection
+# breaks, and the client has changed over its releases: httpx, httpx2, ...
+_HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class DownloadError(RuntimeError):
+    """Weights could not be downloaded, or are not what they should be."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the hub, pinned by its revision, its sha256 or both.
+
+    Args:
+        repo_id: the repository
+        revision (None): the full commit hash; None is the head of ``main``,
+            which is allowed only with a ``sha256``
+        sha256 (None): the file's hash; None is the hash that the hub itself
+            states for the revision
+        filename ("model.safetensors"): the path inside the repository
+    """
+
+    repo_id: str
+    revision: str | None = None
+    sha256: str | None = None
+    filename: str = WEIGHTS_NAME
+
+    def __post_init__(self) -> None:
+        if self.revision is None and self.sha256 is None:
+            raise ValueError(f"{self.repo_id} is pinned by neither revision nor sha256")
+
+    def __str__(self) -> str:
+        return f"{self.filename} of {self.repo_id} at revision {self.revision or 'main'}"
+
+
+def fetch(file: HubFile, destination: Path | None = None) -> Path:
+    """Download a file into the hub's cache, unless it is there.
+
+    Args:
+        file: the file
+        destination (None): the path that the user may place the file at by
+            hand, for the error message
+
+    Returns:
+        the path of the file in the cache, not verified
+
+    Raises:
+        DownloadError: if the hub refuses or cannot be reached
+    """
+    try:
+        return Path(hf_hub_download(file.repo_id, file.filename, revision=file.revision))
+    except (_HTTPError, OSError) as error:
+        raise DownloadError(_explain(file, destination, error)) from error
+
+
+def fetch_optional(file: HubFile) -> Path | None:
+    """Download a file that the repository may lack.
+
+    Args:
+        file: the file, with a revision
+
+    Returns:
+        the path of the file in the cache, or None if the repository has none
+
+    Raises:
+        DownloadError: if the hub refuses or cannot be reached
+    """
+    known = try_to_load_from_cache(file.repo_id, file.filename, revision=file.revision)
+    if known is _CACHED_NO_EXIST:
+        return None
+
+    try:
+        return fetch(file)
+    except DownloadError as error:
+        if isinstance(error.__cause__, RemoteEntryNotFoundError):
+            return None
+
+        raise
+
+
+def download(file: HubFile, destination: Path | None = None) -> Path:
+    """Download a file into the hub's cache, unless it is there, and verify it.
+
+    Args:
+        file: the file
+        destination (None): the path that the user may place the file at by
+            hand, for the error message
+
+    Returns:
+        the path of the verified file
+
+    Raises:
+        DownloadError: if the hub refuses or cannot be reached, or if the
+            file's sha256 does not match
+    """
+    cached = fetch(file, destination)
+    expected = file.sha256 or _stated_sha256(file, cached)
+    actual = sha256(cached)
+    if actual == expected:
+        return cached.resolve()
+
+    if _blob(cached).name != actual:
+        # Not even what the hub said it was sending: useless to everybody
+        _remove(cached)
+
+    raise DownloadError(
+        f"{file}: expected sha256 {expected}, received {actual}. The file is refused; "
+        "download it again, and report it if this persists"
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits.
+
+    Args:
+        path: the path of the file
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link(source: Path, destination: Path) -> None:
+    """Make a file appear at a path, atomically and without storing it twice.
+
+    A hard link where the file system allows it, else a symbolic link, else a
+    copy.
+
+    Args:
+        source: the path of the file
+        destination: the path to appear at; what is there is replaced
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".") as folder:
+        staged = Path(folder) / destination.name
+        for make in (os.link, os.symlink, shutil.copyfile):
+            try:
+                make(source, staged)
+                break
+            except OSError:
+                if make is shutil.copyfile:
+                    raise
+
+        os.replace(staged, destination)
+
+
+def _stated_sha256(file: HubFile, cached: Path) -> str:
+    # The cache names a blob by its ETag, which for an LFS file is its sha256.
+    # A cache without symbolic links has no blobs: ask the hub
+    etag = _blob(cached).name
+    if not _SHA256.fullmatch(etag):
+        url = hf_hub_url(file.repo_id, file.filename, revision=file.revision)
+        etag = get_hf_file_metadata(url).etag or ""
+
+    if not _SHA256.fullmatch(etag):
+        raise DownloadError(f"{file}: the hub states no sha256 for it (ETag {etag!r})")
+
+    return etag
+
+
+def _blob(cached: Path) -> Path:
+    # One step only: a blob may itself be a link into a store shared by repositories
+    return cached.readlink() if cached.is_symlink() else cached
+
+
+def _remove(cached: Path) -> None:
+    blob = cached.parent / _blob(cached)
+    for path in {cached, blob, blob.resolve()}:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+    if isinstance(error, GatedRepoError):
+        reason = "request access on the repository's page, with the account of HF_TOKEN"
+    elif status in (401, 403) or isinstance(error, RepositoryNotFoundError):
+        reason = f"the hub answered {status}; check the name, and that HF_TOKEN opens it"
+    elif status is not None:
+        reason = f"the hub answered {status}"
+    else:
+        # The hub wraps what happened; of that, the first line is for users
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+
+    by_hand = f". It may also be placed by hand at {destination}" if destination else ""
+    return f"Cannot download {file}: {reason.rstrip('.')}{by_hand}"

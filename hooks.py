@@ -1,0 +1,101 @@
+"""What FiftyOne's model zoo asks of this source: weights, then a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HieraConfig
+
+from .config import DTYPES, Checkpoint, get_checkpoint, parse_settings
+from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
+from .hiera.encoder import load_encoder
+from .hiera.preprocessing import for_image_size
+from .hiera.weights import DownloadError, HubFile, download, link, sha256
+from .zoo_model import HieraEmbeddingModel
+
+logger = logging.getLogger(__name__)
+
+
+def download_weights(name: str, destination: Path) -> None:
+    """Make the weights of an entry of the zoo appear at a path.
+
+    Args:
+        name: the name of the entry
+        destination: the path
+
+    Raises:
+        DownloadError: if they cannot be downloaded or verified
+    """
+    checkpoint = get_checkpoint(name)
+    link(_verified_weights(checkpoint, destination), destination)
+
+
+def load(
+    name: str, weights: Path | None, options: Mapping[str, Any]
+) -> HieraEmbeddingModel:
+    """Load an entry of the zoo.
+
+    Args:
+        name: the name of the entry
+        weights: the path of its weights; None takes them from the hub's
+            cache, where they are downloaded to if necessary
+        options: see :class:`fiftyone_hiera.config.Settings`
+
+    Returns:
+        a :class:`HieraEmbeddingModel`
+
+    Raises:
+        ValueError: if the name, an option or the weights are not valid
+        DownloadError: if weights cannot be downloaded or verified
+    """
+    checkpoint = get_checkpoint(name)
+    settings = parse_settings(checkpoint, options)
+
+    if settings.checkpoint is not None:
+        local = open_checkpoint(settings.checkpoint)
+    else:
+        local = LocalCheckpoint(
+            _hiera_config(checkpoint),
+            weights or _verified_weights(checkpoint, None),
+            for_image_size((checkpoint.image_size, checkpoint.image_size)),
+        )
+
+    encoder = load_encoder(
+        local.config,
+        local.weights,
+        local.preprocessing,
+        dtype=DTYPES[settings.dtype],
+        device=torch.device(settings.device or "cpu"),
+    )
+    return HieraEmbeddingModel(encoder, local.preprocessing, settings)
+
+
+def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
+    if isinstance(checkpoint.weights, HubFile):
+        # A warning, so that it is seen: hosts rarely show what is merely informative
+        logger.warning(
+            "The weights of %s are licensed %s", checkpoint.name, checkpoint.license
+        )
+        return download(checkpoint.weights, destination)
+
+    actual = sha256(checkpoint.weights)
+    if actual != checkpoint.sha256:
+        raise DownloadError(
+            f"{checkpoint.weights}: expected sha256 {checkpoint.sha256}, found {actual}. "
+            "Register this source again, with overwrite=True"
+        )
+
+    return checkpoint.weights
+
+
+def _hiera_config(checkpoint: Checkpoint) -> HieraConfig:
+    return HieraConfig(
+        depths=checkpoint.depths,
+        embed_dim=checkpoint.embed_dim,
+        num_heads=checkpoint.num_heads,
+        image_size=(checkpoint.image_size, checkpoint.image_size),
+    )
