@@ -26,6 +26,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -83,6 +84,11 @@ def fetch(file: HubFile, destination: Path | None = None) -> Path:
     Raises:
         DownloadError: if the hub refuses or cannot be reached
     """
+    # The client asks the hub for more than the file, even if that is cached
+    cached = _cached(file) if file.revision else None
+    if isinstance(cached, str):
+        return Path(cached)
+
     try:
         return Path(hf_hub_download(file.repo_id, file.filename, revision=file.revision))
     except (_HTTPError, OSError) as error:
@@ -101,8 +107,7 @@ def fetch_optional(file: HubFile) -> Path | None:
     Raises:
         DownloadError: if the hub refuses or cannot be reached
     """
-    known = try_to_load_from_cache(file.repo_id, file.filename, revision=file.revision)
-    if known is _CACHED_NO_EXIST:
+    if _cached(file) is _CACHED_NO_EXIST:
         return None
 
     try:
@@ -179,6 +184,10 @@ def link(source: Path, destination: Path) -> None:
         os.replace(staged, destination)
 
 
+def _cached(file: HubFile) -> object:
+    return try_to_load_from_cache(file.repo_id, file.filename, revision=file.revision)
+
+
 def _stated_sha256(file: HubFile, cached: Path) -> str:
     # The cache names a blob by its ETag, which for an LFS file is its sha256.
     # A cache without symbolic links has no blobs: ask the hub
@@ -206,17 +215,19 @@ def _remove(cached: Path) -> None:
 
 
 def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    # Where nothing is cached, the client wraps what really happened
+    wrapped = isinstance(error, LocalEntryNotFoundError) and error.__cause__
+    cause = wrapped or error
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
 
-    if isinstance(error, GatedRepoError):
+    if isinstance(cause, GatedRepoError):
         reason = "request access on the repository's page, with the account of HF_TOKEN"
-    elif status in (401, 403) or isinstance(error, RepositoryNotFoundError):
+    elif status in (401, 403) or isinstance(cause, RepositoryNotFoundError):
         reason = f"the hub answered {status}; check the name, and that HF_TOKEN opens it"
     elif status is not None:
         reason = f"the hub answered {status}"
     else:
-        # The hub wraps what happened; of that, the first line is for users
-        cause = error.__cause__ or error
+        # The other lines are about how to debug the hub
         reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
 
     by_hand = f". It may also be placed by hand at {destination}" if destination else ""

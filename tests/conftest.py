@@ -1,0 +1,58 @@
+"""Folders, a database and a hub cache of the tests' own, before anything is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_HOME = tempfile.TemporaryDirectory(
+    prefix="fiftyone-hiera-tests-", ignore_cleanup_errors=True
+)
+
+
+def _isolate(home: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("FIFTYONE_", "HF_", "HUGGING")):
+            del os.environ[name]
+
+    settings = {
+        "database_dir": str(home / "database"),
+        "model_zoo_dir": str(home / "models"),
+        "dataset_zoo_dir": str(home / "datasets"),
+        "default_dataset_dir": str(home / "datasets"),
+        "plugins_dir": str(home / "plugins"),
+        "database_validation": False,
+        "do_not_track": True,
+        "show_progress_bars": False,
+    }
+    config = home / "fiftyone.json"
+    config.write_text(json.dumps(settings), "utf-8")
+    os.environ["FIFTYONE_CONFIG_PATH"] = str(config)
+    os.environ["HOME"] = str(home)
+    os.environ["HF_HOME"] = str(home / "hub")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+_isolate(Path(_HOME.name))
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The weights that this repository carries."""
+    return Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"
+
+
+@pytest.fixture
+def dataset() -> Iterator[Any]:
+    """An empty dataset in the tests' own database."""
+    import fiftyone as fo
+
+    dataset = fo.Dataset()
+    yield dataset
+    dataset.delete()

@@ -1,0 +1,139 @@
+"""Checkpoints of the user's own, on disk and on a hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import HubServer
+from random_hiera import make_classifier, make_config, make_hiera, save_checkpoint
+from test_preprocessing import META
+
+from fiftyone_hiera.hiera.checkpoint import open_checkpoint, validate_checkpoint
+from fiftyone_hiera.hiera.encoder import load_encoder
+from fiftyone_hiera.hiera.preprocessing import Preprocessing, for_image_size
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "checkpoint", make_hiera(make_config()))
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text("utf-8")), **changes}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}), "utf-8")
+
+
+def test_folder_and_file(folder: Path) -> None:
+    for checkpoint in (folder, folder / "model.safetensors"):
+        local = open_checkpoint(str(checkpoint))
+        assert local.weights == folder / "model.safetensors"
+        assert local.config.depths == [1, 1, 2, 1]
+        assert local.preprocessing == for_image_size((64, 64))
+
+
+def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert open_checkpoint("~/checkpoint").weights == folder / "model.safetensors"
+
+
+def test_preprocessor_config_is_read(folder: Path) -> None:
+    config = {
+        **META,
+        "size": {"shortest_edge": 64},
+        "crop_size": {"height": 64, "width": 64},
+        "image_mean": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(config), "utf-8")
+    assert open_checkpoint(str(folder)).preprocessing == Preprocessing(
+        64, (64, 64), mean=(0.5, 0.5, 0.5)
+    )
+
+
+def test_preprocessor_config_of_another_size_is_refused(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps(META), "utf-8")
+    with pytest.raises(ValueError, match=r"crop_size \(224, 224\) .*image_size \(64, 64\)"):
+        open_checkpoint(str(folder))
+
+
+@torch.inference_mode()
+def test_fine_tuned_classifier(tmp_path: Path) -> None:
+    model = make_classifier(make_config(image_size=(96, 64)))
+    local = open_checkpoint(str(save_checkpoint(tmp_path, model)))
+    encoder = load_encoder(local.config, local.weights, local.preprocessing)
+    pixels = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
+    assert encoder(pixels).shape == (2, 6, 128)
+    for name, tensor in model.hiera.state_dict().items():
+        assert torch.equal(encoder.hiera.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "vit"}, r"model_type is 'vit', not 'hiera'"),
+        ({"num_heads": None}, r"missing \['num_heads'\]"),
+        ({"architectures": ["HieraForPreTraining"]}, r"architecture 'HieraForPreTraining'"),
+        ({"num_channels": 1}, r"num_channels is 1, not 3"),
+    ],
+    ids=str,
+)
+def test_other_configs_are_refused(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    _edit(folder, **changes)
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=rf"no file .*{name}"):
+        validate_checkpoint(str(folder))
+
+
+_SCRIPT = """
+import sys
+from fiftyone_hiera.hiera.checkpoint import open_checkpoint
+local = open_checkpoint(sys.argv[1])
+print(local.config.depths, local.preprocessing.crop_size, local.weights)
+"""
+
+
+@pytest.mark.parametrize("with_preprocessor", [False, True])
+def test_hub_id(folder: Path, tmp_path: Path, with_preprocessor: bool) -> None:
+    names = ["config.json", "model.safetensors"]
+    if with_preprocessor:
+        config = {
+            **META,
+            "size": {"shortest_edge": 64},
+            "crop_size": {"height": 64, "width": 64},
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(config), "utf-8")
+        names.append("preprocessor_config.json")
+
+    files = {name: (folder / name).read_bytes() for name in names}
+    with HubServer(commit="d" * 40, files=files) as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        command = [sys.executable, "-c", _SCRIPT, "owner/name@" + hub.commit]
+        for attempt in ("downloads", "touches no network"):
+            hub.requests.clear()
+            result = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=120
+            )
+            assert result.returncode == 0, result.stderr
+            assert "[1, 1, 2, 1] (64, 64)" in result.stdout
+            assert bool(hub.requests) == (attempt == "downloads")

@@ -1,0 +1,202 @@
+"""The table of checkpoints, the manifest and the options."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fiftyone.zoo.models import RemoteZooModelsManifest
+from write_manifest import build_manifest
+
+from fiftyone_hiera.config import (
+    CHECKPOINTS,
+    DTYPES,
+    Checkpoint,
+    Settings,
+    get_checkpoint,
+    parse_settings,
+)
+from fiftyone_hiera.hiera.weights import HubFile
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ("tiny", "small", "base", "base-plus", "large", "huge")
+TINY = CHECKPOINTS["facebook/hiera-tiny-224-hf"]
+TINY_CLS = CHECKPOINTS["facebook/hiera-tiny-224-hf-cls"]
+
+
+@pytest.fixture(scope="module")
+def manifest() -> RemoteZooModelsManifest:
+    return RemoteZooModelsManifest.from_json(str(ROOT / "manifest.json"))
+
+
+def test_manifest_is_the_table() -> None:
+    text = (ROOT / "manifest.json").read_text("utf-8")
+    assert json.loads(text) == build_manifest(), "run scripts/write_manifest.py"
+
+
+def test_entries() -> None:
+    expected = {f"facebook/hiera-{v}-224-hf{s}" for v in VARIANTS for s in ("", "-cls")}
+    assert set(CHECKPOINTS) == expected | {"hiera-nano-digits"}
+
+
+def test_names_and_files_are_unique() -> None:
+    assert all(name == c.name for name, c in CHECKPOINTS.items())
+    assert len({c.filename for c in CHECKPOINTS.values()}) == len(CHECKPOINTS)
+    # FiftyOne imports the source from the folder of this file
+    assert not any("/" in c.filename for c in CHECKPOINTS.values())
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=list(CHECKPOINTS))
+def test_weights_are_pinned(checkpoint: Checkpoint) -> None:
+    if isinstance(checkpoint.weights, Path):
+        content = checkpoint.weights.read_bytes()
+        assert len(content) < 3_000_000
+        assert hashlib.sha256(content).hexdigest() == checkpoint.sha256
+        return
+
+    revision, sha256 = checkpoint.weights.revision, checkpoint.weights.sha256
+    assert revision or sha256
+    assert revision is None or re.fullmatch("[0-9a-f]{40}", revision)
+    assert sha256 is None or re.fullmatch("[0-9a-f]{64}", sha256)
+    assert checkpoint.weights.filename == "model.safetensors"
+
+
+def test_cls_entries_share_the_weights() -> None:
+    for variant in VARIANTS:
+        plain = CHECKPOINTS[f"facebook/hiera-{variant}-224-hf"]
+        cls = CHECKPOINTS[f"facebook/hiera-{variant}-224-hf-cls"]
+        assert plain.weights == cls.weights
+        assert (plain.pooling, cls.pooling) == (None, "cls")
+
+
+def test_manifest_is_complete(manifest: RemoteZooModelsManifest) -> None:
+    assert manifest.name == "fiftyone_hiera"
+    assert [model.name for model in manifest] == list(CHECKPOINTS)
+    for model in manifest:
+        checkpoint = CHECKPOINTS[model.name]
+        assert model.base_filename == checkpoint.filename
+        assert "embeddings" in model.tags
+        assert model.date_added is not None
+        assert model.default_deployment_config_dict is None
+        assert model.requirements.supports_cpu
+        assert model.requirements.supports_gpu
+        assert f"{checkpoint.embedding_dim} dimensions" in model.description
+        assert model.license == (
+            "CC BY-NC 4.0" if isinstance(checkpoint.weights, HubFile) else "Apache 2.0"
+        )
+
+
+def test_stated_sizes_are_those_of_the_hub() -> None:
+    megabytes = [
+        round(CHECKPOINTS[f"facebook/hiera-{v}-224-hf"].parameters * 4e-6) for v in VARIANTS
+    ]
+    assert megabytes == [109, 137, 203, 276, 850, 2683]
+
+
+def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> None:
+    sources = [*ROOT.glob("*.py"), *(ROOT / "hiera").glob("*.py")]
+    imported = {
+        (name or "").partition(".")[0]
+        for source in sources
+        for node in ast.walk(ast.parse(source.read_text("utf-8")))
+        for name in _imported(node)
+    }
+    third_party = {
+        name for name in imported if name and name not in sys.stdlib_module_names
+    }
+    packages = {"PIL": "pillow"}
+    expected = {packages.get(name, name) for name in third_party} - {"fiftyone"}
+    # FiftyOne's data loaders import it
+    expected.add("torchvision")
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for model in manifest:
+        required = model.requirements.packages
+        assert {re.split("[<>=]", name)[0] for name in required} == expected
+        assert set(required) < set(project["dependencies"])
+
+
+def _imported(node: ast.AST) -> list[str | None]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+
+
+def test_unknown_model() -> None:
+    with pytest.raises(ValueError, match=r"'hiera-tiny'.*facebook/hiera-tiny-224-hf"):
+        get_checkpoint("hiera-tiny")
+
+
+def test_defaults() -> None:
+    settings = parse_settings(TINY, {})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert settings == Settings("mean", False, "auto", device, None)
+    assert parse_settings(TINY_CLS, {}).pooling == "cls"
+
+
+def test_every_option_is_taken() -> None:
+    options: dict[str, Any] = {
+        "pooling": "pooler",
+        "normalize": True,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "checkpoint": "owner/name@" + "a" * 40,
+    }
+    assert set(options) == {field.name for field in fields(Settings)}
+    assert parse_settings(TINY, options) == Settings(**options)
+
+
+def test_options_are_not_changed() -> None:
+    options = {"pooling": "cls", "device": None}
+    parse_settings(TINY, options)
+    assert options == {"pooling": "cls", "device": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"poling": "mean"},
+            r"Unknown option 'poling'. Valid are \['pooling', 'normalize'",
+        ),
+        ({"pooling": "max"}, r"'max'. Valid are \['mean', 'cls', 'pooler'\]"),
+        ({"pooling": None}, r"None. Valid are \['mean'"),
+        ({"normalize": "yes"}, r"normalize: 'yes'. Valid are \[False, True\]"),
+        ({"normalize": 1}, r"normalize: 1. Valid are \[False, True\]"),
+        ({"dtype": "int8"}, r"'int8'. Valid are \['auto', 'float32'"),
+        ({"device": "tpu"}, r"'tpu'. Available are \["),
+        ({"device": "cuda:99"}, r"'cuda:99'. Available are \["),
+        (
+            {"checkpoint": "no/folder/here"},
+            r"Invalid checkpoint 'no/folder/here'. Valid are",
+        ),
+        ({"checkpoint": "owner/name"}, r"full 40-digit commit hash"),
+        ({"checkpoint": "owner/name@main"}, r"full 40-digit commit hash"),
+        ({"checkpoint": "weights.bin"}, r"Invalid checkpoint 'weights.bin'"),
+        ({"checkpoint": 5}, r"Invalid checkpoint '5'"),
+    ],
+    ids=str,
+)
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_settings(TINY, options)
+
+
+def test_pooling_of_a_cls_entry_is_fixed() -> None:
+    assert parse_settings(TINY_CLS, {"pooling": "cls"}).pooling == "cls"
+    with pytest.raises(ValueError, match=r"pooling of .*-cls: 'mean'. Valid are \['cls'\]"):
+        parse_settings(TINY_CLS, {"pooling": "mean"})
+
+
+def test_auto_dtype_is_exact() -> None:
+    assert DTYPES["auto"] is torch.float32

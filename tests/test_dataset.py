@@ -1,0 +1,310 @@
+"""FiftyOne's own methods with this model, on a real database and real files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.brain as fob
+import numpy as np
+import pytest
+import torch.multiprocessing as multiprocessing
+from PIL import Image
+from random_hiera import make_config, make_hiera
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import BitImageProcessorPil
+
+import fiftyone_hiera
+from digits import Digit, write_digits
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+_ORIENTATION = 0x0112
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Digit]:
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def model() -> HieraEmbeddingModel:
+    return fiftyone_hiera.load_model("hiera-nano-digits")
+
+
+@pytest.fixture
+def samples(dataset: fo.Dataset, digits: list[Digit]) -> fo.Dataset:
+    """37 digits, which is no multiple of a batch, each with two patches."""
+    boxes = ([0.1, 0.1, 0.5, 0.5], [0, 0, 1, 0.5])
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=str(digit.path),
+                patches=fo.Detections(
+                    detections=[
+                        fo.Detection(label="part", bounding_box=box) for box in boxes
+                    ]
+                ),
+            )
+            for digit in digits[:37]
+        ]
+    )
+    return dataset
+
+
+@pytest.fixture
+def expected(samples: fo.Dataset, model: HieraEmbeddingModel) -> np.ndarray:
+    return model.embed_all([Image.open(path) for path in samples.values("filepath")])
+
+
+@pytest.fixture(params=["fork", "spawn", "forkserver"])
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_nano_recognizes_digits_it_never_saw(
+    digits: list[Digit], model: HieraEmbeddingModel
+) -> None:
+    vectors = model.embed_all([Image.open(digit.path) for digit in digits])
+    labels = np.array([digit.label for digit in digits])
+    is_train = np.array([digit.split == "train" for digit in digits])
+    assert is_train.sum() == 1200
+    knn = KNeighborsClassifier(5).fit(vectors[is_train], labels[is_train])
+    assert knn.score(vectors[~is_train], labels[~is_train]) >= 0.97
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 16, 64])
+def test_in_memory(
+    samples: fo.Dataset,
+    model: HieraEmbeddingModel,
+    expected: np.ndarray,
+    batch_size: int | None,
+) -> None:
+    vectors = samples.compute_embeddings(model, batch_size=batch_size, num_workers=0)
+    assert vectors.dtype == np.float32
+    assert np.abs(vectors - expected).max() < 1e-4
+
+
+def test_batch_size_is_kept(
+    samples: fo.Dataset, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    embed_all = model.embed_all
+
+    def spy(args: Any) -> Any:
+        sizes.append(len(args))
+        return embed_all(args)
+
+    monkeypatch.setattr(model, "embed_all", spy)
+    samples.compute_embeddings(model, batch_size=16, num_workers=0)
+    assert sizes == [16, 16, 5]
+
+
+def test_in_a_field(
+    samples: fo.Dataset, model: HieraEmbeddingModel, expected: np.ndarray
+) -> None:
+    samples.compute_embeddings(model, embeddings_field="hiera", batch_size=16)
+    assert isinstance(samples.get_field("hiera"), fo.VectorField)
+    stored = samples.values("hiera")
+    assert stored[0].dtype == np.float32
+    assert np.abs(np.stack(stored) - expected).max() < 1e-4
+
+
+def test_order_does_not_matter(
+    samples: fo.Dataset, model: HieraEmbeddingModel, expected: np.ndarray
+) -> None:
+    by_id = dict(zip(samples.values("id"), expected, strict=True))
+    view = samples.shuffle(seed=51)
+    vectors = view.compute_embeddings(model, batch_size=8, num_workers=2)
+    in_order = np.stack([by_id[sample_id] for sample_id in view.values("id")])
+    assert np.abs(vectors - in_order).max() < 1e-4
+
+
+def test_workers(
+    samples: fo.Dataset,
+    model: HieraEmbeddingModel,
+    expected: np.ndarray,
+    start_method: str,
+) -> None:
+    vectors = samples.compute_embeddings(model, batch_size=16, num_workers=2)
+    assert isinstance(vectors, np.ndarray), f"a batch failed under {start_method}"
+    assert np.abs(vectors - expected).max() < 1e-4
+
+
+def test_patches(
+    samples: fo.Dataset, model: HieraEmbeddingModel, start_method: str
+) -> None:
+    patches = samples[:5].compute_patch_embeddings(
+        model, "patches", batch_size=16, num_workers=2
+    )
+    for sample in samples[:5]:
+        image = np.asarray(Image.open(sample.filepath).convert("RGB"))
+        crops = [image[6:39, 6:39], image[0:33, 0:65]]
+        found = patches[sample.id]
+        assert found is not None, f"a sample failed under {start_method}"
+        assert found.shape == (2, 192)
+        # FiftyOne rounds the corners of a patch its own way: compare the sense
+        wanted = model.embed_all(crops)
+        cosine = (found * wanted).sum(axis=1)
+        cosine /= np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+        assert cosine.min() > 0.9
+
+
+def test_patches_in_a_field(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
+    in_memory = samples.compute_patch_embeddings(model, "patches", num_workers=0)
+    samples.compute_patch_embeddings(
+        model, "patches", embeddings_field="hiera", num_workers=0
+    )
+    for sample in samples:
+        stored = np.stack([patch.hiera for patch in sample.patches.detections])
+        assert np.allclose(stored, in_memory[sample.id], atol=1e-4)
+
+
+def test_whole_image_patch_equals_the_image(
+    dataset: fo.Dataset, model: HieraEmbeddingModel, digits: list[Digit]
+) -> None:
+    whole = fo.Detections(detections=[fo.Detection(bounding_box=[0, 0, 1, 1])])
+    dataset.add_sample(fo.Sample(filepath=str(digits[0].path), whole=whole))
+    (patch,) = dataset.compute_patch_embeddings(model, "whole", num_workers=0).values()
+    assert np.allclose(patch, dataset.compute_embeddings(model, num_workers=0), atol=1e-4)
+
+
+def test_exif_orientation_on_every_path(
+    dataset: fo.Dataset, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    from skimage import data
+
+    upright = Image.fromarray(data.astronaut()[:200, :300])
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "6.png", exif=exif)
+    upright.save(tmp_path / "1.png")
+
+    whole = fo.Detection(bounding_box=[0, 0, 1, 1])
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=str(tmp_path / name), whole=fo.Detections(detections=[whole])
+            )
+            for name in ("1.png", "6.png")
+        ]
+    )
+    for vectors in (
+        dataset.compute_embeddings(model, num_workers=0),
+        np.concatenate(
+            list(dataset.compute_patch_embeddings(model, "whole", num_workers=0).values())
+        ),
+    ):
+        assert np.allclose(vectors[0], vectors[1], atol=1e-4)
+
+
+def test_bad_file_is_named_and_its_neighbors_outlive_it(
+    samples: fo.Dataset,
+    model: HieraEmbeddingModel,
+    expected: np.ndarray,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("not an image")
+    sample = samples.skip(20).first()
+    sample.filepath = str(bad)
+    sample.save()
+
+    vectors = samples.compute_embeddings(model, batch_size=1, num_workers=0)
+    assert len(vectors) == 37
+    assert vectors[20] is None
+    assert np.allclose(vectors[19], expected[19], atol=1e-4)
+    assert np.allclose(vectors[21], expected[21], atol=1e-4)
+    assert f"Cannot read image {str(bad)!r}" in caplog.text
+
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        samples.compute_embeddings(model, num_workers=0, skip_failures=False)
+
+
+@pytest.mark.skipif(
+    shutil.which("ffprobe") is None, reason="FiftyOne reads videos by ffmpeg"
+)
+def test_video_frames(
+    dataset: fo.Dataset, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    video = tmp_path / "video.mp4"
+    source = "testsrc=duration=1:size=128x96:rate=7"
+    command = ["ffmpeg", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", str(video)]
+    subprocess.run(command, check=True, capture_output=True)
+    dataset.add_sample(fo.Sample(filepath=str(video)))
+
+    (in_memory,) = dataset.compute_embeddings(model, batch_size=3).values()
+    assert in_memory.shape == (7, 192)
+    assert not np.allclose(in_memory[0], in_memory[-1], atol=1e-3)
+
+    dataset.compute_embeddings(model, embeddings_field="frames.hiera", batch_size=3)
+    stored = np.stack(dataset.values("frames.hiera")[0])
+    assert np.allclose(stored, in_memory, atol=1e-4)
+
+
+def test_brain(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
+    samples.compute_embeddings(model, embeddings_field="hiera", num_workers=0)
+    fob.compute_similarity(samples, embeddings="hiera", brain_key="sim")
+    fob.compute_visualization(samples, embeddings="hiera", brain_key="map", method="pca")
+    query = samples.first()
+    nearest = samples.sort_by_similarity(query.id, k=3, brain_key="sim")
+    assert nearest.first().id == query.id
+    assert samples.load_brain_results("map").points.shape == (37, 2)
+
+    patches = fob.compute_similarity(samples, model=model, patches_field="patches")
+    assert patches.total_index_size == 74
+
+
+def test_field_mapping(
+    dataset: fo.Dataset, model: HieraEmbeddingModel, digits: list[Digit]
+) -> None:
+    for one, other in zip(digits[:4], digits[4:8], strict=True):
+        dataset.add_sample(fo.Sample(filepath=str(one.path), other=str(other.path)))
+
+    vectors = dataset.compute_embeddings(model, num_workers=0, filepath="other")
+    wanted = model.embed_all([Image.open(digit.path) for digit in digits[4:8]])
+    assert np.allclose(vectors, wanted, atol=1e-4)
+
+
+def test_pooler_is_what_fiftyones_own_integration_gives(
+    dataset: fo.Dataset, tmp_path: Path
+) -> None:
+    from skimage import data
+    from transformers import AutoModel
+
+    # 256 px need no resizing, and the margin of the crop is even: the same
+    # pixels for every processor
+    for index, array in enumerate((data.astronaut(), data.coffee())):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(array[100:356, 100:356]).save(path)
+        dataset.add_sample(fo.Sample(filepath=str(path)))
+
+    folder = tmp_path / "checkpoint"
+    make_hiera(make_config(image_size=(224, 224))).save_pretrained(folder)
+    BitImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)
+
+    theirs = dataset.compute_embeddings(AutoModel.from_pretrained(folder), num_workers=0)
+    model = fiftyone_hiera.load_model(
+        "hiera-nano-digits", checkpoint=str(folder), pooling="pooler"
+    )
+    ours = dataset.compute_embeddings(model, num_workers=0)
+    assert np.abs(ours - np.asarray(theirs)).max() < 1e-4
+
+
+def test_apply_model_stores_nothing(
+    samples: fo.Dataset, model: HieraEmbeddingModel
+) -> None:
+    with pytest.raises(NotImplementedError, match="compute_embeddings"):
+        samples.apply_model(model, "labels", num_workers=0, skip_failures=False)

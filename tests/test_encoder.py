@@ -1,0 +1,268 @@
+"""Vectors against transformers, the authors' code and timm, with the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_hiera import (
+    make_classifier,
+    make_config,
+    make_hiera,
+    save_weights,
+    to_reference_names,
+)
+from safetensors.torch import load_file, save_file
+from transformers import HieraConfig, HieraModel
+
+from fiftyone_hiera.config import CHECKPOINTS, Checkpoint
+from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
+from fiftyone_hiera.hiera.pooling import POOLINGS
+from fiftyone_hiera.hiera.preprocessing import for_image_size, normalize
+
+_META = [c for c in CHECKPOINTS.values() if c.image_size == 224 and c.pooling is None]
+_VARIANTS = [pytest.param(checkpoint, id=checkpoint.name) for checkpoint in _META]
+_TOO_LARGE = 100_000_000
+
+
+@pytest.fixture(scope="module", params=_VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Checkpoint:
+    checkpoint: Checkpoint = request.param
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def config(variant: Checkpoint) -> HieraConfig:
+    """The variant's real layout; of the two largest, fewer blocks a stage."""
+    small = variant.parameters < _TOO_LARGE
+    return HieraConfig(
+        depths=variant.depths if small else (1, 1, 2, 1),
+        embed_dim=variant.embed_dim,
+        num_heads=variant.num_heads,
+    )
+
+
+@pytest.fixture(scope="module")
+def hiera(config: HieraConfig) -> HieraModel:
+    return make_hiera(config)
+
+
+@pytest.fixture(scope="module")
+def encoder(
+    config: HieraConfig, hiera: HieraModel, tmp_path_factory: pytest.TempPathFactory
+) -> Encoder:
+    path = save_weights(tmp_path_factory.mktemp("weights") / "model.safetensors", hiera)
+    return load_encoder(config, path, for_image_size((224, 224)))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(51)
+    return torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def inputs(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+    return normalize(pixels, encoder.mean, encoder.std)
+
+
+@pytest.fixture(scope="module")
+def vectors(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        tokens = encoder(pixels)
+        return {name: pool(tokens, encoder.norm) for name, pool in POOLINGS.items()}
+
+
+@torch.inference_mode()
+def test_vectors_equal_transformers(
+    hiera: HieraModel, inputs: torch.Tensor, vectors: dict[str, torch.Tensor]
+) -> None:
+    output = hiera(inputs)
+    assert torch.equal(vectors["mean"], output.last_hidden_state.mean(dim=1))
+    assert torch.equal(vectors["cls"], output.last_hidden_state[:, 0])
+    assert torch.equal(vectors["pooler"], output.pooler_output)
+
+
+@torch.inference_mode()
+def test_vectors_equal_the_formulas_of_the_plugin(
+    hiera: HieraModel, inputs: torch.Tensor, vectors: dict[str, torch.Tensor]
+) -> None:
+    for index, image in enumerate(inputs):
+        hidden = hiera(image.unsqueeze(0)).last_hidden_state
+        assert torch.allclose(vectors["cls"][index], hidden[0, 0], atol=1e-4)
+        assert torch.allclose(vectors["mean"][index], hidden[0].mean(dim=0), atol=1e-4)
+
+
+@torch.inference_mode()
+def test_vectors_equal_the_authors_code(
+    config: HieraConfig,
+    hiera: HieraModel,
+    inputs: torch.Tensor,
+    vectors: dict[str, torch.Tensor],
+) -> None:
+    from hiera import Hiera
+
+    reference = Hiera(
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads[0],
+        stages=tuple(config.depths),
+        num_classes=1,
+    ).eval()
+    state = to_reference_names(hiera, "norm")
+    missing, unexpected = reference.load_state_dict(state, strict=False)
+    assert all(name.startswith("head.") for name in missing)
+    assert unexpected == []
+
+    reference.head = torch.nn.Identity()
+    pooled, stages = reference(inputs, return_intermediates=True)
+    _check_vectors(vectors, stages[-1].flatten(1, 2), pooled)
+
+
+@torch.inference_mode()
+def test_vectors_equal_timm(
+    config: HieraConfig,
+    hiera: HieraModel,
+    inputs: torch.Tensor,
+    vectors: dict[str, torch.Tensor],
+) -> None:
+    from timm.models.hiera import Hiera
+
+    reference = Hiera(
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads[0],
+        stages=tuple(config.depths),
+        num_classes=0,
+    ).eval()
+    reference.load_state_dict(to_reference_names(hiera, "head.norm"))
+    stages = reference.forward_intermediates(inputs, intermediates_only=True)
+    _check_vectors(vectors, stages[-1].flatten(2).transpose(1, 2), reference(inputs))
+
+
+def _check_vectors(
+    vectors: dict[str, torch.Tensor], tokens: torch.Tensor, pooled: torch.Tensor
+) -> None:
+    assert torch.allclose(vectors["mean"], tokens.mean(dim=1), atol=1e-4)
+    assert torch.allclose(vectors["cls"], tokens[:, 0], atol=1e-4)
+    assert torch.allclose(vectors["pooler"], pooled, atol=1e-4)
+
+
+def test_poolings_differ(vectors: dict[str, torch.Tensor]) -> None:
+    for one, other in (("mean", "cls"), ("mean", "pooler"), ("cls", "pooler")):
+        assert not torch.allclose(vectors[one], vectors[other], atol=1e-2)
+
+
+def test_real_layout_has_the_stated_parameters(variant: Checkpoint) -> None:
+    with torch.device("meta"):
+        model = HieraModel(
+            HieraConfig(
+                depths=variant.depths,
+                embed_dim=variant.embed_dim,
+                num_heads=variant.num_heads,
+            )
+        )
+
+    assert sum(p.numel() for p in model.parameters()) == variant.parameters
+    assert model.num_features == variant.embedding_dim
+
+
+def test_layout_is_the_authors(variant: Checkpoint) -> None:
+    import hiera
+
+    name = variant.name.removeprefix("facebook/hiera-").removesuffix("-224-hf")
+    with torch.device("meta"):
+        reference = getattr(hiera, f"hiera_{name.replace('-', '_')}_224")()
+
+    ends = reference.stage_ends
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    depths = tuple(end - start + 1 for start, end in zip(starts, ends, strict=True))
+    heads = tuple(reference.blocks[end].attn.heads for end in ends)
+    assert (depths, heads) == (variant.depths, variant.num_heads)
+    assert reference.patch_embed.proj.out_channels == variant.embed_dim
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return save_weights(tmp_path / "model.safetensors", make_hiera(make_config()))
+
+
+def _load(path: Path, config: HieraConfig | None = None, **kwargs: Any) -> Encoder:
+    return load_encoder(config or make_config(), path, for_image_size((64, 64)), **kwargs)
+
+
+def test_missing_tensor_is_refused(weights: Path) -> None:
+    tensors = load_file(weights)
+    del tensors["encoder.stages.0.layers.0.mlp.fc1.bias"]
+    save_file(tensors, weights)
+    with pytest.raises(
+        ValueError, match=r"model.safetensors .*1 tensors missing .*fc1.bias"
+    ):
+        _load(weights)
+
+
+def test_extra_tensor_is_refused(weights: Path) -> None:
+    save_file({**load_file(weights), "surprise": torch.zeros(1)}, weights)
+    with pytest.raises(ValueError, match=r"1 tensors too many \(first: surprise\)"):
+        _load(weights)
+
+
+def test_misshapen_tensor_is_refused(weights: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"tensors of another shape .*is \[.*\], not \[.*\]"
+    ):
+        _load(weights, make_config(image_size=(96, 96)))
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_truncated_file_is_refused(weights: Path, size: int) -> None:
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(
+        ValueError, match=r"model.safetensors is not a complete safetensors"
+    ):
+        _load(weights)
+
+
+def test_pickle_file_is_refused(weights: Path) -> None:
+    torch.save(make_hiera(make_config()).state_dict(), weights)
+    with pytest.raises(ValueError, match="Pickle files are never loaded"):
+        _load(weights)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
+        _load(tmp_path / "absent.safetensors")
+
+
+@torch.inference_mode()
+def test_classifier_gives_its_encoder(tmp_path: Path) -> None:
+    model = make_classifier(make_config(architectures=["HieraForImageClassification"]))
+    path = save_weights(tmp_path / "model.safetensors", model)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+
+    encoder = _load(path, model.config)
+    expected = model.hiera(normalize(pixels, encoder.mean, encoder.std)).pooler_output
+    assert torch.equal(POOLINGS["pooler"](encoder(pixels), encoder.norm), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reduced_dtypes_stay_close(weights: Path, dtype: torch.dtype) -> None:
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    exact, reduced = _load(weights)(pixels), _load(weights, dtype=dtype)(pixels)
+    assert reduced.dtype == torch.float32
+    assert not torch.equal(exact, reduced), "it was computed in float32"
+    similarity = torch.nn.functional.cosine_similarity(exact, reduced, dim=-1)
+    assert similarity.min() > 0.999
+
+
+def test_weights_of_another_dtype_are_converted(weights: Path) -> None:
+    save_file({k: v.half() for k, v in load_file(weights).items()}, weights)
+    encoder = _load(weights)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+def test_nothing_trains(weights: Path) -> None:
+    encoder = _load(weights)
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())

@@ -1,0 +1,254 @@
+"""The model by itself: input forms, batches and refusals."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from random_hiera import make_config, make_hiera, save_checkpoint
+from transformers import HieraModel
+
+import fiftyone_hiera
+from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.hiera.pooling import POOLINGS
+from fiftyone_hiera.hiera.preprocessing import normalize
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+
+def load(**options: Any) -> HieraEmbeddingModel:
+    return fiftyone_hiera.load_model("hiera-nano-digits", **options)
+
+
+@pytest.fixture(scope="module")
+def model() -> HieraEmbeddingModel:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    from skimage import data
+
+    arrays = [data.astronaut(), data.coffee(), data.cat(), data.rocket()]
+    crops = [
+        array[y : y + 199, x : x + 261]
+        for array in arrays
+        for x in (0, 90)
+        for y in (0, 70)
+    ]
+    return [Image.fromarray(crop) for crop in crops]
+
+
+@pytest.fixture(scope="module")
+def vectors(model: HieraEmbeddingModel, images: list[Image.Image]) -> np.ndarray:
+    return model.embed_all(images)
+
+
+def test_vectors_are_float32(vectors: np.ndarray, images: list[Image.Image]) -> None:
+    assert vectors.shape == (len(images), 192)
+    assert vectors.dtype == np.float32
+
+
+def test_input_forms_agree(
+    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+) -> None:
+    arrays = [np.asarray(image) for image in images]
+    tensors = [torch.tensor(array).permute(2, 0, 1) for array in arrays]
+    assert np.array_equal(model.embed_all(arrays), vectors)
+    assert np.array_equal(model.embed_all(tensors), vectors)
+    assert np.array_equal(model.embed_all(torch.stack(tensors)), vectors)
+    assert np.array_equal(model.embed_all(iter(images)), vectors)
+
+
+def test_transformed_tensors_agree(
+    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+) -> None:
+    transformed = [model.transforms(image) for image in images]
+    model.preprocess = False
+    try:
+        assert np.array_equal(model.embed_all(torch.stack(transformed)), vectors)
+        assert np.array_equal(model.embed_all(transformed), vectors)
+        assert np.allclose(model.embed(transformed[0]), vectors[0], atol=1e-4)
+    finally:
+        model.preprocess = True
+
+
+def test_batch_size_and_order_do_not_matter(
+    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+) -> None:
+    single = np.stack([model.embed(image) for image in images])
+    assert np.abs(single - vectors).max() < 1e-4
+
+    order = np.random.default_rng(51).permutation(len(images))
+    shuffled = model.embed_all([images[index] for index in order])
+    assert np.abs(shuffled - vectors[order]).max() < 1e-4
+
+    repeated = model.embed_all(images * 4)
+    assert np.abs(repeated - np.tile(vectors, (4, 1))).max() < 1e-4
+
+
+def test_grey_equals_rgb(model: HieraEmbeddingModel, images: list[Image.Image]) -> None:
+    grey = images[0].convert("L")
+    expected = model.embed(grey.convert("RGB"))
+    array = np.asarray(grey)
+    for form in (grey, array, array[:, :, np.newaxis], array.astype(np.uint16) * 257):
+        assert np.array_equal(model.embed(form), expected)
+
+
+def test_rgba_equals_rgb(
+    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+) -> None:
+    rgba = images[0].copy()
+    rgba.putalpha(3)
+    assert np.allclose(model.embed(rgba), vectors[0], atol=1e-4)
+    assert np.allclose(model.embed(np.asarray(rgba)), vectors[0], atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pooling", list(POOLINGS))
+def test_equals_transformers(
+    tmp_path: Path, images: list[Image.Image], pooling: str
+) -> None:
+    folder = save_checkpoint(tmp_path, make_hiera(make_config()))
+    reference = HieraModel.from_pretrained(folder).eval()
+    model = load(checkpoint=str(folder), pooling=pooling)
+
+    pixels = torch.stack([model.transforms(image) for image in images])
+    mean = torch.tensor(model.transforms.mean).view(3, 1, 1)
+    std = torch.tensor(model.transforms.std).view(3, 1, 1)
+    output = reference(normalize(pixels, mean, std))
+    expected = {
+        "mean": output.last_hidden_state.mean(dim=1),
+        "cls": output.last_hidden_state[:, 0],
+        "pooler": output.pooler_output,
+    }[pooling]
+    assert np.array_equal(model.embed_all(images), expected.numpy())
+
+
+def test_normalize(images: list[Image.Image], vectors: np.ndarray) -> None:
+    normalized = load(normalize=True).embed_all(images)
+    assert np.allclose(np.linalg.norm(normalized, axis=1), 1, atol=1e-6)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert np.allclose(normalized * lengths, vectors, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
+def test_dtype(images: list[Image.Image], vectors: np.ndarray, dtype: str) -> None:
+    other = load(dtype=dtype).embed_all(images)
+    assert other.dtype == np.float32
+    exact = dtype in ("auto", "float32")
+    assert np.array_equal(other, vectors) == exact
+    cosine = (other * vectors).sum(axis=1)
+    cosine /= np.linalg.norm(other, axis=1) * np.linalg.norm(vectors, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_device(vectors: np.ndarray, images: list[Image.Image]) -> None:
+    assert np.allclose(load(device="cpu").embed_all(images), vectors, atol=1e-4)
+
+
+def test_get_embeddings(model: HieraEmbeddingModel, images: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="embed_all"):
+        load().get_embeddings()
+
+    vectors = model.embed_all(images[:3])
+    assert model.get_embeddings() is vectors
+    vector = model.embed(images[0])
+    assert np.array_equal(model.get_embeddings(), [vector])
+
+
+def test_empty_batch(model: HieraEmbeddingModel) -> None:
+    assert model.embed_all([]).shape == (0, 192)
+    assert model.embed_all([]).dtype == np.float32
+
+
+def test_predict_says_what_to_call(
+    model: HieraEmbeddingModel, images: list[Image.Image]
+) -> None:
+    for call in (lambda: model.predict(images[0]), lambda: model.predict_all(images)):
+        with pytest.raises(NotImplementedError, match="compute_embeddings"):
+            call()
+
+
+def test_properties(model: HieraEmbeddingModel) -> None:
+    assert model.media_type == "image"
+    assert model.has_embeddings
+    assert not model.has_logits
+    assert not model.can_embed_prompts
+    assert not model.ragged_batches
+    assert model.embedding_dim == 192
+    assert model.required_keys == ["filepath"]
+    with model as entered:
+        assert entered is model
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        torch.zeros(2, 3, 64, 64),
+        torch.zeros(2, 3, 65, 64, dtype=torch.uint8),
+        [np.zeros((64, 64, 3), np.uint8)],
+        [Image.new("RGB", (64, 64))],
+    ],
+    ids=["float", "shape", "array", "PIL"],
+)
+def test_without_preprocessing_only_transformed_tensors(
+    model: HieraEmbeddingModel, args: Any
+) -> None:
+    model.preprocess = False
+    try:
+        with pytest.raises(ValueError, match=r"uint8 tensor of shape \(3, 64, 64\)"):
+            model.embed_all(args)
+    finally:
+        model.preprocess = True
+
+
+def test_unknown_field_is_refused(model: HieraEmbeddingModel) -> None:
+    assert model.build_get_item({"filepath": "crop"}).field_mapping == {"filepath": "crop"}
+    with pytest.raises(ValueError, match="Unknown key 'image'"):
+        model.build_get_item({"image": "crop"})
+
+
+def test_unpickles_where_the_package_cannot_be_imported(
+    model: HieraEmbeddingModel, images: list[Image.Image], tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
+    images[0].save(path)
+    script = (
+        "import pickle, sys\n"
+        "transforms, get_item = pickle.load(sys.stdin.buffer)\n"
+        f"pixels = get_item({{'filepath': {str(path)!r}}})\n"
+        "sys.stdout.buffer.write(pixels.numpy().tobytes())\n"
+        "assert type(transforms).__module__ == 'fiftyone_hiera.hiera.preprocessing'\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script],  # -I: neither PYTHONPATH nor this folder
+        input=pickle.dumps((model.transforms, model.build_get_item())),
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout == model.transforms(images[0]).numpy().tobytes()
+
+
+def test_hand_placed_weights(nano: Path, tmp_path: Path, images: list[Image.Image]) -> None:
+    path = tmp_path / "hiera-nano-digits.safetensors"
+    path.write_bytes(nano.read_bytes())
+    model = fiftyone_hiera.load_model("hiera-nano-digits", str(path))
+    assert model.embed_all(images).shape == (len(images), 192)
+
+
+def test_weights_of_another_entry_are_refused(nano: Path) -> None:
+    for name in set(CHECKPOINTS) - {"hiera-nano-digits"}:
+        with pytest.raises(ValueError, match="does not hold the weights of this model"):
+            fiftyone_hiera.load_model(name, str(nano))
+
+
+def test_options_are_checked_before_weights_are_touched() -> None:
+    with pytest.raises(ValueError, match="Unknown option 'poling'"):
+        fiftyone_hiera.load_model("hiera-nano-digits", "absent.safetensors", poling="cls")

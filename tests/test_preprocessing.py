@@ -1,0 +1,144 @@
+"""Preprocessing against transformers' PIL processor, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BitImageProcessorPil
+
+from fiftyone_hiera.hiera.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    for_image_size,
+    from_file,
+    normalize,
+)
+
+# What preprocessor_config.json of Meta's repositories says
+META: dict[str, Any] = {
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 256},
+}
+_SIZES = [
+    (640, 480),
+    (480, 640),
+    (256, 256),
+    (641, 479),
+    (333, 257),
+    (257, 333),
+    (225, 1001),
+    (1001, 225),
+    (31, 37),
+    (1, 1),
+    (2, 300),
+    (1920, 1080),
+]
+
+
+def _noise(size: tuple[int, int], seed: int = 51) -> Image.Image:
+    width, height = size
+    generator = np.random.default_rng(seed)
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def _normalize(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
+    return normalize(
+        pixels.unsqueeze(0),
+        torch.tensor(mean).view(3, 1, 1),
+        torch.tensor(std).view(3, 1, 1),
+    )
+
+
+@pytest.mark.parametrize("size", _SIZES, ids=str)
+def test_equals_transformers(size: tuple[int, int]) -> None:
+    image = _noise(size)
+    expected = BitImageProcessorPil(**META)(image, return_tensors="pt").pixel_values
+    pixels = for_image_size((224, 224))(image)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(_normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), expected)
+
+
+def test_every_value_is_normalized_exactly() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    steps = {"do_resize": False, "do_center_crop": False, "do_convert_rgb": False}
+    processor = BitImageProcessorPil(**{**META, **steps})
+    expected = processor(values.numpy(), return_tensors="pt").pixel_values
+    assert torch.equal(_normalize(values, IMAGENET_MEAN, IMAGENET_STD), expected)
+
+
+def test_normalize_leaves_its_input_alone() -> None:
+    pixels = torch.full((1, 3, 2, 2), 9, dtype=torch.uint8)
+    _normalize(pixels[0], IMAGENET_MEAN, IMAGENET_STD)
+    assert (pixels == 9).all()
+
+
+@pytest.mark.parametrize(
+    ("image_size", "edge"), [((224, 224), 256), ((64, 64), 73), ((448, 224), 512)]
+)
+def test_for_image_size(image_size: tuple[int, int], edge: int) -> None:
+    preprocessing = for_image_size(image_size)
+    assert preprocessing == Preprocessing(edge, image_size)
+    assert preprocessing(_noise((99, 77))).shape == (3, *image_size)
+
+
+def _write(folder: Path, **changes: Any) -> Path:
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**META, **changes}), "utf-8")
+    return path
+
+
+def test_from_file(tmp_path: Path) -> None:
+    assert from_file(_write(tmp_path)) == for_image_size((224, 224))
+
+
+def test_from_file_of_other_values(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "size": {"shortest_edge": 180},
+        "crop_size": {"height": 160, "width": 128},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.1, 0.2, 0.3],
+        "resample": 2,
+    }
+    image = _noise((333, 257))
+    preprocessing = from_file(_write(tmp_path, **changes))
+    processor = BitImageProcessorPil(**{**META, **changes})
+    expected = processor(image, return_tensors="pt").pixel_values
+    pixels = preprocessing(image)
+    assert torch.equal(_normalize(pixels, preprocessing.mean, preprocessing.std), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_resize": False},
+        {"do_center_crop": False},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1.0},
+        {"size": {"height": 224, "width": 224}},
+        {"size": 256},
+        {"crop_size": 224},
+        {"crop_size": {"height": 300, "width": 224}},
+    ],
+    ids=str,
+)
+def test_unsupported_steps_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json: {key} = "):
+        from_file(_write(tmp_path, **changes))

@@ -1,0 +1,325 @@
+"""The model zoo from a registered archive, as a stranger has it.
+
+Each step runs in a process that cannot import this checkout: the archive is
+served from the loopback interface, and so is the hub that its weights come
+from, with random weights in the real layout of hiera-tiny.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer
+from random_hiera import make_hiera, save_weights
+from transformers import HieraConfig
+
+from digits import write_digits
+from fiftyone_hiera.config import CHECKPOINTS
+
+ROOT = Path(__file__).parents[1]
+TINY = "facebook/hiera-tiny-224-hf"
+NANO = "hiera-nano-digits"
+
+
+@dataclass
+class Stranger:
+    """Somebody with FiftyOne and the URL of the archive."""
+
+    home: Path
+    url: str
+    hub: HubServer
+
+    @property
+    def source(self) -> Path:
+        return self.home / "models" / "fiftyone_hiera"
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PYTHON")
+        }
+        environment |= {
+            "FIFTYONE_MODEL_ZOO_DIR": str(self.home / "models"),
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.home / "hub"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        return subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=self.home,
+        )
+
+    def python(self, code: str) -> Any:
+        """Run code that assigns ``result``, and return that."""
+        script = self.home / "script.py"
+        lines = [
+            "import json, sys",
+            "import fiftyone as fo, fiftyone.brain as fob, fiftyone.zoo as foz",
+            f"url, TINY, NANO = {self.url!r}, {TINY!r}, {NANO!r}",
+            "def main():",
+            *(f"    {line}" for line in code.strip().splitlines()),
+            "    print('RESULT' + json.dumps(result))",
+            "if __name__ == '__main__':",
+            "    main()",
+        ]
+        script.write_text("\n".join(lines), "utf-8")
+        done = self._run([sys.executable, str(script)])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.rpartition("RESULT")[2])
+
+    def cli(self, *arguments: str) -> str:
+        """Run ``fiftyone zoo models``, and return what it prints."""
+        fiftyone = Path(sys.executable).with_name("fiftyone")
+        done = self._run([str(fiftyone), "zoo", "models", *arguments])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
+    home = tmp_path_factory.mktemp("stranger")
+    served = tmp_path_factory.mktemp("served")
+    with zipfile.ZipFile(served / "fiftyone-hiera.zip", "w") as archive:
+        for parent, folders, files in os.walk(ROOT):
+            folders[:] = [f for f in folders if not f.startswith((".", "__"))]
+            for file in (Path(parent, file) for file in files):
+                archive.write(file, Path("fiftyone-hiera-main", file.relative_to(ROOT)))
+
+    tiny = CHECKPOINTS[TINY]
+    config = HieraConfig(
+        depths=tiny.depths, embed_dim=tiny.embed_dim, num_heads=tiny.num_heads
+    )
+    weights = save_weights(served / "model.safetensors", make_hiera(config))
+    revision = tiny.weights.revision
+    handler = functools.partial(_Quiet, directory=str(served))
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        HubServer(
+            commit=revision, files={"model.safetensors": weights.read_bytes()}
+        ) as hub,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/fiftyone-hiera.zip"
+        yield Stranger(home, url, hub)
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def registered(stranger: Stranger) -> Stranger:
+    result = stranger.python(
+        """
+foz.register_zoo_model_source(url)
+result = [
+    foz.list_zoo_model_sources(),
+    foz.list_zoo_models(source=url),
+    foz.list_zoo_models(tags="embeddings", license="CC BY-NC 4.0", source=url),
+    foz.is_zoo_model_downloaded(TINY),
+    list(foz.list_downloaded_zoo_models()),
+]
+"""
+    )
+    sources, names, licensed, is_downloaded, downloaded = result
+    assert sources == [stranger.url]
+    assert set(names) == set(CHECKPOINTS)
+    assert set(licensed) == set(CHECKPOINTS) - {NANO}
+    assert not is_downloaded
+    assert downloaded == []
+    return stranger
+
+
+@pytest.fixture(scope="module")
+def dataset(registered: Stranger) -> str:
+    """The name of a persistent dataset of 24 digits with two patches each."""
+    paths = [str(digit.path) for digit in write_digits(registered.home / "digits")[:24]]
+    return registered.python(
+        f"""
+dataset = fo.Dataset("stranger", persistent=True, overwrite=True)
+boxes = [[0, 0, 0.5, 1], [0.2, 0.2, 0.8, 0.8]]
+for path in {paths!r}:
+    patches = [fo.Detection(label="part", bounding_box=box) for box in boxes]
+    dataset.add_sample(fo.Sample(filepath=path, patches=fo.Detections(detections=patches)))
+
+result = dataset.name
+"""
+    )
+
+
+def test_download_load_delete_and_register_again(registered: Stranger) -> None:
+    hub = registered.hub
+    result = registered.python(
+        """
+import numpy as np
+from PIL import Image
+
+image = Image.effect_noise((300, 250), 90).convert("RGB")
+vectors = {}
+for pooling in ("mean", "cls", "pooler"):
+    model = foz.load_zoo_model(TINY, pooling=pooling)
+    vectors[pooling] = model.embed(image)
+
+by_name = foz.load_zoo_model(TINY + "-cls").embed(image)
+result = {
+    "paths": [foz.find_zoo_model(TINY), foz.find_zoo_model(TINY + "-cls")],
+    "downloaded": sorted(foz.list_downloaded_zoo_models()),
+    "shape": by_name.shape,
+    "cls": bool(np.array_equal(by_name, vectors["cls"])),
+    "distinct": not np.allclose(vectors["mean"], vectors["pooler"], atol=1e-3),
+}
+"""
+    )
+    assert result["downloaded"] == [TINY, TINY + "-cls"]
+    assert result["shape"] == [768]
+    assert result["cls"]
+    assert result["distinct"]
+    assert hub.downloads == 1, "the -cls entry downloaded the weights again"
+
+    plain, cls = map(Path, result["paths"])
+    assert plain == registered.source / "hiera-tiny-224-hf.safetensors"
+    (blob,) = (registered.home / "hub").rglob("blobs/*")
+    assert plain.samefile(blob)
+    assert cls.samefile(blob)
+
+    hub.requests.clear()
+    assert registered.python("result = foz.load_zoo_model(TINY).embedding_dim") == 768
+    assert hub.requests == [], "the second load touched the network"
+
+    remaining = registered.python(
+        """
+foz.delete_zoo_model(TINY)
+after_delete = [foz.is_zoo_model_downloaded(name) for name in (TINY, TINY + "-cls")]
+foz.register_zoo_model_source(url, overwrite=True)
+after_register = [foz.is_zoo_model_downloaded(name) for name in (TINY, TINY + "-cls")]
+result = [after_delete, after_register, foz.load_zoo_model(TINY).embedding_dim]
+"""
+    )
+    assert remaining == [[False, True], [False, False], 768]
+    assert hub.downloads == 0, "registering again downloaded the weights again"
+
+
+def test_nano_is_restored_after_a_delete(registered: Stranger) -> None:
+    code = """
+foz.load_zoo_model(NANO, cache=False)
+foz.delete_zoo_model(NANO)
+result = [foz.is_zoo_model_downloaded(NANO), foz.load_zoo_model(NANO).embedding_dim]
+"""
+    for _ in range(2):
+        assert registered.python(code) == [False, 192]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers(registered: Stranger, dataset: str, method: str) -> None:
+    result = registered.python(
+        f"""
+import numpy as np, torch.multiprocessing
+dataset = fo.load_dataset({dataset!r})
+model = foz.load_zoo_model(NANO)
+image = dataset.compute_embeddings(model, batch_size=8, num_workers=0)
+patch = dataset.compute_patch_embeddings(model, "patches", batch_size=8, num_workers=0)
+
+torch.multiprocessing.set_start_method({method!r}, force=True)
+images = dataset.compute_embeddings(
+    model, batch_size=8, num_workers=2, skip_failures=False
+)
+patches = dataset.compute_patch_embeddings(
+    model, "patches", batch_size=8, num_workers=2, skip_failures=False
+)
+result = [
+    float(np.abs(images - image).max()),
+    max(float(np.abs(patches[key] - patch[key]).max()) for key in patch),
+    "fiftyone_hiera" in sys.modules and sys.modules["fiftyone_hiera"].__file__,
+]
+"""
+    )
+    images, patches, file = result
+    assert Path(file).is_relative_to(registered.source)
+    assert images < 1e-4
+    assert patches < 1e-4
+
+
+def test_brain_by_name(registered: Stranger, dataset: str) -> None:
+    result = registered.python(
+        f"""
+import numpy as np
+from PIL import Image
+dataset = fo.load_dataset({dataset!r})
+fob.compute_similarity(
+    dataset, model=NANO, model_kwargs=dict(pooling="cls", normalize=True), brain_key="sim"
+)
+fob.compute_visualization(dataset, model=NANO, brain_key="map", method="pca")
+fob.compute_similarity(dataset, model=NANO, patches_field="patches", brain_key="patches")
+
+query = dataset.first()
+vector = dataset.load_brain_results("sim").get_model().embed(Image.open(query.filepath))
+index = dataset.load_brain_results("sim")
+stored, ids, _ = index.get_embeddings(sample_ids=[query.id])
+nearest = dataset.sort_by_similarity(query.id, k=3, brain_key="sim")
+result = [
+    nearest.first().id == query.id,
+    list(ids) == [query.id] and bool(np.allclose(stored, [vector], atol=1e-4)),
+    float(np.linalg.norm(vector)),
+    dataset.load_brain_results("map").points.shape,
+    dataset.load_brain_results("patches").total_index_size,
+]
+"""
+    )
+    assert result[:2] == [True, True]
+    assert result[2] == pytest.approx(1)
+    assert result[3:] == [[24, 2], 48]
+
+
+def test_command_line(registered: Stranger, dataset: str) -> None:
+    assert TINY in registered.cli("list", "--names-only")
+    info = registered.cli("info", TINY)
+    assert "CC BY-NC 4.0" in info
+    assert "masked autoencoder" in info
+
+    registered.cli("embed", NANO, dataset, "by_cli", "--batch-size", "8")
+    lengths = registered.python(
+        f"result = [len(v) for v in fo.load_dataset({dataset!r}).values('by_cli')]"
+    )
+    assert lengths == [192] * 24
+
+    downloaded = registered.cli("download", TINY + "-cls")
+    assert f"The weights of {TINY}-cls are licensed CC BY-NC 4.0" in downloaded
+    path = registered.cli("find", TINY + "-cls").strip().splitlines()[-1]
+    assert Path(path) == registered.source / "hiera-tiny-224-hf-cls.safetensors"
+    registered.cli("delete", TINY + "-cls")
+    assert not Path(path).exists()
+
+
+def test_errors_reach_the_user(registered: Stranger) -> None:
+    result = registered.python(
+        """
+result = []
+for options in (dict(poling="cls"), dict(pooling="max"), dict(dtype="int4")):
+    try:
+        foz.load_zoo_model(NANO, **options)
+    except ValueError as error:
+        result.append(str(error))
+"""
+    )
+    assert ["poling" in result[0], "'mean'" in result[1], "'float32'" in result[2]] == [
+        True
+    ] * 3
