@@ -17,6 +17,10 @@ _HOME = tempfile.TemporaryDirectory(
 
 
 def _isolate(home: Path) -> None:
+    # The tests of the real hub add to the user's cache and change nothing in it
+    user_cache = Path.home() / ".cache" / "huggingface"
+    os.environ["USER_HUB"] = os.environ.get("HF_HOME", str(user_cache))
+
     for name in list(os.environ):
         if name.startswith(("FIFTYONE_", "HF_", "HUGGING")):
             del os.environ[name]
@@ -46,6 +50,16 @@ _isolate(Path(_HOME.name))
 def nano() -> Path:
     """The weights that this repository carries."""
     return Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """FiftyOne as a stranger to this checkout has it, and the archive's URL."""
+    from stranger import make_stranger
+
+    home = tmp_path_factory.mktemp("stranger")
+    with make_stranger(home, tmp_path_factory.mktemp("served")) as stranger:
+        yield stranger
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import fiftyone as fo
 import fiftyone.brain as fob
 import numpy as np
 import pytest
-import torch.multiprocessing as multiprocessing
 from PIL import Image
 from random_hiera import make_config, make_hiera
 from sklearn.neighbors import KNeighborsClassifier
@@ -58,14 +56,6 @@ def samples(dataset: fo.Dataset, digits: list[Digit]) -> fo.Dataset:
 @pytest.fixture
 def expected(samples: fo.Dataset, model: HieraEmbeddingModel) -> np.ndarray:
     return model.embed_all([Image.open(path) for path in samples.values("filepath")])
-
-
-@pytest.fixture(params=["fork", "spawn", "forkserver"])
-def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(request.param, force=True)
-    yield request.param
-    multiprocessing.set_start_method(before, force=True)
 
 
 def test_nano_recognizes_digits_it_never_saw(
@@ -126,20 +116,7 @@ def test_order_does_not_matter(
     assert np.abs(vectors - in_order).max() < 1e-4
 
 
-def test_workers(
-    samples: fo.Dataset,
-    model: HieraEmbeddingModel,
-    expected: np.ndarray,
-    start_method: str,
-) -> None:
-    vectors = samples.compute_embeddings(model, batch_size=16, num_workers=2)
-    assert isinstance(vectors, np.ndarray), f"a batch failed under {start_method}"
-    assert np.abs(vectors - expected).max() < 1e-4
-
-
-def test_patches(
-    samples: fo.Dataset, model: HieraEmbeddingModel, start_method: str
-) -> None:
+def test_patches(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
     patches = samples[:5].compute_patch_embeddings(
         model, "patches", batch_size=16, num_workers=2
     )
@@ -147,7 +124,6 @@ def test_patches(
         image = np.asarray(Image.open(sample.filepath).convert("RGB"))
         crops = [image[6:39, 6:39], image[0:33, 0:65]]
         found = patches[sample.id]
-        assert found is not None, f"a sample failed under {start_method}"
         assert found.shape == (2, 192)
         # FiftyOne rounds the corners of a patch its own way: compare the sense
         wanted = model.embed_all(crops)

@@ -1,0 +1,125 @@
+"""FiftyOne as a stranger to this checkout has it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_server import HubServer
+from random_hiera import make_hiera, save_weights
+from transformers import HieraConfig
+
+from fiftyone_hiera.config import CHECKPOINTS
+
+TINY = "facebook/hiera-tiny-224-hf"
+NANO = "hiera-nano-digits"
+
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Stranger:
+    """Somebody with FiftyOne and the URL of the archive."""
+
+    home: Path
+    url: str
+    hub: HubServer
+
+    @property
+    def source(self) -> Path:
+        return self.home / "models" / "fiftyone_hiera"
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PYTHON")
+        }
+        environment |= {
+            "FIFTYONE_MODEL_ZOO_DIR": str(self.home / "models"),
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.home / "hub"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        return subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=self.home,
+        )
+
+    def python(self, code: str) -> Any:
+        """Run code that assigns ``result``, and return that."""
+        script = self.home / "script.py"
+        lines = [
+            "import json, sys",
+            "import fiftyone as fo, fiftyone.brain as fob, fiftyone.zoo as foz",
+            f"url, TINY, NANO = {self.url!r}, {TINY!r}, {NANO!r}",
+            "def main():",
+            *(f"    {line}" for line in code.strip().splitlines()),
+            "    print('RESULT' + json.dumps(result))",
+            "if __name__ == '__main__':",
+            "    main()",
+        ]
+        script.write_text("\n".join(lines), "utf-8")
+        done = self._run([sys.executable, str(script)])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.rpartition("RESULT")[2])
+
+    def cli(self, *arguments: str) -> str:
+        """Run ``fiftyone zoo models``, and return what it prints."""
+        fiftyone = Path(sys.executable).with_name("fiftyone")
+        done = self._run([str(fiftyone), "zoo", "models", *arguments])
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def make_stranger(home: Path, served: Path) -> Iterator[Stranger]:
+    """Serve an archive of this checkout, and a hub with random weights.
+
+    Args:
+        home: the stranger's folder
+        served: the folder of what is served
+    """
+    with zipfile.ZipFile(served / "fiftyone-hiera.zip", "w") as archive:
+        for parent, folders, files in os.walk(_ROOT):
+            folders[:] = [f for f in folders if not f.startswith((".", "__"))]
+            for file in (Path(parent, file) for file in files):
+                archive.write(file, Path("fiftyone-hiera-main", file.relative_to(_ROOT)))
+
+    tiny = CHECKPOINTS[TINY]
+    config = HieraConfig(
+        depths=tiny.depths, embed_dim=tiny.embed_dim, num_heads=tiny.num_heads
+    )
+    weights = save_weights(served / "model.safetensors", make_hiera(config))
+    revision = tiny.weights.revision
+    handler = functools.partial(_Handler, directory=str(served))
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        HubServer(
+            commit=revision, files={"model.safetensors": weights.read_bytes()}
+        ) as hub,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/fiftyone-hiera.zip"
+        yield Stranger(home, url, hub)
+        server.shutdown()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass

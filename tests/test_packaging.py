@@ -1,0 +1,56 @@
+"""``pip install .``: the same folder as an installed package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+_EMBED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import fiftyone_hiera
+from PIL import Image
+
+vector = fiftyone_hiera.load_model("hiera-nano-digits").embed(Image.new("RGB", (9, 9)))
+print(fiftyone_hiera.__file__, *vector.shape)
+"""
+
+
+def test_wheel(tmp_path: Path) -> None:
+    # setuptools leaves its traces in the folder that it builds
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    built, installed = tmp_path / "built", tmp_path / "installed"
+    subprocess.run(
+        [*pip, "wheel", *options, "--wheel-dir", str(built), str(checkout)], check=True
+    )
+    (wheel,) = built.iterdir()
+    subprocess.run(
+        [*pip, "install", *options, "--target", str(installed), str(wheel)], check=True
+    )
+
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+
+    modules = [*ROOT.glob("*.py"), *ROOT.glob("hiera/*.py")]
+    data = [ROOT / "manifest.json", *ROOT.glob("assets/*")]
+    expected = {f"fiftyone_hiera/{path.relative_to(ROOT)}" for path in [*modules, *data]}
+    assert names == expected
+
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _EMBED, str(installed)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(installed / "fiftyone_hiera" / "__init__.py"), "192"]

@@ -1,0 +1,109 @@
+"""The README's commands and figures, as written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from random_hiera import make_classifier, make_config, save_checkpoint
+from stranger import Stranger
+
+from digits import write_digits
+from fiftyone_hiera.config import CHECKPOINTS, Settings
+from fiftyone_hiera.hiera.pooling import POOLINGS
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_table_of_models() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| (\d+) \| ([\d.]+) M \| (.+?) \|$", README, re.M)
+    expected = [
+        (
+            checkpoint.name,
+            str(checkpoint.embedding_dim),
+            f"{checkpoint.parameters / 1e6:.1f}",
+            f"{checkpoint.parameters * 4 / 1e6:.0f} MB"
+            if checkpoint.name.startswith("facebook/")
+            else "in this repository",
+        )
+        for checkpoint in CHECKPOINTS.values()
+        if checkpoint.pooling is None
+    ]
+    assert rows == expected
+
+
+def test_table_of_options() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| ", README, re.M)
+    defaults = {name: value.replace('"', "'") for name, value in rows}
+    assert defaults == {name: repr(value) for name, value in vars(Settings()).items()}
+    for pooling in POOLINGS:
+        assert f'- `"{pooling}"` ' in README
+
+
+def test_commands(stranger: Stranger, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_digits(tmp_path / "all")
+    images.mkdir()
+    for path in sorted((tmp_path / "all").iterdir())[:24]:
+        shutil.copy(path, images)
+
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", make_classifier(make_config()))
+    places = {
+        "https://github.com/<owner>/fiftyone-hiera": stranger.url,
+        "/path/to/images": str(images),
+        "/path/to/folder": str(checkpoint),
+    }
+    embed, patches, own = _blocks("python")
+    setup = """
+dataset.name, dataset.persistent = "my-dataset", True
+for sample in dataset.iter_samples(autosave=True):
+    box = fo.Detection(label="digit", bounding_box=[0, 0, 1, 1])
+    sample["ground_truth"] = fo.Detections(detections=[box])
+
+videos = fo.Dataset()
+videos.media_type = "video"
+"""
+    result = """
+index = dataset.load_brain_results("sim")
+result = [
+    dataset.first().hiera.shape,
+    dataset.first().ground_truth.detections[0].hiera.shape,
+    view.first().id == query.id and len(view) == 10,
+    dataset.load_brain_results("map").points.shape,
+]
+"""
+    code = embed + setup + patches + own + result
+    for place, value in places.items():
+        code = code.replace(place, value)
+
+    assert stranger.python(code) == [[768], [768], True, [24, 2]]
+
+    commands = next(block for block in _blocks("shell") if "fiftyone zoo" in block)
+    for command in commands.strip().splitlines():
+        output = stranger.cli(*command.split()[3:])
+        assert "hiera" in output or "embed" in command
+
+    assert stranger.python(
+        "result = fo.load_dataset('my-dataset').first().hiera.shape"
+    ) == [768]
+
+
+def test_make_targets() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text("utf-8")
+    block = next(block for block in _blocks("shell") if "make test" in block)
+    for target in re.findall(r"^make (\w+)", block, re.M):
+        assert f"\n{target}: " in makefile
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`([\w/]+\.(?:py|json))`", README)))
+)
+def test_files_exist(path: str) -> None:
+    elsewhere = {"config.json", "preprocessor_config.json"}
+    assert path in elsewhere or (Path(__file__).parents[1] / path).is_file()
