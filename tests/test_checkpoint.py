@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from hub_server import HubServer
+from pil_processor import META
 from random_hiera import make_classifier, make_config, make_hiera, save_checkpoint
-from test_preprocessing import META
 
 from fiftyone_hiera.hiera.checkpoint import open_checkpoint, validate_checkpoint
 from fiftyone_hiera.hiera.encoder import load_encoder

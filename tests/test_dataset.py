@@ -12,9 +12,9 @@ import fiftyone.brain as fob
 import numpy as np
 import pytest
 from PIL import Image
+from pil_processor import META, PilProcessor
 from random_hiera import make_config, make_hiera
 from sklearn.neighbors import KNeighborsClassifier
-from transformers import BitImageProcessorPil
 
 import fiftyone_hiera
 from digits import Digit, write_digits
@@ -264,12 +264,7 @@ def test_pooler_is_what_fiftyones_own_integration_gives(
 
     folder = tmp_path / "checkpoint"
     make_hiera(make_config(image_size=(224, 224))).save_pretrained(folder)
-    BitImageProcessorPil(
-        size={"shortest_edge": 256},
-        crop_size={"height": 224, "width": 224},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(folder)
+    PilProcessor(**META).save_pretrained(folder)
 
     theirs = dataset.compute_embeddings(AutoModel.from_pretrained(folder), num_workers=0)
     model = fiftyone_hiera.load_model(
