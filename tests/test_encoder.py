@@ -247,7 +247,9 @@ def test_classifier_gives_its_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reduced_dtypes_stay_close(weights: Path, dtype: torch.dtype) -> None:
     pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    exact, reduced = _load(weights)(pixels), _load(weights, dtype=dtype)(pixels)
+    encoder = _load(weights, dtype=dtype)
+    exact, reduced = _load(weights)(pixels), encoder(pixels)
+    assert POOLINGS["pooler"](reduced, encoder.norm).dtype == torch.float32
     assert reduced.dtype == torch.float32
     assert not torch.equal(exact, reduced), "it was computed in float32"
     similarity = torch.nn.functional.cosine_similarity(exact, reduced, dim=-1)

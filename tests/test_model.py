@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import fiftyone_hiera
 from fiftyone_hiera.config import CHECKPOINTS
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.preprocessing import normalize
+from fiftyone_hiera.hiera.weights import DownloadError
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
 
@@ -241,6 +243,20 @@ def test_hand_placed_weights(nano: Path, tmp_path: Path, images: list[Image.Imag
     path.write_bytes(nano.read_bytes())
     model = fiftyone_hiera.load_model("hiera-nano-digits", str(path))
     assert model.embed_all(images).shape == (len(images), 192)
+
+
+def test_changed_weights_of_this_source_are_refused(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = tmp_path / "changed.safetensors"
+    changed.write_bytes(nano.read_bytes()[:-1] + b"x")
+    entry = replace(CHECKPOINTS["hiera-nano-digits"], weights=changed)
+    monkeypatch.setitem(CHECKPOINTS, entry.name, entry)
+    destination = tmp_path / "source" / "hiera-nano-digits.safetensors"
+    with pytest.raises(DownloadError, match=r"changed\.safetensors: expected sha256"):
+        fiftyone_hiera.download_model(entry.name, str(destination))
+
+    assert not destination.exists()
 
 
 def test_weights_of_another_entry_are_refused(nano: Path) -> None:
