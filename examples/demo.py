@@ -45,6 +45,10 @@ def main() -> None:
     with _served_archive() as url:
         foz.register_zoo_model_source(url, overwrite=True)
 
+    if args.model not in foz.list_zoo_models(source=url):
+        names = "\n    ".join(foz.list_zoo_models(source=url))
+        raise SystemExit(f"Unknown model {args.model!r}. Valid are:\n    {names}")
+
     dataset = _load_dataset(args.images)
     field = re.sub(r"\W", "_", args.model.rpartition("/")[2])
     _embed(dataset, args.model, field)
@@ -134,17 +138,16 @@ def _load_dataset(images: Path | None) -> Any:
         if fo.dataset_exists(name)
         else fo.Dataset(name, persistent=True)
     )
-    known = set(dataset.values("filepath"))
-    dataset.delete_samples(
-        dataset.match(~fo.ViewField("filepath").is_in(list(found))).values("id")
-    )
-    dataset.add_samples(
-        [
-            fo.Sample(filepath=path, tags=tags, label=fo.Classification(label=label))
-            for path, (label, tags) in found.items()
-            if path not in known
-        ]
-    )
+    ids = dict(zip(*dataset.values(["filepath", "id"]), strict=True))
+    new = [
+        fo.Sample(filepath=path, tags=tags, label=fo.Classification(label=label))
+        for path, (label, tags) in found.items()
+        if path not in ids
+    ]
+    if new:
+        dataset.add_samples(new)
+
+    dataset.delete_samples([ids[path] for path in ids if path not in found])
     return dataset
 
 
@@ -153,39 +156,43 @@ def _embed(dataset: Any, model_name: str, field: str) -> None:
     import fiftyone.brain as fob
     import fiftyone.zoo as foz
 
-    # The IDs are fixed before anything is stored: a view of what is missing
-    # would shrink under the loop
-    missing = (
-        dataset.exists(field, False).values("id")
-        if dataset.has_field(field)
-        else dataset.values("id")
-    )
-    if missing:
-        print(f"Embedding {len(missing)} images with {model_name}...")
-        model = foz.load_zoo_model(model_name)
-        dataset.select(missing).compute_embeddings(
-            model, embeddings_field=field, batch_size=32, progress=True
-        )
+    # A bad file costs its whole batch: in a second pass it costs itself alone
+    for batch_size in (32, 1):
+        # The IDs are fixed before anything is stored: a view of what is missing
+        # would shrink under the loop
+        embedded = dataset.exists(field).values("id") if dataset.has_field(field) else []
+        missing = dataset.exclude(embedded).values("id")
+        if missing:
+            print(f"Embedding {len(missing)} images with {model_name}...")
+            dataset.select(missing).compute_embeddings(
+                foz.load_zoo_model(model_name),
+                embeddings_field=field,
+                batch_size=batch_size,
+                progress=True,
+            )
+
+    view = dataset.exists(field)
+    if len(view) < 2:
+        raise SystemExit("Fewer than 2 images could be embedded; see the messages above")
 
     keys = {f"{field}_similarity", f"{field}_map"}
-    if not missing and keys <= set(dataset.list_brain_runs()):
-        return
+    existing = keys & set(dataset.list_brain_runs())
+    if existing == keys:
+        results = dataset.load_brain_results(f"{field}_map")
+        if set(results.sample_ids) == set(view.values("id")):
+            return
 
-    for key in keys & set(dataset.list_brain_runs()):
+    for key in existing:
         dataset.delete_brain_run(key)
 
-    embedded = dataset.exists(field)
     print("Building the similarity index...")
     fob.compute_similarity(
-        embedded, model=model_name, embeddings=field, brain_key=f"{field}_similarity"
+        view, model=model_name, embeddings=field, brain_key=f"{field}_similarity"
     )
     print("Drawing the map...")
+    options = {"method": "umap", "verbose": False} if len(view) >= 20 else {"method": "pca"}
     fob.compute_visualization(
-        embedded,
-        embeddings=field,
-        brain_key=f"{field}_map",
-        method="umap" if len(embedded) >= 20 else "pca",
-        seed=51,
+        view, embeddings=field, brain_key=f"{field}_map", seed=51, **options
     )
 
 

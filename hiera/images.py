@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.generic] | torch.Tensor"
 """A PIL image, a (H, W) or (H, W, C) array, or a (C, H, W) uint8 tensor."""
@@ -43,6 +43,11 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with open(path, "rb") as file:
             return to_rgb(Image.open(file))
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"Cannot read image {os.fspath(path)!r}: its content is in no format that "
+            "Pillow knows"
+        ) from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow's plugins raise SyntaxError for some broken headers
         raise ValueError(f"Cannot read image {os.fspath(path)!r}: {error}") from error
