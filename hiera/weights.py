@@ -194,7 +194,10 @@ def _stated_sha256(file: HubFile, cached: Path) -> str:
     etag = _blob(cached).name
     if not _SHA256.fullmatch(etag):
         url = hf_hub_url(file.repo_id, file.filename, revision=file.revision)
-        etag = get_hf_file_metadata(url).etag or ""
+        try:
+            etag = get_hf_file_metadata(url).etag or ""
+        except (_HTTPError, OSError) as error:
+            raise DownloadError(_explain(file, None, error)) from error
 
     if not _SHA256.fullmatch(etag):
         raise DownloadError(f"{file}: the hub states no sha256 for it (ETag {etag!r})")

@@ -63,6 +63,7 @@ def test_input_forms_agree(
     arrays = [np.asarray(image) for image in images]
     tensors = [torch.tensor(array).permute(2, 0, 1) for array in arrays]
     assert np.array_equal(model.embed_all(arrays), vectors)
+    assert np.array_equal(model.embed_all(np.stack(arrays)), vectors)
     assert np.array_equal(model.embed_all(tensors), vectors)
     assert np.array_equal(model.embed_all(torch.stack(tensors)), vectors)
     assert np.array_equal(model.embed_all(iter(images)), vectors)

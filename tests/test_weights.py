@@ -149,6 +149,11 @@ def test_unknown_sha256_without_symbolic_links(hub: HubServer, client: Client) -
     client.succeeds(REVISION, None, HF_HUB_DISABLE_SYMLINKS="1")
     assert client.blobs == []
 
+    # Nothing on this disk says what its hash should be
+    client.destination.unlink()
+    hub.status = 404
+    client.fails(REVISION, None, HF_HUB_DISABLE_SYMLINKS="1")
+
 
 def test_cached_file_is_verified_against_what_the_hub_stated(client: Client) -> None:
     client.succeeds(REVISION, None)
