@@ -11,7 +11,7 @@ import torch
 
 from .hiera.checkpoint import validate_checkpoint
 from .hiera.pooling import POOLINGS
-from .hiera.weights import HubFile
+from .hiera.weights import BundledFile, HubFile
 
 DTYPES = {
     "auto": torch.float32,
@@ -29,8 +29,7 @@ class Checkpoint:
     Args:
         name: the zoo's name of the model
         filename: the file in this source's folder that holds its weights
-        weights: the file on the hub, or the path of a file of this source
-        sha256: the file's hash, if it is a file of this source
+        weights: the file on the hub, or that comes with this source
         depths: the number of blocks in each stage
         embed_dim: the width of the stem; each stage doubles it
         num_heads: the number of attention heads in each stage
@@ -46,7 +45,7 @@ class Checkpoint:
 
     name: str
     filename: str
-    weights: HubFile | Path
+    weights: HubFile | BundledFile
     depths: tuple[int, ...]
     embed_dim: int
     num_heads: tuple[int, ...]
@@ -57,7 +56,6 @@ class Checkpoint:
     author: str
     source: str
     license: str
-    sha256: str | None = None
     pooling: str | None = None
 
     @property
@@ -161,8 +159,10 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         Checkpoint(
             name="hiera-nano-digits",
             filename="hiera-nano-digits.safetensors",
-            weights=Path(__file__).with_name("assets") / "hiera-nano-digits.safetensors",
-            sha256="9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
+            weights=BundledFile(
+                Path(__file__).with_name("assets") / "hiera-nano-digits.safetensors",
+                "9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
+            ),
             depths=(1, 1, 2, 1),
             embed_dim=24,
             num_heads=(1, 2, 4, 8),

@@ -14,7 +14,7 @@ from .config import DTYPES, Checkpoint, get_checkpoint, parse_settings
 from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
 from .hiera.encoder import load_encoder
 from .hiera.preprocessing import for_image_size
-from .hiera.weights import DownloadError, HubFile, download, link, sha256
+from .hiera.weights import BundledFile, download, link, verify
 from .zoo_model import HieraEmbeddingModel
 
 logger = logging.getLogger(__name__)
@@ -75,21 +75,12 @@ def load(
 
 
 def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
-    if isinstance(checkpoint.weights, HubFile):
-        # A warning, so that it is seen: hosts rarely show what is merely informative
-        logger.warning(
-            "The weights of %s are licensed %s", checkpoint.name, checkpoint.license
-        )
-        return download(checkpoint.weights, destination)
+    if isinstance(checkpoint.weights, BundledFile):
+        return verify(checkpoint.weights)
 
-    actual = sha256(checkpoint.weights)
-    if actual != checkpoint.sha256:
-        raise DownloadError(
-            f"{checkpoint.weights}: expected sha256 {checkpoint.sha256}, found {actual}. "
-            "Register this source again, with overwrite=True"
-        )
-
-    return checkpoint.weights
+    # A warning, so that it is seen: hosts rarely show what is merely informative
+    logger.warning("The weights of %s are licensed %s", checkpoint.name, checkpoint.license)
+    return download(checkpoint.weights, destination)
 
 
 def _hiera_config(checkpoint: Checkpoint) -> HieraConfig:

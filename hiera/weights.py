@@ -70,6 +70,41 @@ class HubFile:
         return f"{self.filename} of {self.repo_id} at revision {self.revision or 'main'}"
 
 
+@dataclass(frozen=True)
+class BundledFile:
+    """A file that comes with this source.
+
+    Args:
+        path: the path of the file
+        sha256: the file's hash
+    """
+
+    path: Path
+    sha256: str
+
+
+def verify(file: BundledFile) -> Path:
+    """Check that a bundled file is what it should be.
+
+    Args:
+        file: the file
+
+    Returns:
+        its path
+
+    Raises:
+        DownloadError: if its sha256 does not match
+    """
+    actual = sha256(file.path)
+    if actual != file.sha256:
+        raise DownloadError(
+            f"{file.path}: expected sha256 {file.sha256}, found {actual}. Register this "
+            "source again, with overwrite=True"
+        )
+
+    return file.path
+
+
 def fetch(file: HubFile, destination: Path | None = None) -> Path:
     """Download a file into the hub's cache, unless it is there.
 

@@ -25,7 +25,7 @@ from fiftyone_hiera.config import (
     get_checkpoint,
     parse_settings,
 )
-from fiftyone_hiera.hiera.weights import HubFile
+from fiftyone_hiera.hiera.weights import BundledFile, HubFile
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("tiny", "small", "base", "base-plus", "large", "huge")
@@ -57,10 +57,10 @@ def test_names_and_files_are_unique() -> None:
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=list(CHECKPOINTS))
 def test_weights_are_pinned(checkpoint: Checkpoint) -> None:
-    if isinstance(checkpoint.weights, Path):
-        content = checkpoint.weights.read_bytes()
+    if isinstance(checkpoint.weights, BundledFile):
+        content = checkpoint.weights.path.read_bytes()
         assert len(content) < 3_000_000
-        assert hashlib.sha256(content).hexdigest() == checkpoint.sha256
+        assert hashlib.sha256(content).hexdigest() == checkpoint.weights.sha256
         return
 
     revision, sha256 = checkpoint.weights.revision, checkpoint.weights.sha256

@@ -251,7 +251,8 @@ def test_changed_weights_of_this_source_are_refused(
 ) -> None:
     changed = tmp_path / "changed.safetensors"
     changed.write_bytes(nano.read_bytes()[:-1] + b"x")
-    entry = replace(CHECKPOINTS["hiera-nano-digits"], weights=changed)
+    entry = CHECKPOINTS["hiera-nano-digits"]
+    entry = replace(entry, weights=replace(entry.weights, path=changed))
     monkeypatch.setitem(CHECKPOINTS, entry.name, entry)
     destination = tmp_path / "source" / "hiera-nano-digits.safetensors"
     with pytest.raises(DownloadError, match=r"changed\.safetensors: expected sha256"):
