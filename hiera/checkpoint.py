@@ -56,7 +56,7 @@ def validate_checkpoint(checkpoint: str) -> None:
         ValueError: if it is none of these
     """
     path = Path(checkpoint).expanduser()
-    if path.is_dir():
+    if checkpoint and path.is_dir():
         needed = (path / _CONFIG_NAME, path / WEIGHTS_NAME)
     elif path.suffix == ".safetensors":
         needed = (path.with_name(_CONFIG_NAME), path)
@@ -67,7 +67,8 @@ def validate_checkpoint(checkpoint: str) -> None:
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
             ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
             "revision is the full 40-digit commit hash from its page 'Files and "
-            "versions', so that the vectors can be made again"
+            "versions', so that the vectors can be made again. Pickle files such as .bin "
+            "are never loaded"
         )
 
     missing = [str(file) for file in needed if not file.is_file()]

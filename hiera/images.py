@@ -93,6 +93,12 @@ def to_rgb(image: ImageLike) -> Image.Image:
 
 
 def _pil_to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(
+            f"The picture is empty ({image.width}x{image.height} px). A patch is, if its "
+            "box is smaller than a pixel or outside of the image"
+        )
+
     image = ImageOps.exif_transpose(image)
 
     if image.mode.startswith("I;16"):

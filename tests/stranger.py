@@ -97,7 +97,7 @@ def make_stranger(home: Path, served: Path) -> Iterator[Stranger]:
     """
     with zipfile.ZipFile(served / "fiftyone-hiera.zip", "w") as archive:
         for parent, folders, files in os.walk(_ROOT):
-            folders[:] = [f for f in folders if not f.startswith((".", "__"))]
+            folders[:] = [f for f in folders if not f.startswith((".", "__", "build"))]
             for file in (Path(parent, file) for file in files):
                 archive.write(file, Path("fiftyone-hiera-main", file.relative_to(_ROOT)))
 

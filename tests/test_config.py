@@ -183,6 +183,7 @@ def test_options_are_not_changed() -> None:
         ({"checkpoint": "owner/name"}, r"full 40-digit commit hash"),
         ({"checkpoint": "owner/name@main"}, r"full 40-digit commit hash"),
         ({"checkpoint": "weights.bin"}, r"Invalid checkpoint 'weights.bin'"),
+        ({"checkpoint": ""}, r"Invalid checkpoint ''. Valid are"),
         ({"checkpoint": 5}, r"Invalid checkpoint '5'"),
     ],
     ids=str,

@@ -59,7 +59,7 @@ def test_commands(stranger: Stranger, tmp_path: Path) -> None:
         "/path/to/images": str(images),
         "/path/to/folder": str(checkpoint),
     }
-    embed, patches, own = _blocks("python")
+    embed, patches, own, retry = _blocks("python")
     setup = """
 dataset.name, dataset.persistent = "my-dataset", True
 for sample in dataset.iter_samples(autosave=True):
@@ -78,7 +78,7 @@ result = [
     dataset.load_brain_results("map").points.shape,
 ]
 """
-    code = embed + setup + patches + own + result
+    code = embed + setup + patches + own + retry + result
     for place, value in places.items():
         code = code.replace(place, value)
 
