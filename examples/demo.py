@@ -10,30 +10,21 @@ weights from the Hugging Face hub, which go to the hub's cache.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import hashlib
-import http.server
-import json
 import os
 import re
 import shlex
 import sys
-import threading
 import warnings
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sandbox import served_archive, use_own_fiftyone
+
 _ROOT = Path(__file__).resolve().parents[1]
 _DEMO = _ROOT / ".demo"
-_FIFTYONE_CONFIG = _DEMO / "fiftyone.json"
 _IMAGE_TYPES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _NEIGHBORS = 8
-
-# What a checkout may hold that its archive does not
-_LEFTOVER = re.compile(r"^\.|^__|^build$|^dist$|\.egg-info$")
 
 
 def main() -> None:
@@ -43,7 +34,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="default: scikit-learn's digits")
     args = parser.parse_args()
 
-    _use_own_fiftyone()  # before FiftyOne is imported
+    config = use_own_fiftyone(_DEMO, default_app_address="localhost")
+    os.environ["MPLCONFIGDIR"] = str(_DEMO / "matplotlib")
     import fiftyone.zoo as foz
 
     if args.images is not None and args.model == "hiera-nano-digits":
@@ -52,7 +44,7 @@ def main() -> None:
         )
 
     print("Registering the model source, from an archive...")
-    with _served_archive() as url:
+    with served_archive(_DEMO / "archive") as url:
         foz.register_zoo_model_source(url, overwrite=True)
 
     if args.model not in foz.list_zoo_models(source=url):
@@ -71,7 +63,7 @@ def main() -> None:
 
     map_path = _draw_map(dataset, field, _DEMO / f"{dataset.name}-map.png")
     query_path = _draw_query(dataset, field, _DEMO / f"{dataset.name}-query.png")
-    config, fiftyone = _FIFTYONE_CONFIG, Path(sys.prefix, "bin", "fiftyone")
+    fiftyone = Path(sys.prefix, "bin", "fiftyone")
     print(
         f"\nThe map:                   {map_path}"
         f"\nA query and its neighbors: {query_path}"
@@ -80,49 +72,6 @@ def main() -> None:
         f"\n    FIFTYONE_CONFIG_PATH={shlex.quote(str(config))} \\"
         f"\n        {shlex.quote(str(fiftyone))} app launch {dataset.name}\n"
     )
-
-
-def _use_own_fiftyone() -> None:
-    """Give FiftyOne folders and a database in .demo/, whatever the user's settings."""
-    for name in [name for name in os.environ if name.startswith("FIFTYONE_")]:
-        del os.environ[name]
-
-    _DEMO.mkdir(exist_ok=True)
-    settings = {
-        "database_dir": str(_DEMO / "database"),
-        "model_zoo_dir": str(_DEMO / "models"),
-        "dataset_zoo_dir": str(_DEMO / "datasets"),
-        "default_dataset_dir": str(_DEMO / "datasets"),
-        "plugins_dir": str(_DEMO / "plugins"),
-        "default_app_address": "localhost",
-        "database_validation": False,  # a MongoDB from PyPI is an old one
-        "do_not_track": True,
-    }
-    _FIFTYONE_CONFIG.write_text(json.dumps(settings, indent=2), "utf-8")
-    os.environ["FIFTYONE_CONFIG_PATH"] = str(_FIFTYONE_CONFIG)
-    os.environ["MPLCONFIGDIR"] = str(_DEMO / "matplotlib")
-
-
-@contextlib.contextmanager
-def _served_archive() -> Iterator[str]:
-    """Serve this checkout as a zip on the loopback interface."""
-    folder = _DEMO / "archive"
-    folder.mkdir(exist_ok=True)
-    with zipfile.ZipFile(folder / "fiftyone-hiera.zip", "w") as archive:
-        for parent, folders, files in os.walk(_ROOT):
-            folders[:] = [f for f in folders if not _LEFTOVER.search(f)]
-            for file in (Path(parent, file) for file in files):
-                archive.write(file, Path("fiftyone-hiera", file.relative_to(_ROOT)))
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/fiftyone-hiera.zip"
-        server.shutdown()
 
 
 def _load_dataset(images: Path | None) -> Any:

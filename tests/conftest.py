@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sandbox import use_own_fiftyone
 
 _HOME = tempfile.TemporaryDirectory(
     prefix="fiftyone-hiera-tests-", ignore_cleanup_errors=True
@@ -22,22 +23,10 @@ def _isolate(home: Path) -> None:
     os.environ["USER_HUB"] = os.environ.get("HF_HOME", str(user_cache))
 
     for name in list(os.environ):
-        if name.startswith(("FIFTYONE_", "HF_", "HUGGING")):
+        if name.startswith(("HF_", "HUGGING")):
             del os.environ[name]
 
-    settings = {
-        "database_dir": str(home / "database"),
-        "model_zoo_dir": str(home / "models"),
-        "dataset_zoo_dir": str(home / "datasets"),
-        "default_dataset_dir": str(home / "datasets"),
-        "plugins_dir": str(home / "plugins"),
-        "database_validation": False,
-        "do_not_track": True,
-        "show_progress_bars": False,
-    }
-    config = home / "fiftyone.json"
-    config.write_text(json.dumps(settings), "utf-8")
-    os.environ["FIFTYONE_CONFIG_PATH"] = str(config)
+    use_own_fiftyone(home, show_progress_bars=False)
     os.environ["HOME"] = str(home)
     os.environ["HF_HOME"] = str(home / "hub")
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +17,10 @@ from random_hiera import make_hiera, save_weights
 from transformers import HieraConfig
 
 from fiftyone_hiera.config import CHECKPOINTS
+from sandbox import served_archive
 
 TINY = "facebook/hiera-tiny-224-hf"
 NANO = "hiera-nano-digits"
-
-_ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -95,31 +90,12 @@ def make_stranger(home: Path, served: Path) -> Iterator[Stranger]:
         home: the stranger's folder
         served: the folder of what is served
     """
-    with zipfile.ZipFile(served / "fiftyone-hiera.zip", "w") as archive:
-        for parent, folders, files in os.walk(_ROOT):
-            folders[:] = [f for f in folders if not f.startswith((".", "__", "build"))]
-            for file in (Path(parent, file) for file in files):
-                archive.write(file, Path("fiftyone-hiera-main", file.relative_to(_ROOT)))
-
     tiny = CHECKPOINTS[TINY]
     config = HieraConfig(
         depths=tiny.depths, embed_dim=tiny.embed_dim, num_heads=tiny.num_heads
     )
     weights = save_weights(served / "model.safetensors", make_hiera(config))
     revision = tiny.weights.revision
-    handler = functools.partial(_Handler, directory=str(served))
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
-        HubServer(
-            commit=revision, files={"model.safetensors": weights.read_bytes()}
-        ) as hub,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/fiftyone-hiera.zip"
+    files = {"model.safetensors": weights.read_bytes()}
+    with served_archive(served) as url, HubServer(commit=revision, files=files) as hub:
         yield Stranger(home, url, hub)
-        server.shutdown()
-
-
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass

@@ -104,12 +104,7 @@ def test_vectors_equal_the_authors_code(
 ) -> None:
     from hiera import Hiera
 
-    reference = Hiera(
-        embed_dim=config.embed_dim,
-        num_heads=config.num_heads[0],
-        stages=tuple(config.depths),
-        num_classes=1,
-    ).eval()
+    reference = Hiera(**_reference_layout(config), num_classes=1).eval()
     state = to_reference_names(hiera, "norm")
     missing, unexpected = reference.load_state_dict(state, strict=False)
     assert all(name.startswith("head.") for name in missing)
@@ -129,15 +124,18 @@ def test_vectors_equal_timm(
 ) -> None:
     from timm.models.hiera import Hiera
 
-    reference = Hiera(
-        embed_dim=config.embed_dim,
-        num_heads=config.num_heads[0],
-        stages=tuple(config.depths),
-        num_classes=0,
-    ).eval()
+    reference = Hiera(**_reference_layout(config), num_classes=0).eval()
     reference.load_state_dict(to_reference_names(hiera, "head.norm"))
     stages = reference.forward_intermediates(inputs, intermediates_only=True)
     _check_vectors(vectors, stages[-1].flatten(2).transpose(1, 2), reference(inputs))
+
+
+def _reference_layout(config: HieraConfig) -> dict[str, Any]:
+    return {
+        "embed_dim": config.embed_dim,
+        "num_heads": config.num_heads[0],
+        "stages": tuple(config.depths),
+    }
 
 
 def _check_vectors(
