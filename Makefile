@@ -1,6 +1,7 @@
 PYTHON ?= python3
 MODEL ?= hiera-nano-digits
 IMAGES ?=
+APP ?=
 
 BIN := .venv/bin
 SOURCES := .venv/src
@@ -8,7 +9,7 @@ SOURCES := .venv/src
 # Embed images, search them and draw their map, with nothing but this checkout
 .PHONY: demo
 demo: .venv/.demo
-	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)")
+	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(APP),--app)
 
 # Lint, type-check and test
 .PHONY: test

@@ -13,6 +13,9 @@ from .hiera.checkpoint import validate_checkpoint
 from .hiera.pooling import POOLINGS
 from .hiera.weights import BundledFile, HubFile
 
+VERSION = "0.1.0"
+"""The version of this package."""
+
 DTYPES = {
     "auto": torch.float32,
     "float32": torch.float32,

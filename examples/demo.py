@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import shlex
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="hiera-nano-digits")
     parser.add_argument("--images", type=Path, help="default: scikit-learn's digits")
+    parser.add_argument("--app", action="store_true", help="open the App at the end")
     args = parser.parse_args()
 
-    config = use_own_fiftyone(_DEMO, default_app_address="localhost")
+    use_own_fiftyone(_DEMO, default_app_address="localhost")
     os.environ["MPLCONFIGDIR"] = str(_DEMO / "matplotlib")
+    import fiftyone as fo
     import fiftyone.zoo as foz
 
     if args.images is not None and args.model == "hiera-nano-digits":
@@ -63,15 +64,23 @@ def main() -> None:
 
     map_path = _draw_map(dataset, field, _DEMO / f"{dataset.name}-map.png")
     query_path = _draw_query(dataset, field, _DEMO / f"{dataset.name}-query.png")
-    fiftyone = Path(sys.prefix, "bin", "fiftyone")
+    print(f"\nThe map:                   {map_path}")
+    print(f"A query and its neighbors: {query_path}")
+    if args.app:
+        fo.launch_app(dataset).wait()
+        return
+
+    again = shlex.join(["make", "demo", "APP=1", *_variables(args)])
     print(
-        f"\nThe map:                   {map_path}"
-        f"\nA query and its neighbors: {query_path}"
-        "\n\nTo open it in the App, then choose the map in the Embeddings panel, or select "
-        "\nan image and sort by similarity:\n"
-        f"\n    FIFTYONE_CONFIG_PATH={shlex.quote(str(config))} \\"
-        f"\n        {shlex.quote(str(fiftyone))} app launch {dataset.name}\n"
+        "\nTo open it in the App, then choose the map in the Embeddings panel, or select "
+        f"\nan image and sort by similarity:\n\n    {again}\n"
     )
+
+
+def _variables(args: argparse.Namespace) -> list[str]:
+    """Return the variables of make that stand for the arguments."""
+    images = [] if args.images is None else [f"IMAGES={args.images}"]
+    return [f"MODEL={args.model}", *images]
 
 
 def _load_dataset(images: Path | None) -> Any:

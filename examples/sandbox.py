@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import http.server
+import importlib.util
 import json
 import os
 import re
+import socket
+import subprocess
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +25,57 @@ _ROOT = Path(__file__).resolve().parents[1]
 _LEFTOVER = re.compile(r"^\.|^__|^build$|^dist$|\.egg-info$")
 
 
-def use_own_fiftyone(folder: Path, **settings: Any) -> Path:
+# Ends the server when this process ends, however that is
+_WATCH = '"$@" & server=$!; cat > /dev/null; kill $server; wait $server'
+
+
+class OwnDatabase:
+    """A MongoDB server of its own, which ends with this process.
+
+    FiftyOne by itself would not do: it joins any database that the same user's
+    FiftyOne has running, wherever that keeps its data.
+
+    Args:
+        folder: the folder to keep the data in
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+
+        log = folder / "mongod.log"
+        where = ["--dbpath", str(folder), "--logpath", str(log), "--port", str(port)]
+        command = [str(_mongod()), *where, "--bind_ip", "127.0.0.1", "--nounixsocket"]
+        self.uri = f"mongodb://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            ["sh", "-c", _WATCH, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not for the server
+        )
+        atexit.register(self.stop)
+        for _ in range(600):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port)),
+            ):
+                return
+
+            time.sleep(0.05)
+
+        self.stop()
+        raise RuntimeError(f"MongoDB did not start; see {log}")
+
+    def stop(self) -> None:
+        """Stop the server, and wait until it has."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def use_own_fiftyone(folder: Path, **settings: Any) -> None:
     """Give FiftyOne folders and a database in a folder, whatever the user's settings.
 
     Call it before FiftyOne is imported.
@@ -28,16 +83,29 @@ def use_own_fiftyone(folder: Path, **settings: Any) -> Path:
     Args:
         folder: the folder
         **settings: further settings of FiftyOne
-
-    Returns:
-        the path of FiftyOne's config file, for ``FIFTYONE_CONFIG_PATH``
     """
     for name in [name for name in os.environ if name.startswith("FIFTYONE_")]:
         del os.environ[name]
 
+    database = OwnDatabase(folder / "database")
+    config = own_config(folder, database, **settings)
+    os.environ["FIFTYONE_CONFIG_PATH"] = str(config)
+
+
+def own_config(folder: Path, database: OwnDatabase, **settings: Any) -> Path:
+    """Write a config file by which all that FiftyOne writes stays in a folder.
+
+    Args:
+        folder: the folder
+        database: the database
+        **settings: further settings of FiftyOne
+
+    Returns:
+        the path of the config file, for ``FIFTYONE_CONFIG_PATH``
+    """
     folder.mkdir(exist_ok=True)
     own = {
-        "database_dir": str(folder / "database"),
+        "database_uri": database.uri,
         "model_zoo_dir": str(folder / "models"),
         "dataset_zoo_dir": str(folder / "datasets"),
         "default_dataset_dir": str(folder / "datasets"),
@@ -47,8 +115,14 @@ def use_own_fiftyone(folder: Path, **settings: Any) -> Path:
     }
     config = folder / "fiftyone.json"
     config.write_text(json.dumps({**own, **settings}, indent=2), "utf-8")
-    os.environ["FIFTYONE_CONFIG_PATH"] = str(config)
     return config
+
+
+def _mongod() -> Path:
+    # Where FiftyOne has it; importing FiftyOne would start it
+    spec = importlib.util.find_spec("fiftyone")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "db" / "bin" / "mongod"
 
 
 @contextlib.contextmanager

@@ -38,11 +38,13 @@ class LocalCheckpoint:
         config: the transformers configuration
         weights: the path of the safetensors file
         preprocessing: how images are prepared
+        revision (None): the commit on the hub, where it is from there
     """
 
     config: HieraConfig
     weights: Path
     preprocessing: Preprocessing
+    revision: str | None = None
 
 
 def validate_checkpoint(checkpoint: str) -> None:
@@ -93,8 +95,10 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
 
     hub_id = _HUB_ID.fullmatch(checkpoint)
     if hub_id and not Path(checkpoint).is_dir():
-        files = _on_hub(**hub_id.groupdict())
+        revision = hub_id["revision"]
+        files = _on_hub(hub_id["repo_id"], revision)
     else:
+        revision = None
         files = _on_disk(Path(checkpoint).expanduser())
 
     # The small files come first: nothing large is downloaded to be refused
@@ -110,7 +114,7 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
             f"image_size {image_size} in {config_path}"
         )
 
-    return LocalCheckpoint(config, weights(), preprocessing)
+    return LocalCheckpoint(config, weights(), preprocessing, revision)
 
 
 def _on_hub(repo_id: str, revision: str) -> _Files:

@@ -21,6 +21,10 @@ from PIL import Image
 from .images import ImageLike, to_rgb
 from .portable import Portable
 
+# Beyond this ratio of sides, only what the crop shows is resized: the whole of a
+# 30000x1 image would take 8 GB
+_ELONGATED = 16
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,14 +57,17 @@ class Preprocessing(Portable):
             a uint8 tensor of shape (3, height, width)
         """
         picture = to_rgb(image)
-        picture = picture.resize(
-            _resized(picture.size, self.shortest_edge), resample=self.resample
-        )
+        resized = _resized(picture.size, self.shortest_edge)
 
         height, width = self.crop_size
-        left = (picture.width - width) // 2
-        top = (picture.height - height) // 2
-        picture = picture.crop((left, top, left + width, top + height))
+        left = (resized[0] - width) // 2
+        top = (resized[1] - height) // 2
+        crop = (left, top, left + width, top + height)
+
+        if max(resized) <= _ELONGATED * self.shortest_edge:
+            picture = picture.resize(resized, self.resample).crop(crop)
+        else:
+            picture = _resize_inside(picture, resized, crop, self.resample)
 
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
@@ -156,3 +163,30 @@ def _resized(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
         return shortest_edge, int(shortest_edge * height / width)
 
     return int(shortest_edge * width / height), shortest_edge
+
+
+def _resize_inside(
+    picture: Image.Image,
+    resized: tuple[int, int],
+    crop: tuple[int, int, int, int],
+    resample: int,
+) -> Image.Image:
+    """Resize, but only the part inside a crop.
+
+    Equal to resizing all and cropping, up to the precision of the filter's
+    position (Pillow's boxes are float32): one grey level in some pixels.
+    """
+    scales = [old / new for old, new in zip(picture.size, resized, strict=True)] * 2
+    box = [edge * scale for edge, scale in zip(crop, scales, strict=True)]
+
+    # The filter reaches beyond the box, by 3 pixels of the coarser grid at most
+    reach = [int(4 * max(scale, 1)) + 1 for scale in scales[:2]]
+    x, y = (max(0, int(box[axis]) - reach[axis]) for axis in (0, 1))
+    right, bottom = (
+        min(picture.size[axis], int(box[axis + 2]) + reach[axis]) for axis in (0, 1)
+    )
+    return picture.crop((x, y, right, bottom)).resize(
+        (crop[2] - crop[0], crop[3] - crop[1]),
+        resample,
+        box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y),
+    )

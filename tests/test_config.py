@@ -114,7 +114,8 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
         name for name in imported if name and name not in sys.stdlib_module_names
     }
     packages = {"PIL": "pillow"}
-    expected = {packages.get(name, name) for name in third_party} - {"fiftyone"}
+    with_fiftyone = {"fiftyone", "eta", "pymongo"}
+    expected = {packages.get(name, name) for name in third_party} - with_fiftyone
     # FiftyOne's data loaders import it
     expected.add("torchvision")
 

@@ -1,0 +1,186 @@
+"""What made the vectors of a field, kept in the field's own info."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fiftyone.core.odm as foo
+
+from .config import DTYPES, VERSION, Settings
+from .hiera.preprocessing import Preprocessing
+from .hiera.weights import sha256
+
+Record = dict[str, Any]
+"""Flat and of plain values, so that FiftyOne's App can show it."""
+
+# Vectors are equal where these are
+_DECISIVE = ("sha256", "pooling", "normalize", "dtype", "preprocessing")
+_LONG = ("sha256", "preprocessing")
+_KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
+
+# How long a run that claims a field waits for others that claim it
+_SETTLE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a model come from.
+
+    Args:
+        checkpoint: the hub's or the zoo's name, or a path
+        revision: the commit on the hub, where it is known
+        weights: the path of the file
+    """
+
+    checkpoint: str
+    revision: str | None
+    weights: Path
+
+
+def make_record(origin: Origin, preprocessing: Preprocessing, settings: Settings) -> Record:
+    """Describe what a model makes.
+
+    Args:
+        origin: its weights; the file is read whole, for its sha256
+        preprocessing: its preprocessing
+        settings: its options
+
+    Returns:
+        a :data:`Record`
+    """
+    height, width = preprocessing.crop_size
+    return {
+        "made_with": f"fiftyone-hiera {VERSION}",
+        "checkpoint": origin.checkpoint,
+        "revision": origin.revision or "unknown",
+        "sha256": sha256(origin.weights),
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
+        "dtype": str(DTYPES[settings.dtype]).removeprefix("torch."),
+        "preprocessing": (
+            f"resize {preprocessing.shortest_edge} by filter {preprocessing.resample}, "
+            f"crop {height}x{width}, mean {preprocessing.mean}, std {preprocessing.std}"
+        ),
+    }
+
+
+def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
+    """Look a field up in the database itself.
+
+    A dataset in memory does not know of what other processes did since it was
+    loaded, and reloading it would drop unsaved edits of its samples.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+
+    Returns:
+        the document that describes the field, or None if there is none
+    """
+    document = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id})
+    is_frame_field = path.startswith("frames.")
+    document["fields"] = document["frame_fields" if is_frame_field else "sample_fields"]
+    for name in path.removeprefix("frames.").split("."):
+        named = [field for field in document.get("fields") or [] if field["name"] == name]
+        if not named:
+            return None
+
+        document = named[0]
+
+    return dict(document)
+
+
+class FieldClaim:
+    """A run's right to write to a field: nothing in it was made otherwise.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field, which exists
+        record: what the run makes
+    """
+
+    def __init__(self, dataset: Any, path: str, record: Record) -> None:
+        self._dataset = dataset
+        self._path = path
+        self._record = record
+        self._found = self._read()
+        self._claimed = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether vectors that the field holds are such as the run makes."""
+        return _same(self._found, self._record)
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Refuse to write to the field.
+
+        Args:
+            reason: the first words of the message; both descriptions follow
+
+        Raises:
+            ValueError: always
+        """
+        raise ValueError(
+            f"{reason}\n  It holds: {_describe(self._found, self._record)}\n  This run "
+            f"makes: {_describe(self._record, self._found)}"
+        )
+
+    def claim(self, clear: Callable[[], None] | None) -> None:
+        """Record what the run makes, before its first vector is written.
+
+        Args:
+            clear: what empties the field of vectors that were made otherwise;
+                None if there are none. It is done first, so that the record is
+                never wrong about a vector
+
+        Raises:
+            ValueError: if another run claimed the field meanwhile
+        """
+        if self._claimed:
+            return
+
+        before = self._found
+        self._found = self._read()
+        if not self.is_ours and self._found == before:
+            if clear is not None:
+                clear()
+
+            self._write()
+            time.sleep(_SETTLE_SECONDS)
+            self._found = self._read()
+
+        if not self.is_ours:
+            self.refuse(
+                f"Another run began to write to the field {self._path!r} meanwhile."
+            )
+
+        self._claimed = True
+
+    def _read(self) -> Record:
+        field = stored_field(self._dataset, self._path) or {}
+        info = field.get("info") or {}
+        return {name: info[name] for name in _KEYS if name in info}
+
+    def _write(self) -> None:
+        field = self._dataset.get_field(self._path)
+        field.info = {**(field.info or {}), **self._record}
+        field.save()
+
+
+def _same(one: Record, other: Record) -> bool:
+    return all(one.get(name) == other.get(name) for name in _DECISIVE)
+
+
+def _describe(record: Record, other: Record) -> str:
+    if not record:
+        return "vectors of which nothing is recorded, made by another tool or natively"
+
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in record.items()
+        if name not in _LONG or value != other.get(name)
+    )

@@ -1,0 +1,80 @@
+"""Why a file is no image that can be read, in words to act on."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+_URL = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_TEXT_START = re.compile(rb"\s*[\x20-\x7e]{4}")
+
+
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is not a regular file with content, without opening it.
+
+    Opening a FIFO would wait for a writer, and opening a device may act on it.
+
+    Args:
+        path: the path
+
+    Raises:
+        OSError: if there is nothing at the path, or nothing that may be read
+        ValueError: if it is a URL, a folder, a FIFO, a device, a socket or empty
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        url = _URL.search(os.fsdecode(path))
+        if url is not None:
+            raise ValueError(
+                f"it is a URL ({url[1]}); download the file and name it by its local path"
+            ) from None
+
+        if os.path.islink(path):
+            raise ValueError("it is a link to a file that does not exist") from None
+
+        raise
+
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder")
+
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is a FIFO, a device or a socket, not a file")
+
+    if status.st_size == 0:
+        raise ValueError("the file is empty (0 bytes)")
+
+
+def describe_content(start: bytes) -> str:
+    """Say what a file is that is in no format that Pillow knows.
+
+    Args:
+        start: the first bytes of the file, 1 kB or so
+
+    Returns:
+        the rest of a sentence whose subject is the file
+    """
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the image itself; run `git lfs pull`"
+
+    if start[4:8] == b"ftyp":
+        if start[8:12] in _HEIF_BRANDS:
+            return (
+                "it is HEIC, which Pillow reads with a plugin: `pip install pillow-heif`, "
+                "then `import pillow_heif; pillow_heif.register_heif_opener()`"
+            )
+
+        return "it is a video (MP4 or the like); add videos to a video dataset"
+
+    if start.startswith(b"\x1aE\xdf\xa3") or start[8:12] == b"AVI ":
+        return "it is a video (Matroska, WebM or AVI); add videos to a video dataset"
+
+    if b"<svg" in start:
+        return "it is SVG, which is no picture of pixels; render it first"
+
+    if _TEXT_START.match(start) and b"\0" not in start:
+        return f"it is text, beginning with {start.split(maxsplit=1)[0][:20]!r}"
+
+    return "its content is in no format that Pillow knows"

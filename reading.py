@@ -1,0 +1,189 @@
+"""Reading files ahead of the encoder, with a bounded pool of threads.
+
+Threads, not processes: Pillow, OpenCV and simplejpeg release Python's lock
+while they decode, threads start at once, share the plugins and settings of the
+process, and are indifferent to how processes are started.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import eta.core.video as etav
+import numpy as np
+import torch
+
+from .hiera.images import ImageLike, read_image
+from .hiera.unreadable import check_is_file
+from .patches import Picture, extract_patch
+from .targets import Job, Part
+
+Prepare: TypeAlias = Callable[[ImageLike], torch.Tensor]
+"""From a picture to the encoder's input."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """Parts of one file, with the input of each or the reason why there is none.
+
+    Args:
+        job: what they are parts of
+        parts: the parts; more than one only if they failed together
+        result: the encoder's input, or the error
+    """
+
+    job: Job
+    parts: Sequence[Part]
+    result: torch.Tensor | Exception
+
+
+@dataclass(frozen=True)
+class _Task:
+    size: int
+    read: Callable[[], list[Read]]
+
+
+def read_images(
+    jobs: Iterable[Job], prepare: Prepare, *, num_workers: int, ahead: int
+) -> Generator[list[Read], None, None]:
+    """Read the parts of image files.
+
+    Args:
+        jobs: the files
+        prepare: from a picture to the encoder's input
+        num_workers: the number of threads; 0 reads in this one
+        ahead: how many parts to hold ready, about
+
+    Yields:
+        lists of :class:`Read`, in the order of the jobs
+    """
+    # A file with many parts is read in several goes, so that what is held ready
+    # stays bounded
+    tasks = (
+        _Task(len(part.parts), partial(_read_image, part, prepare))
+        for job in jobs
+        for part in _split(job, max(1, ahead // 2))
+    )
+    return _read_ahead(tasks, num_workers, ahead)
+
+
+def read_videos(
+    jobs: Iterable[Job], prepare: Prepare, *, num_workers: int, ahead: int
+) -> Generator[list[Read], None, None]:
+    """Read the parts of video files, one after the other, frame by frame.
+
+    Args:
+        jobs: the files
+        prepare: from a picture to the encoder's input
+        num_workers: 0 reads in this thread; otherwise there is one, since a
+            video is decoded in order, by the threads of ffmpeg
+        ahead: how many parts to hold ready, about
+
+    Yields:
+        lists of :class:`Read`, in the order of the jobs and frames
+    """
+    size = max(1, ahead // 2)
+    tasks = (
+        _Task(size, partial(_take, frames, size))
+        for job in jobs
+        for frames in [_read_video(job, prepare)]
+        for _ in range(0, len(job.parts), size)
+    )
+    return _read_ahead(tasks, min(num_workers, 1), ahead)
+
+
+def _read_ahead(
+    tasks: Iterable[_Task], num_workers: int, ahead: int
+) -> Generator[list[Read], None, None]:
+    if num_workers == 0:
+        for task in tasks:
+            yield task.read()
+
+        return
+
+    pending: deque[tuple[int, Future[list[Read]]]] = deque()
+    held = 0
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="hiera-read")
+    try:
+        for task in tasks:
+            pending.append((task.size, pool.submit(task.read)))
+            held += task.size
+            while held >= ahead:
+                size, future = pending.popleft()
+                held -= size
+                yield future.result()
+
+        for _, future in pending:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _split(job: Job, size: int) -> Iterator[Job]:
+    for start in range(0, len(job.parts), size):
+        yield Job(job.sample_id, job.path, job.parts[start : start + size])
+
+
+def _take(reads: Iterator[Read], size: int) -> list[Read]:
+    return list(itertools.islice(reads, size))
+
+
+def _read_image(job: Job, prepare: Prepare) -> list[Read]:
+    try:
+        picture = read_image(job.path)
+    except ValueError as error:
+        return [Read(job, job.parts, error)]
+
+    if job.parts[0].box is None:
+        return [_prepare(job, job.parts[0], picture, prepare)]
+
+    array = np.asarray(picture)
+    return [_prepare(job, part, array, prepare) for part in job.parts]
+
+
+def _read_video(job: Job, prepare: Prepare) -> Iterator[Read]:
+    frames: dict[int | None, list[Part]] = {}
+    for part in job.parts:
+        frames.setdefault(part.frame_number, []).append(part)
+
+    reason = "it ended early"
+    try:
+        check_is_file(job.path)
+        numbers = [number for number in frames if number is not None]
+        with etav.FFmpegVideoReader(job.path, frames=numbers) as reader:
+            for picture in reader:
+                for part in frames.pop(reader.frame_number):
+                    yield _prepare(job, part, picture, prepare)
+    except Exception as error:  # noqa: BLE001  # as with images: broken files raise anything
+        reason = str(error) or type(error).__name__
+
+    if frames:
+        unread = [part for parts in frames.values() for part in parts]
+        first = unread[0].frame_number
+        where = "" if first is None else f" from frame {first} on"
+        message = f"Cannot read video {job.path!r}{where}: {reason}"
+        yield Read(job, unread, ValueError(message))
+
+
+def _prepare(job: Job, part: Part, picture: Any, prepare: Prepare) -> Read:
+    try:
+        cut: ImageLike = picture if part.box is None else _cut(picture, part)
+        return Read(job, [part], prepare(cut))
+    except Exception as error:  # noqa: BLE001  # one failure costs one part
+        of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
+        reason = str(error) or type(error).__name__
+        message = f"Cannot embed {of_frame}{job.path!r}: {reason}"
+        return Read(job, [part], ValueError(message))
+
+
+def _cut(picture: Picture, part: Part) -> Picture:
+    if not part.box:
+        raise ValueError("the label has no bounding box or points")
+
+    return extract_patch(picture, part.box)

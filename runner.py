@@ -1,0 +1,302 @@
+"""Embedding many samples without losing any: read, embed and store, by ID."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.core.media as fom
+import fiftyone.core.utils as fou
+import numpy as np
+import numpy.typing as npt
+import torch
+from pymongo.errors import PyMongoError
+
+from .field_records import FieldClaim, Record
+from .reading import Prepare, Read, read_images, read_videos
+from .report import EmbeddingError, EmbeddingReport, Failure
+from .targets import Job, Part, Target
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_BATCH_SIZE = 32
+
+# Batches that wait to be stored, before embedding waits for the database
+_WAITING_WRITES = 2
+
+_RESUME = "What was stored is kept; the same call goes on from there"
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What a run needs of a model.
+
+    Args:
+        prepare: from a picture to the encoder's input
+        embed: from a batch of these to vectors, some perhaps not finite
+        record: what made the vectors
+    """
+
+    prepare: Prepare
+    embed: Callable[[Sequence[torch.Tensor]], npt.NDArray[np.float32]]
+    record: Record
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about its work; see :meth:`HieraEmbeddingModel.embed_samples`."""
+
+    batch_size: int | None
+    num_workers: int | None
+    overwrite: bool
+    skip_failures: bool
+    shard: tuple[int, int] | None
+    failure_tag: str | None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"Invalid batch_size {self.batch_size!r}: it is at least 1")
+
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"Invalid num_workers {self.num_workers!r}: it is at least 0")
+
+        if self.shard is not None:
+            index, count = self.shard
+            if not 0 <= index < count:
+                raise ValueError(
+                    f"Invalid shard {self.shard!r}: it is (k, n) with 0 <= k < n"
+                )
+
+
+def run(
+    target: Target, embedder: Embedder, options: RunOptions, progress: Any
+) -> EmbeddingReport:
+    """Embed what has no vector yet.
+
+    Args:
+        target: what to embed, and where the vectors go
+        embedder: the model
+        options: the options
+        progress: FiftyOne's argument of that name
+
+    Returns:
+        an :class:`EmbeddingReport`
+
+    Raises:
+        ValueError: if the field holds vectors that were made otherwise
+        EmbeddingError: if the run had to stop, or if everything failed
+    """
+    start = time.perf_counter()
+    claim = FieldClaim(target.dataset, target.path, embedder.record)
+    clear = _check_field(target, claim, options)
+    frozen = target.freeze(overwrite=options.overwrite, shard=options.shard)
+    report = EmbeddingReport(skipped=frozen.skipped)
+
+    batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
+    read = read_videos if target.media_type == fom.VIDEO else read_images
+    reads = read(
+        target.jobs(frozen, options.failure_tag),
+        embedder.prepare,
+        num_workers=fou.recommend_thread_pool_workers(options.num_workers),
+        ahead=2 * batch_size,
+    )
+    with fou.ProgressBar(total=len(frozen), progress=progress) as bar:
+        pipeline = _Pipeline(target, embedder, options, report, bar, batch_size)
+        pipeline.before_first_write = partial(claim.claim, clear)
+        try:
+            with pipeline.writer:
+                for group in reads:
+                    for item in group:
+                        pipeline.take(item)
+
+                pipeline.flush()
+        except (PyMongoError, _WriteError) as error:
+            raise EmbeddingError(
+                f"The database was lost, or refused to store vectors: {error}\n{_RESUME}",
+                report,
+            ) from error
+        except MemoryError as error:
+            raise EmbeddingError(f"{error}\n{_RESUME}", report) from error
+        finally:
+            reads.close()
+            report.seconds = time.perf_counter() - start
+
+    if report.failed and not report.embedded and not report.skipped:
+        raise EmbeddingError(
+            f"None of {len(report.failed)} could be embedded:\n{report}", report
+        )
+
+    return report
+
+
+def _check_field(
+    target: Target, claim: FieldClaim, options: RunOptions
+) -> Callable[[], None] | None:
+    """Return what must be done before the field may be written to, if anything."""
+    if claim.is_ours:
+        return None
+
+    held, inside = target.count_held()
+    if not held:
+        return None
+
+    if not options.overwrite:
+        claim.refuse(
+            f"The field {target.path!r} holds {held} vectors that were made otherwise, and "
+            "vectors must not be mixed. Use another field, or overwrite=True."
+        )
+
+    if inside < held or options.shard is not None:
+        claim.refuse(
+            f"Of the {held} vectors in the field {target.path!r} that were made otherwise, "
+            f"only some would be overwritten, and vectors must not be mixed. Use another "
+            "field, overwrite all samples in one run, or remove them first by "
+            "dataset.clear_sample_field() or clear_frame_field()."
+        )
+
+    return target.clear
+
+
+class _Pipeline:
+    """Collects what was read into batches, embeds them and hands them on."""
+
+    def __init__(
+        self,
+        target: Target,
+        embedder: Embedder,
+        options: RunOptions,
+        report: EmbeddingReport,
+        bar: Any,
+        batch_size: int,
+    ) -> None:
+        self.writer = _Writer(self._stored)
+        self.before_first_write: Callable[[], None]
+        self._target = target
+        self._embedder = embedder
+        self._options = options
+        self._report = report
+        self._bar = bar
+        self._batch_size = batch_size
+        self._batch: list[tuple[Job, Part, torch.Tensor]] = []
+
+    def take(self, item: Read) -> None:
+        if isinstance(item.result, Exception):
+            self._fail(item.job, item.parts, item.result)
+            return
+
+        self._batch.append((item.job, item.parts[0], item.result))
+        if len(self._batch) == self._batch_size:
+            self.flush()
+
+    def flush(self) -> None:
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
+
+        vectors = self._embedder.embed([pixels for _, _, pixels in batch])
+        finite = np.isfinite(vectors).all(axis=1)
+        parts = [part for _, part, _ in batch]
+        good = [parts[index] for index in np.flatnonzero(finite)]
+        if good:
+            self.before_first_write()
+            store = partial(self._target.store, good, vectors[finite])
+            self.writer.submit(store, len(good))
+
+        for index in np.flatnonzero(~finite):
+            job, part, _ = batch[index]
+            self._fail(job, [part], self._not_finite(job))
+
+    def _fail(self, job: Job, parts: Sequence[Part], error: Exception) -> None:
+        reason = " ".join(str(error).split())  # ffmpeg's take several lines
+        self._report.failed += [
+            Failure(part.id, job.sample_id, job.path, reason) for part in parts
+        ]
+        logger.warning(
+            "No embedding for sample %s%s: %s",
+            job.sample_id,
+            f" ({_name(parts)})" if parts[0].id != job.sample_id else "",
+            reason,
+        )
+        if self._options.failure_tag is not None:
+            tag = partial(self._target.tag, [job.sample_id], self._options.failure_tag)
+            self.writer.submit(tag, 0)
+
+        self._bar.update(len(parts))
+        if not self._options.skip_failures:
+            # What was read before it is kept
+            self.flush()
+            raise EmbeddingError(f"{reason}\n{_RESUME}", self._report) from error
+
+    def _not_finite(self, job: Job) -> ValueError:
+        return ValueError(
+            f"The model gave NaN or infinity for {job.path!r}, computing in "
+            f"{self._embedder.record['dtype']}"
+        )
+
+    def _stored(self, count: int) -> None:
+        self._report.embedded += count
+        self._bar.update(count)
+
+
+def _name(parts: Sequence[Part]) -> str:
+    return parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
+
+
+class _WriteError(Exception):
+    """A write that failed, whatever the reason."""
+
+
+class _Writer:
+    """Writes in one thread, in order, while few writes wait; stops at an error."""
+
+    def __init__(self, stored: Callable[[int], None]) -> None:
+        self._stored = stored
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hiera-write")
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._broken = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._waiting and not self._broken:
+                self._finish_one()
+        except Exception:
+            if error_type is None:
+                raise
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, write: Callable[[], None], count: int) -> None:
+        while len(self._waiting) >= _WAITING_WRITES:
+            self._finish_one()
+
+        self._waiting.append((count, self._pool.submit(self._write, write)))
+
+    def _finish_one(self) -> None:
+        count, future = self._waiting.popleft()
+        try:
+            future.result()
+        except Exception as error:  # FiftyOne turns some into ValueErrors
+            raise _WriteError(str(error)) from error
+
+        self._stored(count)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        # A lost database takes half a minute to be noticed: not once per write
+        if self._broken:
+            return
+
+        try:
+            write()
+        except BaseException:
+            self._broken = True
+            raise

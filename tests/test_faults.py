@@ -1,0 +1,369 @@
+"""Runs that are cut: by signals, by a lost database, by other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.core.odm as foo
+import numpy as np
+import psutil
+import pymongo
+import pytest
+from other_process import OtherProcess
+from PIL import Image
+from pymongo.errors import PyMongoError
+
+import fiftyone_hiera
+from digits import Digit, write_digits
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from sandbox import OwnDatabase, own_config
+
+_COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Digit]:
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def model() -> HieraEmbeddingModel:
+    return fiftyone_hiera.load_model("hiera-nano-digits")
+
+
+@pytest.fixture(scope="module")
+def expected(digits: list[Digit], model: HieraEmbeddingModel) -> dict[str, np.ndarray]:
+    vectors = model.embed_all([Image.open(digit.path) for digit in digits])
+    return {str(digit.path): vector for digit, vector in zip(digits, vectors, strict=True)}
+
+
+@pytest.fixture
+def samples(digits: list[Digit]) -> Iterator[Any]:
+    """A dataset that other processes can load."""
+    dataset = fo.Dataset(persistent=True)
+    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:_COUNT]])
+    yield dataset
+    dataset.delete()
+
+
+def _stored(dataset: Any, expected: dict[str, np.ndarray], field: str = "hiera") -> int:
+    """Check that each stored vector is that of its own image; return how many there are."""
+    dataset.reload()
+    paths, vectors = dataset.exists(field).values(["filepath", field])
+    for path, vector in zip(paths, vectors, strict=True):
+        assert np.abs(vector - expected[path]).max() < 1e-4
+
+    return len(paths)
+
+
+def _check_resume(
+    dataset: Any, model: HieraEmbeddingModel, expected: dict[str, np.ndarray]
+) -> None:
+    """What was stored is kept and right, and another run makes exactly the rest."""
+    stored = _stored(dataset, expected)
+    assert 0 < stored < len(dataset)
+    report = model.embed_samples(dataset, "hiera")
+    assert (report.skipped, report.embedded) == (stored, len(dataset) - stored)
+    assert _stored(dataset, expected) == len(dataset)
+
+
+_RUN = """
+    dataset = fo.load_dataset({name!r})
+    model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+    number: int,
+) -> None:
+    process = OtherProcess(_RUN.format(name=samples.name), tmp_path)
+    process.wait_until_stored(40)
+    process.signal(number)
+    status, log = process.wait(timeout=20)
+    assert status != 0
+    assert ("KeyboardInterrupt" in log) == (number == signal.SIGINT)
+    _check_resume(samples, model, expected)
+
+
+def test_native_worker_killed(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    code = """
+        dataset = fo.load_dataset({name!r})
+        dataset.compute_embeddings(
+            model, "native", batch_size=4, num_workers=1, progress=slowly
+        )
+    """
+    process = OtherProcess(code.format(name=samples.name), tmp_path)
+    process.wait_until_stored(40)
+    (worker, *_) = process.descendants("script-")
+    worker.kill()
+    status, log = process.wait(timeout=60)
+    assert status != 0
+    assert "killed" in log
+    stored = _stored(samples, expected, "native")
+    assert 0 < stored < len(samples)
+
+    rest = samples.exists("native", False).values("id")
+    samples.select(rest).compute_embeddings(model, "native", batch_size=8, num_workers=0)
+    assert _stored(samples, expected, "native") == len(samples)
+
+
+@pytest.mark.parametrize("shards", [[(0, 2), (1, 2)], [None, None]])
+def test_two_processes(
+    samples: Any, expected: dict[str, np.ndarray], tmp_path: Path, shards: list[Any]
+) -> None:
+    start = tmp_path / "start"
+    code = """
+        dataset = fo.load_dataset({name!r})
+        say(ready=True)
+        while not Path({start!r}).exists():
+            time.sleep(0.001)
+
+        report = model.embed_samples(dataset, "hiera", batch_size=4, shard={shard!r})
+        say(embedded=report.embedded)
+    """
+    processes = [
+        OtherProcess(
+            code.format(name=samples.name, start=str(start), shard=shard), tmp_path
+        )
+        for shard in shards
+    ]
+    for process in processes:
+        assert next(process.said()) == {"ready": True}
+
+    start.touch()
+    embedded = [process.result()["embedded"] for process in processes]
+    assert _stored(samples, expected) == _COUNT
+    if shards[0] is not None:
+        assert sum(embedded) == _COUNT
+        assert min(embedded) > _COUNT // 4
+
+    fields = foo.get_db_conn().datasets.find_one({"name": samples.name})["sample_fields"]
+    assert [field["name"] for field in fields].count("hiera") == 1
+    assert samples.get_field("hiera").info["checkpoint"] == "hiera-nano-digits"
+
+
+def test_two_processes_with_different_settings(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    code = """
+        other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls")
+        dataset = fo.load_dataset({name!r})
+        try:
+            other.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
+        except ValueError as error:
+            say(refused=str(error))
+    """
+    process = OtherProcess(code.format(name=samples.name), tmp_path)
+    process.wait_until_stored(4)
+    with pytest.raises(ValueError, match=r"(?s)pooling cls.*pooling mean"):
+        model.embed_samples(samples, "hiera")
+
+    process.signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_samples_deleted_meanwhile(
+    samples: Any, model: HieraEmbeddingModel, expected: dict[str, np.ndarray]
+) -> None:
+    by_path = samples.sort_by("filepath").values("id")
+    doomed = [by_path[2], *by_path[100:110], by_path[-1]]
+
+    def delete(bar: Any) -> None:
+        if doomed and bar.iteration:
+            samples.delete_samples(doomed)
+            doomed.clear()
+
+    report = model.embed_samples(samples, "hiera", batch_size=4, progress=delete)
+    assert report.failed == []
+    assert _stored(samples, expected) == len(samples) == _COUNT - 12
+
+
+def test_cursors_lost(
+    samples: Any, model: HieraEmbeddingModel, expected: dict[str, np.ndarray]
+) -> None:
+    model.embed_samples(samples[:50], "hiera")
+    killed: list[int] = []
+    stop = threading.Event()
+    thread = threading.Thread(target=_kill_cursors, args=(stop, killed))
+    thread.start()
+    try:
+        for _ in range(50):
+            try:
+                report = model.embed_samples(samples, "hiera", batch_size=4)
+                break
+            except RuntimeError:
+                _stored(samples, expected)
+    finally:
+        stop.set()
+        thread.join()
+
+    assert report.failed == []
+    assert _stored(samples, expected) == _COUNT
+    assert killed
+
+
+def _kill_cursors(stop: threading.Event, killed: list[int]) -> None:
+    admin = foo.get_db_client().admin
+    idle = [
+        {"$currentOp": {"allUsers": True, "idleCursors": True}},
+        {"$match": {"type": "idleCursor"}},
+    ]
+    while not stop.is_set():
+        for operation in admin.aggregate(idle):
+            database, _, collection = operation["ns"].partition(".")
+            cursor = operation["cursor"]["cursorId"]
+            admin.client[database].command("killCursors", collection, cursors=[cursor])
+            killed.append(cursor)
+
+
+_OWN_DATABASE = """
+    import glob
+
+    name = "survivor"
+    if name not in fo.list_datasets():
+        dataset = fo.Dataset(name, persistent=True)
+        paths = sorted(glob.glob({pattern!r}))[:{count}]
+        dataset.add_samples([fo.Sample(filepath=path) for path in paths])
+
+    dataset = fo.load_dataset(name)
+    before = dataset.count("hiera") if dataset.has_field("hiera") else 0
+"""
+_LOSE = """
+    try:
+        model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
+    except RuntimeError as error:
+        say(error=type(error).__name__, message=str(error), stored=error.report.embedded)
+"""
+_RESUME = """
+    import numpy as np
+
+    report = model.embed_samples(dataset, "hiera")
+    read = fiftyone_hiera.hiera.images.read_image
+    expected = model.embed_all([read(path) for path in dataset.values("filepath")])
+    worst = np.abs(np.stack(dataset.values("hiera")) - expected).max()
+    say(before=before, skipped=report.skipped, embedded=report.embedded, worst=float(worst))
+"""
+
+
+def _lose_database(
+    folder: Path, work: Path, pattern: str, lose: Any, mend: Any
+) -> dict[str, Any]:
+    """Lose a database of its own during a run, and run again.
+
+    Returns:
+        what the processes said, and the seconds from the loss to the error
+    """
+    database = OwnDatabase(folder / "database")
+    config = own_config(work, database, show_progress_bars=False)
+    begin = _OWN_DATABASE.format(pattern=pattern, count=_COUNT)
+    process = OtherProcess(begin + _LOSE, work, config)
+    process.wait_until_stored(40)
+    lose(database)
+    start = time.monotonic()
+    lost = next(said for said in process.said() if "error" in said)
+    lost["seconds"] = time.monotonic() - start
+    process.signal(signal.SIGKILL)  # FiftyOne would look for its database again
+    process.wait()
+    database.stop()
+    mend()
+
+    database = OwnDatabase(folder / "database")
+    config = own_config(work, database, show_progress_bars=False)
+    again = OtherProcess(begin + _RESUME, work, config).result()
+    database.stop()
+    return lost | again
+
+
+def _kill(database: OwnDatabase) -> None:
+    for server in psutil.Process(database.process.pid).children():
+        if server.name() == "mongod":
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """A disk of 600 MB; None if this user may not mount one."""
+    folder = tmp_path_factory.mktemp("disk")
+    command = ["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(folder)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(command, capture_output=True).returncode
+    ):
+        yield None
+        return
+
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill_disk(ballast: Path, database: OwnDatabase) -> None:
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+
+    # MongoDB writes to disk once a minute, or when it is told to
+    with pymongo.MongoClient(database.uri) as client, contextlib.suppress(PyMongoError):
+        client.admin.command("fsync")
+
+
+@pytest.fixture(scope="module")
+def lost(
+    digits: list[Digit], tmp_path_factory: pytest.TempPathFactory, small_disk: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Two runs, side by side, that lose their databases, each in its own way."""
+    pattern = str(digits[0].path.parent / "*.png")
+    killed, full = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("full")
+    with ThreadPoolExecutor() as pool:
+        runs = {"killed": pool.submit(_lose_database, killed, killed, pattern, _kill, list)}
+        if small_disk is not None:
+            ballast = small_disk / "ballast"
+            fill = partial(_fill_disk, ballast)
+            runs["full"] = pool.submit(
+                _lose_database, small_disk, full, pattern, fill, ballast.unlink
+            )
+
+        yield runs
+
+
+def _check_lost(run: dict[str, Any]) -> None:
+    assert run["error"] == "EmbeddingError"
+    assert "The database was lost" in run["message"]
+    assert run["seconds"] < 60
+    assert 0 < run["before"] < _COUNT
+    assert (run["skipped"], run["embedded"]) == (run["before"], _COUNT - run["before"])
+    assert run["worst"] < 1e-4
+
+
+def test_mongod_killed(lost: dict[str, Any]) -> None:
+    _check_lost(lost["killed"].result())
+
+
+def test_disk_full(lost: dict[str, Any]) -> None:
+    if "full" not in lost:
+        pytest.skip("this user may not mount a disk")
+
+    _check_lost(lost["full"].result())

@@ -1,0 +1,647 @@
+"""Runs of embed_samples, on a real database and real files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.core.media as fom
+import numpy as np
+import pytest
+import torch
+from fiftyone import ViewField as F
+from PIL import Image
+from random_hiera import make_config, make_hiera
+from safetensors.torch import load_file, save_file
+
+import fiftyone_hiera
+from digits import Digit, write_digits
+from fiftyone_hiera.hiera.memory import Halving
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+NANO = "hiera-nano-digits"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Digit]:
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def model() -> HieraEmbeddingModel:
+    return fiftyone_hiera.load_model(NANO)
+
+
+@pytest.fixture
+def samples(dataset: Any, digits: list[Digit]) -> Any:
+    """37 digits, which is no multiple of a batch, in no order of their files."""
+    order = np.random.default_rng(51).permutation(37)
+    dataset.add_samples([fo.Sample(filepath=str(digits[i].path)) for i in order])
+    return dataset
+
+
+@pytest.fixture
+def other() -> Iterator[Any]:
+    """A second empty dataset."""
+    dataset = fo.Dataset()
+    yield dataset
+    dataset.delete()
+
+
+def _absent(sample: fo.Sample) -> str:
+    path = Path(sample.filepath)
+    return str(path.with_name(f"{path.stem}-absent.png"))
+
+
+def _check(samples: Any, model: HieraEmbeddingModel, field: str = "hiera") -> None:
+    """Every sample holds the vector of its own image."""
+    paths, stored = samples.values(["filepath", field])
+    expected = model.embed_all([Image.open(path) for path in paths])
+    assert all(vector.dtype == np.float32 for vector in stored)
+    assert np.abs(np.stack(stored) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 16, 64])
+@pytest.mark.parametrize("num_workers", [None, 0, 2, 9])
+def test_everything_is_embedded(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    batch_size: int | None,
+    num_workers: int | None,
+) -> None:
+    report = model.embed_samples(
+        samples, "hiera", batch_size=batch_size, num_workers=num_workers
+    )
+    assert (report.embedded, report.skipped, report.failed) == (37, 0, [])
+    assert report.images_per_second == pytest.approx(37 / report.seconds)
+    assert isinstance(samples.get_field("hiera"), fo.VectorField)
+    _check(samples, model)
+
+
+def test_batches_are_full_and_in_order_of_the_files(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = model._vectors
+    monkeypatch.setattr(model, "_vectors", lambda x: sizes.append(len(x)) or forward(x))
+    paths: list[str] = []
+    monkeypatch.setattr(
+        "fiftyone_hiera.reading.read_image", lambda p: paths.append(p) or Image.open(p)
+    )
+    model.embed_samples(samples, "hiera", batch_size=16, num_workers=0)
+    assert sizes == [16, 16, 5]
+    assert paths == sorted(samples.values("filepath"))
+
+
+def test_second_run_skips_what_there_is(samples: Any, model: HieraEmbeddingModel) -> None:
+    first = model.embed_samples(samples[:20], "hiera", batch_size=8)
+    second = model.embed_samples(samples, "hiera", batch_size=8)
+    third = model.embed_samples(samples, "hiera")
+    done = [(report.embedded, report.skipped) for report in (first, second, third)]
+    assert done == [(20, 0), (17, 20), (0, 37)]
+    _check(samples, model)
+
+
+def test_overwrite_embeds_again(samples: Any, model: HieraEmbeddingModel) -> None:
+    model.embed_samples(samples, "hiera")
+    wrong = np.zeros(model.embedding_dim, np.float32)
+    samples.set_values("hiera", [wrong] * len(samples))
+    report = model.embed_samples(samples, "hiera", overwrite=True)
+    assert (report.embedded, report.skipped) == (37, 0)
+    _check(samples, model)
+
+
+def test_overwriting_keeps_what_cannot_be_made_again(
+    samples: Any, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    model.embed_samples(samples, "hiera")
+    before = samples.first().hiera
+    sample = samples.first()
+    sample.filepath = str(tmp_path / "moved.png")
+    sample.save()
+    report = model.embed_samples(samples, "hiera", overwrite=True)
+    assert (report.embedded, len(report.failed)) == (36, 1)
+    assert np.array_equal(samples.first().hiera, before)
+
+
+def test_what_made_the_field_is_recorded(samples: Any, model: HieraEmbeddingModel) -> None:
+    samples.add_sample_field("hiera", fo.VectorField, info={"mine": "kept"})
+    model.embed_samples(samples, "hiera")
+    samples.reload()
+    info = samples.get_field("hiera").info
+    assert info.pop("preprocessing").startswith(
+        "resize 73 by filter 3, crop 64x64, mean (0.4"
+    )
+    assert info == {
+        "mine": "kept",
+        "made_with": "fiftyone-hiera 0.1.0",
+        "checkpoint": NANO,
+        "revision": "unknown",
+        "sha256": "9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
+        "pooling": "mean",
+        "normalize": False,
+        "dtype": "float32",
+    }
+
+
+def _another_checkpoint(nano: Path, folder: Path) -> str:
+    config = make_config(depths=[1, 1, 2, 1], embed_dim=24, image_size=(64, 64))
+    config.num_heads = [1, 2, 4, 8]
+    make_hiera(config).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    nano_tensors = load_file(nano)
+    assert set(tensors) == set(nano_tensors)
+    changed = {name: tensor * 1.001 for name, tensor in nano_tensors.items()}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pooling": "cls"}, {"normalize": True}, {"dtype": "bfloat16"}, "checkpoint"],
+)
+def test_field_that_was_made_otherwise_is_refused(
+    samples: Any, model: HieraEmbeddingModel, nano: Path, tmp_path: Path, options: Any
+) -> None:
+    if options == "checkpoint":
+        options = {"checkpoint": _another_checkpoint(nano, tmp_path)}
+
+    other = fiftyone_hiera.load_model(NANO, **options)
+    model.embed_samples(samples[:20], "hiera")
+    with pytest.raises(
+        ValueError, match=r"(?s)20 vectors.*It holds:.*This run makes:"
+    ) as e:
+        other.embed_samples(samples, "hiera")
+
+    assert "pooling mean, normalize False, dtype float32" in str(e.value)
+    (name, value), *_ = options.items()
+    assert f"{name} {value}" in str(e.value)
+    assert samples.count("hiera") == 20
+
+    # Never mixed: neither by a part of the samples nor by a shard
+    with pytest.raises(ValueError, match="only some would be overwritten"):
+        other.embed_samples(samples[10:], "hiera", overwrite=True)
+
+    with pytest.raises(ValueError, match="only some would be overwritten"):
+        other.embed_samples(samples, "hiera", overwrite=True, shard=(0, 2))
+
+    _check(samples[:20], model)
+    assert other.embed_samples(samples, "hiera", overwrite=True).embedded == 37
+    _check(samples, other)
+    with pytest.raises(ValueError, match="made otherwise"):
+        model.embed_samples(samples, "hiera")
+
+
+def test_overwriting_otherwise_leaves_no_old_vector(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    model.embed_samples(samples, "hiera")
+    sample = samples.first()
+    sample.filepath = _absent(sample)
+    sample.save()
+    other = fiftyone_hiera.load_model(NANO, pooling="cls")
+    other.embed_samples(samples, "hiera", overwrite=True)
+    assert samples.exists("hiera", False).values("id") == [sample.id]
+
+
+def test_nothing_is_overwritten_before_there_is_a_vector(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    model.embed_samples(samples, "hiera")
+    paths = samples.values("filepath")
+    samples.set_values("filepath", [path + ".unmounted.png" for path in paths])
+    other = fiftyone_hiera.load_model(NANO, pooling="cls")
+    with pytest.raises(RuntimeError, match="None of 37 could be embedded"):
+        other.embed_samples(samples, "hiera", overwrite=True)
+
+    samples.set_values("filepath", paths)
+    _check(samples, model)
+    assert model.embed_samples(samples, "hiera").skipped == 37
+
+
+def test_same_weights_under_another_name_go_on(
+    samples: Any, model: HieraEmbeddingModel, nano: Path, tmp_path: Path
+) -> None:
+    folder = _another_checkpoint(nano, tmp_path)
+    shutil.copy(nano, tmp_path / "model.safetensors")
+    model.embed_samples(samples[:20], "hiera")
+    copy = fiftyone_hiera.load_model(NANO, checkpoint=folder)
+    assert copy.embed_samples(samples, "hiera").embedded == 17
+
+
+def test_vectors_of_unknown_origin_are_refused(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    samples[:5].compute_embeddings(model, embeddings_field="hiera", num_workers=0)
+    with pytest.raises(ValueError, match=r"5 vectors.*\n.*nothing is recorded"):
+        model.embed_samples(samples, "hiera")
+
+    assert model.embed_samples(samples, "hiera", overwrite=True).embedded == 37
+
+
+def test_other_field_types_are_refused(samples: Any, model: HieraEmbeddingModel) -> None:
+    with pytest.raises(ValueError, match="'filepath' is a StringField, not a VectorField"):
+        model.embed_samples(samples, "filepath")
+
+
+def test_everything_bad_raises_and_says_why(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    samples.set_values("filepath", [p + ".absent.png" for p in samples.values("filepath")])
+    with pytest.raises(RuntimeError, match=r"(?s)None of 37.*No such file") as error:
+        model.embed_samples(samples, "hiera", failure_tag="bad")
+
+    assert len(error.value.report.failed) == 37
+    assert str(error.value).count("No such file") == 10
+    assert "and 27 more" in str(error.value)
+    assert samples.count_sample_tags() == {"bad": 37}
+
+
+def test_leftovers_that_fail_again_do_not_raise(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    sample = samples.first()
+    sample.filepath = _absent(sample)
+    sample.save()
+    model.embed_samples(samples, "hiera")
+    report = model.embed_samples(samples, "hiera")
+    assert (report.embedded, report.skipped, len(report.failed)) == (0, 36, 1)
+
+
+def test_stops_at_the_first_failure_if_asked(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    by_path = samples.sort_by("filepath")
+    sample = by_path.skip(20).first()
+    sample.filepath = _absent(sample)
+    sample.save()
+    with pytest.raises(RuntimeError, match=r"-absent\.png': No such file") as error:
+        model.embed_samples(
+            samples, "hiera", batch_size=8, skip_failures=False, failure_tag="bad"
+        )
+
+    assert error.value.report.embedded == 20
+    assert by_path.exists("hiera").values("id") == by_path.values("id")[:20]
+    assert samples.match_tags("bad").values("id") == [sample.id]
+
+
+def test_failure_tag_is_taken_off_what_was_mended(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    path = samples.first().filepath
+    sample = samples.first()
+    sample.filepath = _absent(sample)
+    sample.tags = ["mine"]
+    sample.save()
+    model.embed_samples(samples, "hiera", failure_tag="bad")
+    assert samples.count_sample_tags() == {"mine": 1, "bad": 1}
+    sample.reload()
+    sample.filepath = path
+    sample.save()
+    model.embed_samples(samples, "hiera", failure_tag="bad")
+    assert samples.count_sample_tags() == {"mine": 1}
+
+
+def test_shards_are_disjoint_and_complete(samples: Any, model: HieraEmbeddingModel) -> None:
+    reports = [
+        model.embed_samples(samples, "hiera", shard=(index, 3)) for index in range(3)
+    ]
+    assert sum(report.embedded for report in reports) == 37
+    assert min(report.embedded for report in reports) > 0
+    again = [
+        model.embed_samples(samples, "hiera", shard=(index, 3)).skipped
+        for index in range(3)
+    ]
+    assert again == [report.embedded for report in reports]
+    _check(samples, model)
+
+
+def test_views(samples: Any, model: HieraEmbeddingModel) -> None:
+    shuffled = samples.shuffle(seed=51).limit(20)
+    samples.save_view("mine", shuffled)
+    assert model.embed_samples(samples.load_saved_view("mine"), "hiera").embedded == 20
+    assert sorted(samples.exists("hiera").values("id")) == sorted(shuffled.values("id"))
+    assert model.embed_samples(samples.skip(30), "other").embedded == 7
+    _check(samples.skip(30), model, "other")
+
+
+def test_nothing_to_embed(dataset: Any, samples: Any, model: HieraEmbeddingModel) -> None:
+    for empty in (samples.limit(0), samples.match(F("filepath") == "none")):
+        report = model.embed_samples(empty, "hiera")
+        assert (report.embedded, report.skipped, report.failed) == (0, 0, [])
+
+    assert dataset.count("hiera") == 0
+    assert dataset.limit(0).compute_embeddings(model, num_workers=0).size == 0
+
+
+def test_empty_dataset(dataset: Any, model: HieraEmbeddingModel) -> None:
+    assert model.embed_samples(dataset, "hiera").embedded == 0
+
+
+def _boxes() -> list[Any]:
+    boxes = ([0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1])
+    return [fo.Detection(label="part", bounding_box=box) for box in boxes]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_patches(samples: Any, model: HieraEmbeddingModel, batch_size: int) -> None:
+    for sample in samples.iter_samples(autosave=True):
+        sample["parts"] = fo.Detections(detections=_boxes())
+
+    report = model.embed_samples(
+        samples, "hiera", patches_field="parts", batch_size=batch_size
+    )
+    assert report.embedded == 74
+    assert isinstance(samples.get_field("parts.detections.hiera"), fo.VectorField)
+    native = samples.compute_patch_embeddings(model, "parts", num_workers=0)
+    for sample in samples:
+        stored = np.stack([patch.hiera for patch in sample.parts.detections])
+        assert np.abs(stored - native[sample.id]).max() < 1e-4
+        whole = model.embed(Image.open(sample.filepath))
+        assert np.abs(stored[1] - whole).max() < 1e-4
+
+    assert model.embed_samples(samples, "hiera", patches_field="parts").skipped == 74
+
+
+@pytest.mark.parametrize("kind", ["Detection", "Polyline", "Polylines"])
+def test_patches_of_other_labels(
+    samples: Any, model: HieraEmbeddingModel, kind: str
+) -> None:
+    corners = [[(0.1, 0.2), (0.6, 0.2), (0.3, 0.9)]]
+    labels = {
+        "Detection": fo.Detection(bounding_box=[0.1, 0.2, 0.5, 0.7]),
+        "Polyline": fo.Polyline(points=corners),
+        "Polylines": fo.Polylines(polylines=[fo.Polyline(points=corners)]),
+    }
+    view = samples[:5]
+    for sample in view.iter_samples(autosave=True):
+        sample["part"] = labels[kind].copy()
+
+    assert model.embed_samples(samples, "hiera", patches_field="part").embedded == 5
+    native = view.compute_patch_embeddings(model, "part", num_workers=0)
+    path = "part.polylines.hiera" if kind == "Polylines" else "part.hiera"
+    for sample_id, vector in zip(view.values("id"), view.values(path), strict=True):
+        (stored,) = vector if kind == "Polylines" else [vector]
+        assert np.abs(stored - native[sample_id][0]).max() < 1e-4
+
+
+def test_bad_patch_costs_itself_alone(samples: Any, model: HieraEmbeddingModel) -> None:
+    sample = samples.first()
+    outside = fo.Detection(bounding_box=[1.5, 0.5, 0.1, 0.1])
+    shapeless = fo.Detection()
+    sample["parts"] = fo.Detections(detections=[*_boxes(), outside, shapeless])
+    sample.save()
+    report = model.embed_samples(samples, "hiera", patches_field="parts", failure_tag="bad")
+    assert report.embedded == 2
+    assert [failure.id for failure in report.failed] == [outside.id, shapeless.id]
+    assert {failure.sample_id for failure in report.failed} == {sample.id}
+    reasons = [failure.reason for failure in report.failed]
+    assert "outside of the image" in reasons[0]
+    assert "no bounding box" in reasons[1]
+    assert all(repr(sample.filepath) in reason for reason in reasons)
+    assert samples.match_tags("bad").values("id") == [sample.id]
+
+
+def test_only_the_patches_of_the_view(samples: Any, model: HieraEmbeddingModel) -> None:
+    sample = samples.first()
+    cat, dog = _boxes()
+    cat.label, dog.label = "cat", "dog"
+    sample["parts"] = fo.Detections(detections=[cat, dog])
+    sample.save()
+    view = samples.filter_labels("parts", F("label") == "dog")
+    assert model.embed_samples(view, "hiera", patches_field="parts").embedded == 1
+    stored = samples.values("parts.detections.hiera")[0]
+    assert [vector is None for vector in stored] == [True, False]
+
+
+def _video(path: Path, seconds: int = 3) -> str:
+    source = f"testsrc=duration={seconds}:size=128x96:rate=7"
+    command = ["ffmpeg", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return str(path)
+
+
+_needs_ffmpeg = pytest.mark.skipif(
+    shutil.which("ffprobe") is None, reason="FiftyOne reads videos by ffmpeg"
+)
+
+
+@_needs_ffmpeg
+@pytest.mark.parametrize("num_workers", [None, 0])
+def test_frames(
+    dataset: Any, model: HieraEmbeddingModel, tmp_path: Path, num_workers: int | None
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        dataset.add_sample(fo.Sample(filepath=_video(tmp_path / name)))
+
+    native = dataset.compute_embeddings(model, batch_size=4)
+    report = model.embed_samples(
+        dataset[:1], "frames.hiera", batch_size=4, num_workers=num_workers
+    )
+    assert (report.embedded, report.skipped) == (21, 0)
+    report = model.embed_samples(dataset, "hiera", batch_size=4, num_workers=num_workers)
+    assert (report.embedded, report.skipped) == (21, 21)
+    for sample in dataset:
+        stored = np.stack([frame.hiera for frame in sample.frames.values()])
+        assert np.abs(stored - native[sample.id]).max() < 1e-4
+
+    sample = dataset.last()
+    sample.frames[5]["parts"] = fo.Detections(detections=_boxes())
+    sample.save()
+    report = model.embed_samples(
+        dataset, "hiera", patches_field="parts", num_workers=num_workers
+    )
+    assert report.embedded == 2
+    sample.reload()
+    frame = sample.frames[5]
+    assert np.abs(frame.parts.detections[1].hiera - frame.hiera).max() < 1e-4
+    info = dataset.get_field("frames.parts.detections.hiera").info
+    assert info["checkpoint"] == NANO
+
+
+@_needs_ffmpeg
+def test_bad_videos(dataset: Any, model: HieraEmbeddingModel, tmp_path: Path) -> None:
+    whole = _video(tmp_path / "whole.mkv", seconds=9)
+    cut, short = tmp_path / "cut.mkv", tmp_path / "short.mkv"
+    cut.write_bytes(Path(whole).read_bytes()[:12_000])
+    short.write_bytes(b"not a video")
+    paths = [str(cut), str(short), str(tmp_path / "missing.mkv"), whole]
+    dataset.add_samples([fo.Sample(filepath=path) for path in paths])
+    report = model.embed_samples(dataset, "hiera", batch_size=8, failure_tag="bad")
+    reasons = {failure.path: failure.reason for failure in report.failed}
+    assert set(reasons) == set(paths[:3])
+    assert "from frame" in reasons[str(cut)]
+    assert "No such file" in reasons[paths[2]]
+    assert set(dataset.match_tags("bad").values("filepath")) == set(paths[:3])
+    assert dataset.last().frames.last().hiera.shape == (192,)
+    assert all("\n" not in reason for reason in reasons.values())
+
+    # The frames before the cut were whole
+    first = dataset.first().frames.first().hiera
+    assert np.abs(first - dataset.last().frames.first().hiera).max() < 1e-4
+
+
+def test_groups(
+    dataset: Any, model: HieraEmbeddingModel, digits: list[Digit], other: Any
+) -> None:
+    dataset.add_group_field("group", default="left")
+    for left, right in zip(digits[:5], digits[5:10], strict=True):
+        group = fo.Group()
+        dataset.add_samples(
+            [
+                fo.Sample(filepath=str(left.path), group=group.element("left")),
+                fo.Sample(filepath=str(right.path), group=group.element("right")),
+            ]
+        )
+
+    with pytest.raises(ValueError, match="select_group_slices"):
+        model.embed_samples(dataset, "hiera")
+
+    right_slice = dataset.select_group_slices("right")
+    assert model.embed_samples(right_slice, "hiera", failure_tag="bad").embedded == 5
+    _check(right_slice, model)
+    assert dataset.select_group_slices("left").count("hiera") == 0
+    both = dataset.select_group_slices(["left", "right"])
+    report = model.embed_samples(both, "hiera")
+    assert (report.embedded, report.skipped) == (5, 5)
+
+
+def test_what_cannot_be_embedded_is_refused(
+    samples: Any, other: Any, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    sample = samples.first()
+    sample["parts"] = fo.Detections(detections=_boxes())
+    sample.save()
+    with pytest.raises(ValueError, match="patches_field="):
+        model.embed_samples(samples.to_patches("parts"), "hiera")
+
+    with pytest.raises(ValueError, match="dataset or view, found list"):
+        model.embed_samples([sample], "hiera")
+
+    with pytest.raises(ValueError, match=r"'a\.b'.*without a '\.'"):
+        model.embed_samples(samples, "a.b", patches_field="parts")
+
+    other.add_sample(fo.Sample(filepath=str(tmp_path / "cloud.pcd")))
+    with pytest.raises(fom.MediaTypeError, match="point-cloud"):
+        model.embed_samples(other, "hiera")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"num_workers": -1}, "num_workers -1"),
+        ({"shard": (3, 3)}, r"shard \(3, 3\).*0 <= k < n"),
+        ({"shard": (-1, 3)}, r"shard \(-1, 3\)"),
+    ],
+)
+def test_invalid_options(
+    samples: Any, model: HieraEmbeddingModel, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.embed_samples(samples, "hiera", **options)
+
+    assert not samples.has_field("hiera")
+
+
+def test_progress(
+    samples: Any, model: HieraEmbeddingModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.embed_samples(samples, "silent", progress=False)
+    assert "/37" not in capsys.readouterr().out
+    model.embed_samples(samples, "shown", progress=True)
+    assert "/37" in capsys.readouterr().out
+
+    seen: list[tuple[int, int]] = []
+    model.embed_samples(
+        samples,
+        "called",
+        batch_size=8,
+        progress=lambda bar: seen.append((bar.iteration, bar.total)),
+    )
+    assert seen[-1] == (37, 37)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert (8, 37) in seen
+
+
+def test_report_prints_as_a_table(samples: Any, model: HieraEmbeddingModel) -> None:
+    sample = samples.first()
+    sample.filepath = _absent(sample)
+    sample.save()
+    report = model.embed_samples(samples, "hiera")
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines[:5]] == [
+        "embedded",
+        "skipped",
+        "failed",
+        "seconds",
+        "images/s",
+    ]
+    assert lines[0].split()[1] == "36"
+    assert sample.id in lines[5]
+
+
+def _overflowing(nano: Path, folder: Path) -> str:
+    """Weights that overflow in float16 for bright images, and not for dark ones."""
+    checkpoint = _another_checkpoint(nano, folder)
+    tensors = load_file(nano)
+    for name, tensor in tensors.items():
+        if name.endswith("patch_embeddings.projection.weight"):
+            tensors[name] = torch.full_like(tensor, 500.0)
+
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return checkpoint
+
+
+def test_nan_is_never_stored(
+    dataset: Any, nano: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = _overflowing(nano, tmp_path)
+    model = fiftyone_hiera.load_model(NANO, checkpoint=checkpoint, dtype="float16")
+    for index, color in enumerate(((124, 116, 104), "white", (120, 116, 104))):
+        path = tmp_path / f"{index}.png"
+        Image.new("RGB", (64, 64), color).save(path)
+        dataset.add_sample(fo.Sample(filepath=str(path)))
+
+    report = model.embed_samples(dataset, "hiera", batch_size=3)
+    (failure,) = report.failed
+    assert failure.path.endswith("1.png")
+    assert "NaN or infinity" in failure.reason
+    assert "float16" in failure.reason
+    assert [v is None for v in dataset.values("hiera")] == [False, True, False]
+
+    dataset.compute_embeddings(model, embeddings_field="n", batch_size=1, num_workers=0)
+    assert [v is None for v in dataset.values("n")] == [False, True, False]
+    dataset.compute_embeddings(model, embeddings_field="m", batch_size=3, num_workers=0)
+    assert dataset.values("m") == [None] * 3
+    assert "NaN or infinity for the images [1] of a batch of 3" in caplog.text
+
+
+def test_batches_are_halved_until_they_fit() -> None:
+    sizes: list[int] = []
+
+    def forward(pixels: Any) -> Any:
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return np.asarray(pixels, np.float32)
+
+    halving = Halving(forward)
+    assert halving(torch.arange(10)).tolist() == list(range(10))
+    assert sizes == [10, 5, 2, 2, 2, 2, 2]
+    sizes.clear()
+    assert halving(torch.arange(5)).tolist() == list(range(5))
+    assert sizes == [2, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def forward(pixels: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Halving(forward)(torch.arange(10))
