@@ -18,7 +18,7 @@ test: .venv/.test
 	$(BIN)/ruff check .
 	MYPYPATH=$(SOURCES) $(BIN)/mypy
 	MYPYPATH=$(SOURCES):examples:scripts $(BIN)/mypy --explicit-package-bases examples/*.py scripts/*.py
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .venv/.%: pyproject.toml scripts/install.py | .venv/bin/python
 	$(BIN)/python scripts/install.py demo $(filter test,$*)

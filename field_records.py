@@ -167,6 +167,11 @@ class FieldClaim:
 
     def _write(self) -> None:
         field = self._dataset.get_field(self._path)
+        if field.path != self._path:
+            # FiftyOne loses the prefix of a nested frame field that it just added
+            self._dataset.reload()
+            field = self._dataset.get_field(self._path)
+
         field.info = {**(field.info or {}), **self._record}
         field.save()
 

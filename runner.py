@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -94,10 +96,38 @@ def run(
         EmbeddingError: if the run had to stop, or if everything failed
     """
     start = time.perf_counter()
+    report = EmbeddingReport()
+    try:
+        _embed(target, embedder, options, progress, report)
+    except (PyMongoError, _WriteError) as error:
+        raise EmbeddingError(
+            f"The database was lost, or refused to store vectors: {error}\n{_RESUME}",
+            report,
+        ) from error
+    except MemoryError as error:
+        raise EmbeddingError(f"{error}\n{_RESUME}", report) from error
+    finally:
+        report.seconds = time.perf_counter() - start
+
+    if report.failed and not report.embedded and not report.skipped:
+        raise EmbeddingError(
+            f"None of {len(report.failed)} could be embedded:\n{report}", report
+        )
+
+    return report
+
+
+def _embed(
+    target: Target,
+    embedder: Embedder,
+    options: RunOptions,
+    progress: Any,
+    report: EmbeddingReport,
+) -> None:
     claim = FieldClaim(target.dataset, target.path, embedder.record)
     clear = _check_field(target, claim, options)
     frozen = target.freeze(overwrite=options.overwrite, shard=options.shard)
-    report = EmbeddingReport(skipped=frozen.skipped)
+    report.skipped = frozen.skipped
 
     batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
     read = read_videos if target.media_type == fom.VIDEO else read_images
@@ -108,32 +138,15 @@ def run(
         ahead=2 * batch_size,
     )
     with fou.ProgressBar(total=len(frozen), progress=progress) as bar:
-        pipeline = _Pipeline(target, embedder, options, report, bar, batch_size)
-        pipeline.before_first_write = partial(claim.claim, clear)
-        try:
-            with pipeline.writer:
-                for group in reads:
-                    for item in group:
-                        pipeline.take(item)
-
-                pipeline.flush()
-        except (PyMongoError, _WriteError) as error:
-            raise EmbeddingError(
-                f"The database was lost, or refused to store vectors: {error}\n{_RESUME}",
-                report,
-            ) from error
-        except MemoryError as error:
-            raise EmbeddingError(f"{error}\n{_RESUME}", report) from error
-        finally:
-            reads.close()
-            report.seconds = time.perf_counter() - start
-
-    if report.failed and not report.embedded and not report.skipped:
-        raise EmbeddingError(
-            f"None of {len(report.failed)} could be embedded:\n{report}", report
+        before_first_write = partial(claim.claim, clear)
+        pipeline = _Pipeline(
+            target, embedder, options, report, bar, batch_size, before_first_write
         )
+        with contextlib.closing(reads), pipeline.writer:
+            for item in itertools.chain.from_iterable(reads):
+                pipeline.take(item)
 
-    return report
+            pipeline.flush()
 
 
 def _check_field(
@@ -175,15 +188,16 @@ class _Pipeline:
         report: EmbeddingReport,
         bar: Any,
         batch_size: int,
+        before_first_write: Callable[[], None],
     ) -> None:
         self.writer = _Writer(self._stored)
-        self.before_first_write: Callable[[], None]
         self._target = target
         self._embedder = embedder
         self._options = options
         self._report = report
         self._bar = bar
         self._batch_size = batch_size
+        self._before_first_write = before_first_write
         self._batch: list[tuple[Job, Part, torch.Tensor]] = []
 
     def take(self, item: Read) -> None:
@@ -205,7 +219,7 @@ class _Pipeline:
         parts = [part for _, part, _ in batch]
         good = [parts[index] for index in np.flatnonzero(finite)]
         if good:
-            self.before_first_write()
+            self._before_first_write()
             store = partial(self._target.store, good, vectors[finite])
             self.writer.submit(store, len(good))
 

@@ -134,28 +134,11 @@ def _embed(dataset: Any, model_name: str, field: str) -> None:
     import fiftyone.brain as fob
     import fiftyone.zoo as foz
 
-    # A bad file costs its whole batch: in a second pass it costs itself alone
-    for batch_size in (32, 1):
-        # The IDs are fixed before anything is stored: a view of what is missing
-        # would shrink under the loop
-        embedded = dataset.exists(field).values("id") if dataset.has_field(field) else []
-        missing = dataset.exclude(embedded).values("id")
-        if missing:
-            again = ", again and one at a time" if batch_size == 1 else ""
-            print(f"Embedding {len(missing)} images with {model_name}{again}...")
-            dataset.select(missing).compute_embeddings(
-                foz.load_zoo_model(model_name),
-                embeddings_field=field,
-                batch_size=batch_size,
-                progress=True,
-            )
+    print(f"Embedding {len(dataset)} images with {model_name}...")
+    model = foz.load_zoo_model(model_name)
+    print(model.embed_samples(dataset, field, progress=True))
 
     view = dataset.exists(field)
-    failed = dataset.exists(field, False).values("filepath")
-    if failed:
-        print(f"{len(failed)} of {len(dataset)} images could not be embedded:")
-        print(*(f"    {path}" for path in failed), sep="\n")
-
     if len(view) < 2:
         raise SystemExit("Fewer than 2 images could be embedded; see the messages above")
 

@@ -21,9 +21,9 @@ from PIL import Image
 from .images import ImageLike, to_rgb
 from .portable import Portable
 
-# Beyond this ratio of sides, only what the crop shows is resized: the whole of a
-# 30000x1 image would take 8 GB
-_ELONGATED = 16
+# Of pictures that would be larger when resized, only what the crop shows is: the
+# whole of one of 30000x1 px would take 8 GB
+_LARGEST_RESIZED = 4096 * 4096
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ class Preprocessing(Portable):
         top = (resized[1] - height) // 2
         crop = (left, top, left + width, top + height)
 
-        if max(resized) <= _ELONGATED * self.shortest_edge:
+        if resized[0] * resized[1] <= _LARGEST_RESIZED:
             picture = picture.resize(resized, self.resample).crop(crop)
         else:
             picture = _resize_inside(picture, resized, crop, self.resample)

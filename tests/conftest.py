@@ -30,9 +30,20 @@ def _isolate(home: Path) -> None:
     os.environ["HOME"] = str(home)
     os.environ["HF_HOME"] = str(home / "hub")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Two processes of two threads each spend their time waiting for a core
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 _isolate(Path(_HOME.name))
+
+
+_LONG = ("test_zoo.py", "test_faults.py", "test_readme.py", "test_weights.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take long, so that processes end together."""
+    items.sort(key=lambda item: (*_LONG, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,20 @@ def test_hub_id(folder: Path, tmp_path: Path, with_preprocessor: bool) -> None:
             assert result.returncode == 0, result.stderr
             assert "[1, 1, 2, 1] (64, 64)" in result.stdout
             assert bool(hub.requests) == (attempt == "downloads")
+
+
+def test_archives_are_refused_and_never_unpacked(tmp_path: Path) -> None:
+    archive = tmp_path / "inside" / "checkpoint.tar"
+    archive.parent.mkdir()
+    content = tarfile.TarInfo("../outside.safetensors")
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(content)
+        tar.addfile(link)
+
+    for path in (archive, archive.rename(archive.with_suffix(".zip"))):
+        with pytest.raises(ValueError, match="Valid are an existing folder"):
+            validate_checkpoint(str(path))
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside", "checkpoint.zip"]

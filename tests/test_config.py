@@ -20,6 +20,7 @@ from write_manifest import build_manifest
 from fiftyone_hiera.config import (
     CHECKPOINTS,
     DTYPES,
+    VERSION,
     Checkpoint,
     Settings,
     get_checkpoint,
@@ -100,6 +101,11 @@ def test_stated_sizes_are_those_of_the_hub() -> None:
         round(CHECKPOINTS[f"facebook/hiera-{v}-224-hf"].parameters * 4e-6) for v in VARIANTS
     ]
     assert megabytes == [109, 137, 203, 276, 850, 2683]
+
+
+def test_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == VERSION
 
 
 def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> None:

@@ -23,6 +23,7 @@ import pytest
 from other_process import OtherProcess
 from PIL import Image
 from pymongo.errors import PyMongoError
+from random_hiera import make_config, make_hiera, save_checkpoint
 
 import fiftyone_hiera
 from digits import Digit, write_digits
@@ -184,6 +185,71 @@ def test_two_processes_with_different_settings(
 
     process.signal(signal.SIGKILL)
     process.wait()
+
+
+_LITTLE_MEMORY = """
+    import resource
+
+    def leave(megabytes):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+    dataset = fo.load_dataset({name!r})
+    model.embed_samples(dataset[:8], "warm", batch_size=4, num_workers=0)
+    large = fiftyone_hiera.load_model("hiera-nano-digits", checkpoint={checkpoint!r})
+    leave({megabytes})
+    try:
+        report = large.embed_samples(dataset[:48], "hiera", batch_size=48, num_workers=0)
+        say(embedded=report.embedded)
+    except RuntimeError as error:
+        say(error=str(error), stored=error.report.embedded, failed=len(error.report.failed))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
+def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
+    large = make_hiera(make_config(image_size=(448, 448)))
+    checkpoint = str(save_checkpoint(tmp_path / "large", large))
+    some, none = (
+        OtherProcess(
+            _LITTLE_MEMORY.format(
+                name=samples.name, checkpoint=checkpoint, megabytes=megabytes
+            ),
+            tmp_path,
+        )
+        for megabytes in (500, 10)
+    )
+    (stopped,) = none.said()
+    assert stopped["error"].startswith("Out of memory while embedding a single image")
+    assert (stopped["stored"], stopped["failed"]) == (0, 0)
+    none.wait()
+
+    assert next(some.said()) == {"embedded": 48}
+    _, log = some.wait()
+    assert "Out of memory at 48 images in one batch: going on with 24" in log
+    unlimited = fiftyone_hiera.load_model("hiera-nano-digits", checkpoint=checkpoint)
+    samples.reload()
+    paths, stored = samples.exists("hiera").values(["filepath", "hiera"])
+    assert len(paths) == 48
+    vectors = unlimited.embed_all([Image.open(path) for path in paths])
+    assert np.abs(np.stack(stored) - vectors).max() < 1e-4
+
+
+def test_memory_does_not_grow(model: HieraEmbeddingModel, digits: list[Digit]) -> None:
+    dataset = fo.Dataset()
+    paths = [str(digit.path) for digit in digits] * 6
+    dataset.add_samples([fo.Sample(filepath=path) for path in paths[:10_000]])
+    resident: dict[int, int] = {}
+
+    def measure(bar: Any) -> None:
+        resident[bar.iteration] = psutil.Process().memory_info().rss
+
+    report = model.embed_samples(dataset, "hiera", batch_size=50, progress=measure)
+    dataset.delete()
+    assert report.embedded == 10_000
+    growth = max(used for done, used in resident.items() if done > 2000) - resident[2000]
+    assert growth < 50 * 2**20
 
 
 def test_samples_deleted_meanwhile(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+from sandbox import served_archive
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +23,23 @@ from PIL import Image
 vector = fiftyone_hiera.load_model("hiera-nano-digits").embed(Image.new("RGB", (9, 9)))
 print(fiftyone_hiera.__file__, *vector.shape)
 """
+
+
+def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
+    with served_archive(tmp_path) as _:
+        pass
+
+    with zipfile.ZipFile(tmp_path / "fiftyone-hiera.zip") as archive:
+        for member in archive.infolist():
+            path = Path(member.filename)
+            assert path.parts[0] == "fiftyone-hiera"
+            assert ".." not in path.parts
+            assert not stat.S_ISLNK(member.external_attr >> 16)
+
+    tracked = subprocess.run(
+        ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert not [line for line in tracked.splitlines() if line.startswith("120000")]
 
 
 def test_wheel(tmp_path: Path) -> None:

@@ -63,6 +63,21 @@ def test_equals_transformers(size: tuple[int, int]) -> None:
     assert torch.equal(_normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), expected)
 
 
+@pytest.mark.parametrize("size", [(300, 1), (1, 300), (2001, 7), (7, 2001)], ids=str)
+@pytest.mark.parametrize("resample", [2, 3])
+def test_elongated_pictures_differ_by_one_grey_level(
+    size: tuple[int, int], resample: int
+) -> None:
+    image = _noise(size)
+    processor = PilProcessor(**{**META, "resample": resample, "do_normalize": False})
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    expected = processor(image, **options).pixel_values[0] * 255
+    pixels = Preprocessing(256, (224, 224), resample)(image)
+    difference = (pixels - expected).abs()
+    assert difference.max() < 1.01
+    assert (difference > 0.5).float().mean() < 0.001
+
+
 def test_every_value_is_normalized_exactly() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
     steps = {"do_resize": False, "do_center_crop": False, "do_convert_rgb": False}

@@ -639,6 +639,22 @@ def test_batches_are_halved_until_they_fit() -> None:
     assert sizes == [2, 2, 1]
 
 
+def test_batches_are_halved_natively(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = model._forward
+
+    def small(pixels: Any) -> Any:
+        if len(pixels) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return forward(pixels)
+
+    monkeypatch.setattr(model, "_vectors", Halving(small))
+    samples.compute_embeddings(model, "hiera", batch_size=32, num_workers=0)
+    _check(samples, model)
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     def forward(pixels: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

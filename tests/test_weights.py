@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -212,6 +214,45 @@ def test_offline_with_cache(hub: HubServer, client: Client) -> None:
     hub.requests.clear()
     client.succeeds(HF_HUB_OFFLINE="1")
     assert hub.requests == []
+
+
+@contextlib.contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Allow no writing below a folder, not even to root."""
+    if os.geteuid() != 0:
+        folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+        for path in folders:
+            path.chmod(0o555)
+
+        yield
+        for path in folders:
+            path.chmod(0o755)
+
+        return
+
+    bind = ["mount", "--bind", str(folder), str(folder)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(bind, capture_output=True).returncode
+    ):
+        pytest.skip("root writes anywhere, and may not mount here")
+
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+    yield
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_read_only_cache(hub: HubServer, client: Client) -> None:
+    client.succeeds()
+    client.destination.unlink()
+    cache = client.folder / "hub"
+    with _read_only(cache):
+        with pytest.raises(OSError, match=r"Read-only|Permission"):
+            (cache / "new").touch()
+
+        client.succeeds()
+
+    assert hub.downloads == 1
 
 
 def test_token_opens_and_is_never_printed(hub: HubServer, client: Client) -> None:
