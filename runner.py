@@ -281,9 +281,9 @@ class _Writer:
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         try:
-            while self._waiting and not self._broken:
+            while self._waiting:
                 self._finish_one()
-        except Exception:
+        except _WriteError:
             if error_type is None:
                 raise
         finally:
@@ -307,7 +307,7 @@ class _Writer:
     def _write(self, write: Callable[[], None]) -> None:
         # A lost database takes half a minute to be noticed: not once per write
         if self._broken:
-            return
+            raise RuntimeError("an earlier write failed")
 
         try:
             write()

@@ -198,6 +198,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
 
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+
     return str(error) or type(error).__name__
 
 

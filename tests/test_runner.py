@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import fiftyone_hiera
 from digits import Digit, write_digits
 from fiftyone_hiera.hiera.memory import Halving
+from fiftyone_hiera.targets import Target
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
 NANO = "hiera-nano-digits"
@@ -304,6 +305,32 @@ def test_failure_tag_is_taken_off_what_was_mended(
     sample.save()
     model.embed_samples(samples, "hiera", failure_tag="bad")
     assert samples.count_sample_tags() == {"mine": 1}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 5])
+def test_no_failed_write_goes_unnoticed(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: int,
+) -> None:
+    store = Target.store
+    calls: list[int] = []
+
+    def fail(*args: Any) -> None:
+        calls.append(len(calls) + 1)
+        if calls[-1] == failing:
+            raise ValueError("the server said no")
+
+        store(*args)
+
+    monkeypatch.setattr(Target, "store", fail)
+    with pytest.raises(RuntimeError, match="refused to store vectors: the server") as error:
+        model.embed_samples(samples, "hiera", batch_size=8)
+
+    stored = 8 * (failing - 1)
+    assert calls == list(range(1, failing + 1))
+    assert samples.count("hiera") == error.value.report.embedded == stored
 
 
 def test_shards_are_disjoint_and_complete(samples: Any, model: HieraEmbeddingModel) -> None:
