@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ _DECISIVE = ("sha256", "pooling", "normalize", "dtype", "preprocessing")
 _LONG = ("sha256", "preprocessing")
 _KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
 
-# How long a run that claims a field waits for others that claim it
-_SETTLE_SECONDS = 0.2
+# Runs look at the record before each write: how long a run that changes it waits
+# for writes that are under way
+_SETTLE_SECONDS = 0.5
+
+_BEING_REPLACED = "none, the vectors are being replaced by run "
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
     """Look a field up in the database itself.
 
     A dataset in memory does not know of what other processes did since it was
-    loaded, and reloading it would drop unsaved edits of its samples.
+    loaded.
 
     Args:
         dataset: the dataset
@@ -82,6 +86,9 @@ def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
         the document that describes the field, or None if there is none
     """
     document = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id})
+    if document is None:
+        raise ValueError(f"The dataset {dataset.name!r} was deleted")
+
     is_frame_field = path.startswith("frames.")
     document["fields"] = document["frame_fields" if is_frame_field else "sample_fields"]
     for name in path.removeprefix("frames.").split("."):
@@ -108,7 +115,6 @@ class FieldClaim:
         self._path = path
         self._record = record
         self._found = self._read()
-        self._claimed = False
 
     @property
     def is_ours(self) -> bool:
@@ -124,9 +130,11 @@ class FieldClaim:
         Raises:
             ValueError: always
         """
+        differing = [key for key in _DECISIVE if self._found.get(key) != self._record[key]]
         raise ValueError(
-            f"{reason}\n  It holds: {_describe(self._found, self._record)}\n  This run "
-            f"makes: {_describe(self._record, self._found)}"
+            f"{reason} They differ in {', '.join(differing)}."
+            f"\n  It holds: {_describe(self._found, self._record)}"
+            f"\n  This run makes: {_describe(self._record, self._found)}"
         )
 
     def claim(self, clear: Callable[[], None] | None) -> None:
@@ -134,46 +142,56 @@ class FieldClaim:
 
         Args:
             clear: what empties the field of vectors that were made otherwise;
-                None if there are none. It is done first, so that the record is
-                never wrong about a vector
+                None if there are none. Until it is done, the record fits no
+                run, so that it is never wrong about a vector
 
         Raises:
             ValueError: if another run claimed the field meanwhile
         """
-        if self._claimed:
-            return
-
         before = self._found
         self._found = self._read()
         if not self.is_ours and self._found == before:
             if clear is not None:
+                self._write({**self._record, "sha256": _BEING_REPLACED + str(uuid.uuid4())})
                 clear()
 
-            self._write()
-            time.sleep(_SETTLE_SECONDS)
-            self._found = self._read()
+            self._write(self._record)
 
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that the field is still recorded as this run's.
+
+        Raises:
+            ValueError: if another run claimed it meanwhile
+        """
+        self._found = self._read()
         if not self.is_ours:
             self.refuse(
                 f"Another run began to write to the field {self._path!r} meanwhile."
             )
-
-        self._claimed = True
 
     def _read(self) -> Record:
         field = stored_field(self._dataset, self._path) or {}
         info = field.get("info") or {}
         return {name: info[name] for name in _KEYS if name in info}
 
-    def _write(self) -> None:
+    def _write(self, record: Record) -> None:
+        """Write a record, and wait until other runs must have seen it."""
         field = self._dataset.get_field(self._path)
         if field.path != self._path:
             # FiftyOne loses the prefix of a nested frame field that it just added
             self._dataset.reload()
             field = self._dataset.get_field(self._path)
 
-        field.info = {**(field.info or {}), **self._record}
+        field.info = {**(field.info or {}), **record}
         field.save()
+        time.sleep(_SETTLE_SECONDS)
+        self._found = self._read()
+        if not _same(self._found, record):
+            self.refuse(
+                f"Another run began to write to the field {self._path!r} meanwhile."
+            )
 
 
 def _same(one: Record, other: Record) -> bool:

@@ -22,7 +22,7 @@ import torch
 from .hiera.images import ImageLike, read_image
 from .hiera.unreadable import check_is_file
 from .patches import Picture, extract_patch
-from .targets import Job, Part
+from .work import Job, Part
 
 Prepare: TypeAlias = Callable[[ImageLike], torch.Tensor]
 """From a picture to the encoder's input."""
@@ -157,11 +157,15 @@ def _read_video(job: Job, prepare: Prepare) -> Iterator[Read]:
         check_is_file(job.path)
         numbers = [number for number in frames if number is not None]
         with etav.FFmpegVideoReader(job.path, frames=numbers) as reader:
-            for picture in reader:
+            height, width = _frame_shape(reader)
+            for raw in reader:
+                picture = raw.reshape(height, width, 3)
                 for part in frames.pop(reader.frame_number):
                     yield _prepare(job, part, picture, prepare)
     except Exception as error:  # noqa: BLE001  # as with images: broken files raise anything
         reason = str(error) or type(error).__name__
+        if reason.startswith("Command 'ffprobe"):
+            reason = "ffprobe finds no video in it"
 
     if frames:
         unread = [part for parts in frames.values() for part in parts]
@@ -169,6 +173,22 @@ def _read_video(job: Job, prepare: Prepare) -> Iterator[Read]:
         where = "" if first is None else f" from frame {first} on"
         message = f"Cannot read video {job.path!r}{where}: {reason}"
         yield Read(job, unread, ValueError(message))
+
+
+def _frame_shape(reader: Any) -> tuple[int, int]:
+    """Return the (height, width) of the frames, as ffmpeg really gives them.
+
+    ffmpeg turns the frames of a rotated video upright. Where newer releases note
+    the rotation, eta does not look, and takes the frames' width for their height.
+    """
+    width, height = reader.frame_size
+    info = reader._stream_info.stream_info
+    noted = [data.get("rotation", 0) for data in info.get("side_data_list", [])]
+    is_turned = any(abs(int(rotation)) % 180 == 90 for rotation in noted)
+    if is_turned and "rotate" not in info.get("tags", {}):
+        return width, height
+
+    return height, width
 
 
 def _prepare(job: Job, part: Part, picture: Any, prepare: Prepare) -> Read:

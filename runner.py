@@ -24,7 +24,8 @@ from pymongo.errors import PyMongoError
 from .field_records import FieldClaim, Record
 from .reading import Prepare, Read, read_images, read_videos
 from .report import EmbeddingError, EmbeddingReport, Failure
-from .targets import Job, Part, Target
+from .targets import Target
+from .work import Job, Part
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _DEFAULT_BATCH_SIZE = 32
 # Batches that wait to be stored, before embedding waits for the database
 _WAITING_WRITES = 2
 
-_RESUME = "What was stored is kept; the same call goes on from there"
+_KEPT = "What was stored is kept"
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,37 @@ class RunOptions:
     failure_tag: str | None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"Invalid batch_size {self.batch_size!r}: it is at least 1")
-
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"Invalid num_workers {self.num_workers!r}: it is at least 0")
-
-        if self.shard is not None:
-            index, count = self.shard
-            if not 0 <= index < count:
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
                 raise ValueError(
-                    f"Invalid shard {self.shard!r}: it is (k, n) with 0 <= k < n"
+                    f"Invalid {name} {value!r}: it is a whole number from {least}"
                 )
+
+        if self.shard is not None and not _is_shard(self.shard):
+            raise ValueError(
+                f"Invalid shard {self.shard!r}: it is (k, n), whole numbers with 0 <= k < n"
+            )
+
+        tag: object = self.failure_tag
+        if tag is not None and not (isinstance(tag, str) and tag):
+            raise ValueError(f"Invalid failure_tag {tag!r}: it is a text")
+
+    @property
+    def advice(self) -> str:
+        """What to do after a run that stopped."""
+        if self.overwrite:
+            return f"{_KEPT}; the same call begins anew"
+
+        return f"{_KEPT}; the same call goes on from there"
+
+
+def _is_shard(shard: object) -> bool:
+    match shard:
+        case (int(index), int(count)):
+            return 0 <= index < count
+
+    return False
 
 
 def run(
@@ -101,11 +121,12 @@ def run(
         _embed(target, embedder, options, progress, report)
     except (PyMongoError, _WriteError) as error:
         raise EmbeddingError(
-            f"The database was lost, or refused to store vectors: {error}\n{_RESUME}",
+            f"The database was lost, or refused to store vectors: {error}\n"
+            f"{options.advice}",
             report,
         ) from error
     except MemoryError as error:
-        raise EmbeddingError(f"{error}\n{_RESUME}", report) from error
+        raise EmbeddingError(f"{error}\n{options.advice}", report) from error
     finally:
         report.seconds = time.perf_counter() - start
 
@@ -132,15 +153,14 @@ def _embed(
     batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
     read = read_videos if target.media_type == fom.VIDEO else read_images
     reads = read(
-        target.jobs(frozen, options.failure_tag),
+        target.jobs(frozen),
         embedder.prepare,
         num_workers=fou.recommend_thread_pool_workers(options.num_workers),
         ahead=2 * batch_size,
     )
     with fou.ProgressBar(total=len(frozen), progress=progress) as bar:
-        before_first_write = partial(claim.claim, clear)
         pipeline = _Pipeline(
-            target, embedder, options, report, bar, batch_size, before_first_write
+            target, embedder, options, report, bar, batch_size, claim, clear
         )
         with contextlib.closing(reads), pipeline.writer:
             for item in itertools.chain.from_iterable(reads):
@@ -163,7 +183,8 @@ def _check_field(
     if not options.overwrite:
         claim.refuse(
             f"The field {target.path!r} holds {held} vectors that were made otherwise, and "
-            "vectors must not be mixed. Use another field, or overwrite=True."
+            "vectors must not be mixed. Use another field, or overwrite=True, which "
+            "removes all of them before the first new one is stored."
         )
 
     if inside < held or options.shard is not None:
@@ -188,7 +209,8 @@ class _Pipeline:
         report: EmbeddingReport,
         bar: Any,
         batch_size: int,
-        before_first_write: Callable[[], None],
+        claim: FieldClaim,
+        clear: Callable[[], None] | None,
     ) -> None:
         self.writer = _Writer(self._stored)
         self._target = target
@@ -197,7 +219,10 @@ class _Pipeline:
         self._report = report
         self._bar = bar
         self._batch_size = batch_size
-        self._before_first_write = before_first_write
+        self._claim = claim
+        self._clear = clear
+        self._is_claimed = False
+        self._failed: set[str] = set()
         self._batch: list[tuple[Job, Part, torch.Tensor]] = []
 
     def take(self, item: Read) -> None:
@@ -219,13 +244,26 @@ class _Pipeline:
         parts = [part for _, part, _ in batch]
         good = [parts[index] for index in np.flatnonzero(finite)]
         if good:
-            self._before_first_write()
-            store = partial(self._target.store, good, vectors[finite])
-            self.writer.submit(store, len(good))
+            if not self._is_claimed:
+                self._claim.claim(self._clear)
+                self._is_claimed = True
+
+            self.writer.submit(partial(self._store, good, vectors[finite]), len(good))
+            self._untag({batch[index][0].sample_id for index in np.flatnonzero(finite)})
 
         for index in np.flatnonzero(~finite):
             job, part, _ = batch[index]
             self._fail(job, [part], self._not_finite(job))
+
+    def _store(self, parts: Sequence[Part], vectors: npt.NDArray[np.float32]) -> None:
+        self._claim.check()
+        self._target.store(parts, vectors)
+
+    def _untag(self, sample_ids: set[str]) -> None:
+        tag = self._options.failure_tag
+        if tag is not None:
+            mended = sorted(sample_ids - self._failed)
+            self.writer.submit(partial(self._target.untag, mended, tag), 0)
 
     def _fail(self, job: Job, parts: Sequence[Part], error: Exception) -> None:
         reason = " ".join(str(error).split())  # ffmpeg's take several lines
@@ -238,6 +276,7 @@ class _Pipeline:
             f" ({_name(parts)})" if parts[0].id != job.sample_id else "",
             reason,
         )
+        self._failed.add(job.sample_id)
         if self._options.failure_tag is not None:
             tag = partial(self._target.tag, [job.sample_id], self._options.failure_tag)
             self.writer.submit(tag, 0)
@@ -246,7 +285,10 @@ class _Pipeline:
         if not self._options.skip_failures:
             # What was read before it is kept
             self.flush()
-            raise EmbeddingError(f"{reason}\n{_RESUME}", self._report) from error
+            raise EmbeddingError(
+                f"{reason}\n{_KEPT}, and skip_failures=True goes on without this one",
+                self._report,
+            ) from error
 
     def _not_finite(self, job: Job) -> ValueError:
         return ValueError(

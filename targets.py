@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import fiftyone.core.collections as foc
@@ -19,67 +18,15 @@ import numpy.typing as npt
 from fiftyone import ViewField as F
 
 from .field_records import stored_field
+from .hiera.unreadable import check_is_file
 from .patches import Box
+from .work import Frozen, Job, Part
 
 # The samples whose paths are looked up at once
 _LOOK_UP = {fom.IMAGE: 500, fom.VIDEO: 5}
 
 _FRAMES = "frames."
 _PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What becomes one vector: an image, a frame, or a patch of either.
-
-    Args:
-        id: the ID of the sample, frame or label
-        document_id: the ID of the sample or frame that holds it
-        frame_number: the number of the frame; None for an image, and for a
-            video of which no frames are known
-        box: the patch; None for the whole, empty if the label has no points
-    """
-
-    id: str
-    document_id: str
-    frame_number: int | None = None
-    box: Box | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """The parts of one file that are to be embedded.
-
-    Args:
-        sample_id: the ID of the file's sample
-        path: the path of the file
-        parts: the parts
-    """
-
-    sample_id: str
-    path: str
-    parts: Sequence[Part]
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The work of a run, settled before it begins.
-
-    Args:
-        sample_ids: the samples, in order of their files
-        part_ids: of each sample the frames or labels; None for whole images
-        skipped: how many vectors there are already
-    """
-
-    sample_ids: list[str]
-    part_ids: dict[str, list[str]] | None
-    skipped: int
-
-    def __len__(self) -> int:
-        if self.part_ids is None:
-            return len(self.sample_ids)
-
-        return sum(map(len, self.part_ids.values()))
 
 
 class Target:
@@ -101,6 +48,7 @@ class Target:
         embeddings_field: str,
         patches_field: str | None = None,
     ) -> None:
+        _check_name("embeddings_field", embeddings_field)
         self.media_type = _media_type(samples)
         self.dataset = samples._dataset
         self._samples = samples
@@ -109,13 +57,14 @@ class Target:
         self._root = ""
         self._patches_field = None
 
-        if patches_field is not None:
-            if "." in embeddings_field:
-                raise ValueError(
-                    f"Invalid embeddings_field {embeddings_field!r}: of patches it is the "
-                    "name of an attribute of the labels, without a '.'"
-                )
+        if "." in self._name:
+            raise ValueError(
+                f"Invalid embeddings_field {embeddings_field!r}: it is the name of "
+                "a field, with patches_field of an attribute of the labels, without a '.'"
+            )
 
+        if patches_field is not None:
+            _check_name("patches_field", patches_field)
             self._patches_field = self._prefix + patches_field.removeprefix(self._prefix)
             fova.validate_collection_label_fields(
                 samples, self._patches_field, _PATCH_TYPES
@@ -136,7 +85,7 @@ class Target:
         Returns:
             a :class:`Frozen`
         """
-        frameless = self._add_frames() if self._prefix else []
+        frameless = self._add_frames(shard) if self._prefix else []
         total = sum(
             1 if parts is None else len(parts)
             for _, parts in self._ids(self._samples, shard)
@@ -151,30 +100,21 @@ class Target:
         skipped = total - sum(map(len, part_ids.values()))
         if not self._root:
             # Of a video without frames, the sample stands for all of them
-            part_ids |= {
-                sample_id: [sample_id]
-                for sample_id in frameless
-                if _in_shard(sample_id, shard)
-            }
+            part_ids |= {sample_id: [sample_id] for sample_id in frameless}
 
         return Frozen(list(part_ids), part_ids, skipped)
 
-    def jobs(self, frozen: Frozen, failure_tag: str | None = None) -> Iterator[Job]:
+    def jobs(self, frozen: Frozen) -> Iterator[Job]:
         """Look the work up, some samples at a time.
 
         Args:
             frozen: the work
-            failure_tag (None): a tag that is taken off the samples, since they
-                are tried now
 
         Yields:
             a :class:`Job` for each sample that there still is
         """
         for sample_ids in _chunks(frozen.sample_ids, _LOOK_UP[self.media_type]):
             view = self._select(sample_ids)
-            if failure_tag is not None:
-                view.match_tags(failure_tag).untag_samples(failure_tag)
-
             jobs = {job.sample_id: job for job in self._read_jobs(view)}
             for sample_id in sample_ids:
                 if sample_id not in jobs:
@@ -217,6 +157,10 @@ class Target:
         """Add a tag to samples."""
         self._select(sample_ids).tag_samples(tag)
 
+    def untag(self, sample_ids: Sequence[str], tag: str) -> None:
+        """Take a tag off those of the samples that have it."""
+        self._select(sample_ids).match_tags(tag).untag_samples(tag)
+
     def count_held(self) -> tuple[int, int]:
         """Count the field's vectors.
 
@@ -256,19 +200,29 @@ class Target:
                 f"The field {self.path!r} is a {type(field).__name__}, not a VectorField: "
                 "choose another name for the embeddings"
             )
+        elif self._samples.get_field(self.path) is None:
+            raise ValueError(
+                f"The view hides the field {self.path!r}, so that its vectors cannot be "
+                "seen: give a view without select_fields() or exclude_fields()"
+            )
 
-    def _add_frames(self) -> list[str]:
+    def _add_frames(self, shard: tuple[int, int] | None) -> list[str]:
         """Make FiftyOne know each frame by an ID; return the videos without any."""
-        self._samples.compute_metadata(progress=False)
         count = "metadata.total_frame_count"
+        unknown = self._samples.exists(count, False).values(["id", "filepath"])
+        files = [
+            sample_id
+            for sample_id, path in zip(*unknown, strict=True)
+            if _in_shard(sample_id, shard) and _is_file(path)
+        ]
+        self._select(files).compute_metadata(progress=False)
         self._samples.exists(count).ensure_frames()
 
-        unknown = self._samples.exists(count, False)
-        ids, frame_ids = unknown.values(["id", "frames.id"])
+        still_unknown = self._samples.exists(count, False).values(["id", "frames.id"])
         return [
             sample_id
-            for sample_id, frames in zip(ids, frame_ids, strict=True)
-            if not frames
+            for sample_id, frames in zip(*still_unknown, strict=True)
+            if not frames and _in_shard(sample_id, shard)
         ]
 
     def _everything(self) -> Any:
@@ -296,14 +250,14 @@ class Target:
         self, view: foc.SampleCollection, shard: tuple[int, int] | None
     ) -> Iterator[tuple[str, list[str] | None]]:
         if not self._has_parts:
-            for sample_id in view.values("id"):
+            for sample_id in dict.fromkeys(view.values("id")):
                 if _in_shard(sample_id, shard):
                     yield sample_id, None
 
             return
 
         ids, part_ids = view.values(["id", f"{self._prefix}{self._root}id"])
-        for sample_id, parts in zip(ids, part_ids, strict=True):
+        for sample_id, parts in dict(zip(ids, part_ids, strict=True)).items():
             if _in_shard(sample_id, shard):
                 yield sample_id, list(_flatten(parts))
 
@@ -320,9 +274,9 @@ class Target:
             yield Job(sample_id, path or "", list(self._read_parts(sample_id, rest)))
 
     def _read_parts(self, sample_id: str, columns: list[Any]) -> Iterator[Part]:
-        documents = [(sample_id, None)]
-        if self._prefix:
-            documents = list(zip(*columns[:2], strict=True)) or documents
+        documents = list(zip(*columns[:2], strict=True)) if self._prefix else []
+        if not documents and not (self._prefix and self._root):
+            documents = [(sample_id, None)]
 
         labels = columns[2:] if self._prefix else columns
         for index, (document_id, frame_number) in enumerate(documents):
@@ -371,6 +325,21 @@ def _media_type(samples: foc.SampleCollection) -> str:
         )
 
     return str(media_type)
+
+
+def _check_name(argument: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"Invalid {argument} {value!r}: it is the name of a field")
+
+
+def _is_file(path: str) -> bool:
+    # ffprobe, by which FiftyOne counts frames, would wait at a FIFO forever
+    try:
+        check_is_file(path)
+    except (OSError, ValueError):
+        return False
+
+    return True
 
 
 def _in_shard(sample_id: str, shard: tuple[int, int] | None) -> bool:

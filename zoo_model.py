@@ -212,14 +212,16 @@ class HieraEmbeddingModel(
                 default, ``fiftyone.config.default_batch_size``, or 32
             num_workers (None): the number of threads that read images; 0
                 reads them in this one. By default, one per core
-            overwrite (False): whether to embed what has a vector already; it
-                keeps that one if this fails
+            overwrite (False): whether to embed what has a vector already. It
+                keeps that one if this fails, unless the field's vectors were
+                made otherwise: then all are removed before the first new one
+                is stored
             skip_failures (True): whether to go on after a failure, or to stop
                 at the first
             shard (None): a tuple ``(k, n)``, the part of the samples to embed:
                 the k-th of n disjoint parts, 0 <= k < n
             failure_tag (None): a tag for the samples that failed. It is taken
-                off those that are tried again
+                off those that succeed
             progress (None): whether to render a progress bar (True/False), use
                 the default value ``fiftyone.config.show_progress_bars`` (None),
                 or a progress callback function to invoke instead

@@ -31,6 +31,7 @@ class Halving:
     def __init__(self, forward: Callable[[Pixels], npt.NDArray[np.float32]]) -> None:
         self._forward = forward
         self._largest: int | None = None
+        self._reason = ""
 
     def __call__(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Run the function over a batch.
@@ -67,13 +68,14 @@ class Halving:
             if not _is_out_of_memory(error):
                 raise
 
+            self._reason = str(error).partition("\n")[0]
             return None
 
     def _halve(self, size: int) -> None:
         if size == 1:
             raise MemoryError(
                 "Out of memory while embedding a single image: free some, or choose a "
-                "smaller checkpoint or another device"
+                f"smaller checkpoint or another device ({self._reason})"
             )
 
         self._largest = size // 2

@@ -71,10 +71,12 @@ def describe_content(start: bytes) -> str:
     if start.startswith(b"\x1aE\xdf\xa3") or start[8:12] == b"AVI ":
         return "it is a video (Matroska, WebM or AVI); add videos to a video dataset"
 
-    if b"<svg" in start:
-        return "it is SVG, which is no picture of pixels; render it first"
+    for name, is_that in (("SVG", b"<svg" in start), ("PDF", start.startswith(b"%PDF"))):
+        if is_that:
+            return f"it is {name}, which is no picture of pixels; render it first"
 
     if _TEXT_START.match(start) and b"\0" not in start:
-        return f"it is text, beginning with {start.split(maxsplit=1)[0][:20]!r}"
+        word = start.split(maxsplit=1)[0][:20].decode("ascii", "replace")
+        return f"it is text, beginning with {word!r}"
 
     return "its content is in no format that Pillow knows"

@@ -73,7 +73,7 @@ def _write(folder: Path, photo: Image.Image) -> Iterator[tuple[Path, str]]:
 
     path = folder / "page.jpg"
     path.write_text("<!DOCTYPE html><html>404</html>")
-    yield path, "it is text, beginning with b'<!DOCTYPE'"
+    yield path, "it is text, beginning with '<!DOCTYPE'"
 
     path = folder / "pointer.png"
     path.write_text(_LFS_POINTER)

@@ -27,6 +27,7 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 
 import fiftyone_hiera
 from digits import Digit, write_digits
+from fiftyone_hiera import targets
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 from sandbox import OwnDatabase, own_config
 
@@ -252,9 +253,35 @@ def test_memory_does_not_grow(model: HieraEmbeddingModel, digits: list[Digit]) -
     assert growth < 50 * 2**20
 
 
-def test_samples_deleted_meanwhile(
+def test_another_run_takes_the_field_over(
     samples: Any, model: HieraEmbeddingModel, expected: dict[str, np.ndarray]
 ) -> None:
+    other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls")
+    started: list[int] = []
+
+    def take_over(bar: Any) -> None:
+        if bar.iteration >= 40 and not started:
+            started.append(bar.iteration)
+            assert other.embed_samples(samples, "hiera", overwrite=True).embedded == _COUNT
+
+    with pytest.raises(RuntimeError, match=r"(?s)Another run.*differ in pooling"):
+        model.embed_samples(samples, "hiera", batch_size=4, progress=take_over)
+
+    samples.reload()
+    assert samples.get_field("hiera").info["pooling"] == "cls"
+    paths, stored = samples.values(["filepath", "hiera"])
+    vectors = other.embed_all([Image.open(path) for path in paths])
+    assert np.abs(np.stack(stored) - vectors).max() < 1e-4
+
+
+def test_samples_deleted_meanwhile(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    expected: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Some are looked up before, some after
+    monkeypatch.setitem(targets._LOOK_UP, "image", 105)
     by_path = samples.sort_by("filepath").values("id")
     doomed = [by_path[2], *by_path[100:110], by_path[-1]]
 

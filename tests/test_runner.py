@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -356,6 +357,21 @@ def test_views(samples: Any, model: HieraEmbeddingModel) -> None:
     _check(samples.skip(30), model, "other")
 
 
+def test_view_that_hides_the_field_is_refused(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    model.embed_samples(samples, "hiera")
+    for view in (samples.exclude_fields("hiera"), samples.select_fields("tags")):
+        with pytest.raises(ValueError, match="The view hides the field 'hiera'"):
+            model.embed_samples(view, "hiera")
+
+
+def test_view_that_repeats_samples(samples: Any, model: HieraEmbeddingModel) -> None:
+    view = samples.concat(samples)
+    assert model.embed_samples(view, "hiera").embedded == 37
+    assert model.embed_samples(view, "hiera").skipped == 37
+
+
 def test_nothing_to_embed(dataset: Any, samples: Any, model: HieraEmbeddingModel) -> None:
     for empty in (samples.limit(0), samples.match(F("filepath") == "none")):
         report = model.embed_samples(empty, "hiera")
@@ -496,20 +512,46 @@ def test_bad_videos(dataset: Any, model: HieraEmbeddingModel, tmp_path: Path) ->
     cut, short = tmp_path / "cut.mkv", tmp_path / "short.mkv"
     cut.write_bytes(Path(whole).read_bytes()[:12_000])
     short.write_bytes(b"not a video")
-    paths = [str(cut), str(short), str(tmp_path / "missing.mkv"), whole]
+    os.mkfifo(tmp_path / "fifo.mkv")
+    paths = [
+        str(cut),
+        str(short),
+        str(tmp_path / "missing.mkv"),
+        str(tmp_path / "fifo.mkv"),
+        whole,
+    ]
     dataset.add_samples([fo.Sample(filepath=path) for path in paths])
     report = model.embed_samples(dataset, "hiera", batch_size=8, failure_tag="bad")
     reasons = {failure.path: failure.reason for failure in report.failed}
-    assert set(reasons) == set(paths[:3])
+    assert set(reasons) == set(paths[:4])
+    assert "FIFO" in reasons[paths[3]]
+    assert "ffprobe finds no video in it" in reasons[str(short)]
     assert "from frame" in reasons[str(cut)]
     assert "No such file" in reasons[paths[2]]
-    assert set(dataset.match_tags("bad").values("filepath")) == set(paths[:3])
+    assert set(dataset.match_tags("bad").values("filepath")) == set(paths[:4])
     assert dataset.last().frames.last().hiera.shape == (192,)
     assert all("\n" not in reason for reason in reasons.values())
 
     # The frames before the cut were whole
     first = dataset.first().frames.first().hiera
     assert np.abs(first - dataset.last().frames.first().hiera).max() < 1e-4
+
+
+@_needs_ffmpeg
+def test_rotated_video(dataset: Any, model: HieraEmbeddingModel, tmp_path: Path) -> None:
+    upright, turned, noted = (tmp_path / f"{name}.mp4" for name in ("up", "turn", "note"))
+    _video(upright, seconds=1)
+    turn, note = ["-vf", "transpose=2"], ["-c", "copy", "-metadata:s:v", "rotate=270"]
+    for source, options, target in ((upright, turn, turned), (turned, note, noted)):
+        command = ["ffmpeg", "-i", str(source), *options, str(target)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    # A phone's video: turned as it is stored, with a note of how to turn it back
+    dataset.add_samples([fo.Sample(filepath=str(path)) for path in (upright, noted)])
+    model.embed_samples(dataset, "hiera")
+    one, other = (np.stack(vectors) for vectors in dataset.values("frames.hiera"))
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    assert ((one * other).sum(axis=1) / lengths).min() > 0.99
 
 
 def test_groups(
@@ -549,8 +591,12 @@ def test_what_cannot_be_embedded_is_refused(
     with pytest.raises(ValueError, match="dataset or view, found list"):
         model.embed_samples([sample], "hiera")
 
-    with pytest.raises(ValueError, match=r"'a\.b'.*without a '\.'"):
-        model.embed_samples(samples, "a.b", patches_field="parts")
+    for options in ({"patches_field": "parts"}, {}):
+        with pytest.raises(ValueError, match=r"'a\.b'.*without a '\.'"):
+            model.embed_samples(samples, "a.b", **options)
+
+    with pytest.raises(ValueError, match="embeddings_field None: it is the name"):
+        model.embed_samples(samples, None)
 
     other.add_sample(fo.Sample(filepath=str(tmp_path / "cloud.pcd")))
     with pytest.raises(fom.MediaTypeError, match="point-cloud"):
@@ -561,7 +607,13 @@ def test_what_cannot_be_embedded_is_refused(
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": "32"}, "batch_size '32'"),
+        ({"batch_size": 2.5}, r"batch_size 2\.5: it is a whole number from 1"),
         ({"num_workers": -1}, "num_workers -1"),
+        ({"shard": 3}, r"shard 3: it is \(k, n\)"),
+        ({"shard": (0, 2.0)}, r"shard \(0, 2\.0\)"),
+        ({"failure_tag": ""}, "failure_tag ''"),
+        ({"failure_tag": ["a"]}, r"failure_tag \['a'\]"),
         ({"shard": (3, 3)}, r"shard \(3, 3\).*0 <= k < n"),
         ({"shard": (-1, 3)}, r"shard \(-1, 3\)"),
     ],
