@@ -53,6 +53,7 @@ class OwnDatabase:
             ["sh", "-c", _WATCH, "sh", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is not for the server
         )
         atexit.register(self.stop)

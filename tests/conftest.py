@@ -52,6 +52,22 @@ def nano() -> Path:
     return Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Scikit-learn's handwritten digits as files."""
+    from digits import write_digits
+
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """The model whose weights this repository carries."""
+    import fiftyone_hiera
+
+    return fiftyone_hiera.load_model("hiera-nano-digits")
+
+
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """FiftyOne as a stranger to this checkout has it, and the archive's URL."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -36,6 +37,11 @@ def main():
 """
 
 
+def _heed_interrupts() -> None:
+    # Shells have what they start in the background ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class OtherProcess:
     """Python code that runs beside the test, with ``fo`` and ``model`` in scope.
 
@@ -64,6 +70,7 @@ class OtherProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            preexec_fn=_heed_interrupts,
         )
 
     def said(self) -> Iterator[dict[str, Any]]:

@@ -31,11 +31,6 @@ _NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
-def model() -> HieraEmbeddingModel:
-    return fiftyone_hiera.load_model("hiera-nano-digits")
-
-
-@pytest.fixture(scope="module")
 def photo() -> Image.Image:
     return Image.fromarray(data.astronaut()[:400])
 

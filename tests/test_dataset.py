@@ -17,20 +17,10 @@ from random_hiera import make_config, make_hiera
 from sklearn.neighbors import KNeighborsClassifier
 
 import fiftyone_hiera
-from digits import Digit, write_digits
+from digits import Digit
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
 _ORIENTATION = 0x0112
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Digit]:
-    return write_digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def model() -> HieraEmbeddingModel:
-    return fiftyone_hiera.load_model("hiera-nano-digits")
 
 
 @pytest.fixture

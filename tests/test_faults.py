@@ -26,22 +26,12 @@ from pymongo.errors import PyMongoError
 from random_hiera import make_config, make_hiera, save_checkpoint
 
 import fiftyone_hiera
-from digits import Digit, write_digits
+from digits import Digit
 from fiftyone_hiera import targets
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 from sandbox import OwnDatabase, own_config
 
 _COUNT = 400
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Digit]:
-    return write_digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def model() -> HieraEmbeddingModel:
-    return fiftyone_hiera.load_model("hiera-nano-digits")
 
 
 @pytest.fixture(scope="module")

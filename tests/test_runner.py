@@ -20,22 +20,12 @@ from random_hiera import make_config, make_hiera
 from safetensors.torch import load_file, save_file
 
 import fiftyone_hiera
-from digits import Digit, write_digits
+from digits import Digit
 from fiftyone_hiera.hiera.memory import Halving
 from fiftyone_hiera.targets import Target
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
 NANO = "hiera-nano-digits"
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> list[Digit]:
-    return write_digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def model() -> HieraEmbeddingModel:
-    return fiftyone_hiera.load_model(NANO)
 
 
 @pytest.fixture
