@@ -85,12 +85,14 @@ def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
     Returns:
         the document that describes the field, or None if there is none
     """
-    document = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id})
+    document = foo.get_db_conn().datasets.find_one(
+        {"_id": dataset._doc.id}, ["sample_fields", "frame_fields"]
+    )
     if document is None:
         raise ValueError(f"The dataset {dataset.name!r} was deleted")
 
     is_frame_field = path.startswith("frames.")
-    document["fields"] = document["frame_fields" if is_frame_field else "sample_fields"]
+    document["fields"] = document.get("frame_fields" if is_frame_field else "sample_fields")
     for name in path.removeprefix("frames.").split("."):
         named = [field for field in document.get("fields") or [] if field["name"] == name]
         if not named:
