@@ -167,11 +167,7 @@ class FieldClaim:
         Raises:
             ValueError: if another run claimed it meanwhile
         """
-        self._found = self._read()
-        if not self.is_ours:
-            self.refuse(
-                f"Another run began to write to the field {self._path!r} meanwhile."
-            )
+        self._require(self._record)
 
     def _read(self) -> Record:
         field = stored_field(self._dataset, self._path) or {}
@@ -189,6 +185,9 @@ class FieldClaim:
         field.info = {**(field.info or {}), **record}
         field.save()
         time.sleep(_SETTLE_SECONDS)
+        self._require(record)
+
+    def _require(self, record: Record) -> None:
         self._found = self._read()
         if not _same(self._found, record):
             self.refuse(
