@@ -1,4 +1,4 @@
-"""Hiera image embeddings for FiftyOne: a remote model source for its zoo.
+"""Hiera image embeddings for FiftyOne: a model source for its zoo, and a plugin.
 
 FiftyOne executes this file anew on every call of a hook, so the hooks only
 delegate.
@@ -49,3 +49,47 @@ def load_model(
     from .hooks import load
 
     return load(model_name, Path(model_path) if model_path else None, kwargs)
+
+
+def resolve_input(model_name: str, ctx: Any) -> Any:
+    """Build the form of a model's options, for the zoo's operators in the App.
+
+    Args:
+        model_name: the name of the model, as declared by the manifest
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+
+    Returns:
+        a :class:`fiftyone.operators.types.Property`
+    """
+    from .option_form import build_form
+
+    return build_form(model_name, ctx)
+
+
+def parse_parameters(model_name: str, ctx: Any, params: dict[str, Any]) -> None:
+    """Turn what that form returned into options of :func:`load_model`, in place.
+
+    Args:
+        model_name: the name of the model, as declared by the manifest
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+        params: what the form returned
+
+    Raises:
+        ValueError: if an option or its value is not valid
+    """
+    from .option_form import parse_options
+
+    parse_options(model_name, params)
+
+
+def register(plugin: Any) -> None:
+    """Register the operators.
+
+    Args:
+        plugin: the :class:`fiftyone.plugins.context.PluginContext`
+    """
+    from . import operators
+
+    plugin.register(operators.ComputeHieraEmbeddings)
+    plugin.register(operators.SortByHieraSimilarity)
+    plugin.register(operators.StopHieraEmbeddings)

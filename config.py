@@ -11,6 +11,7 @@ import torch
 
 from .hiera.checkpoint import validate_checkpoint
 from .hiera.pooling import POOLINGS
+from .hiera.preprocessing import Preprocessing, for_image_size
 from .hiera.weights import BundledFile, HubFile
 
 VERSION = "0.1.0"
@@ -65,6 +66,26 @@ class Checkpoint:
     def embedding_dim(self) -> int:
         """The length of an embedding."""
         return int(self.embed_dim * 2 ** (len(self.depths) - 1))
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the weights, about; they are float32."""
+        return 4 * self.parameters
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How its images are prepared."""
+        return for_image_size((self.image_size, self.image_size))
+
+    @property
+    def origin(self) -> str:
+        """The name of its weights, which both entries of a variant share."""
+        return self.weights.repo_id if isinstance(self.weights, HubFile) else self.name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the hub that pins its weights, if one does."""
+        return self.weights.revision if isinstance(self.weights, HubFile) else None
 
 
 def _hub_checkpoints(

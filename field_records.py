@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import fiftyone.core.odm as foo
 
-from .config import DTYPES, VERSION, Settings
+from .config import DTYPES, VERSION, Checkpoint, Settings
 from .hiera.preprocessing import Preprocessing
 from .hiera.weights import sha256
 
@@ -20,13 +20,13 @@ Record = dict[str, Any]
 
 # Vectors are equal where these are
 _DECISIVE = ("sha256", "pooling", "normalize", "dtype", "preprocessing")
-_LONG = ("sha256", "preprocessing")
 _KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
 
 # Runs look at the record before each write: how long a run that changes it waits
 # for writes that are under way
 _SETTLE_SECONDS = 0.5
 
+_UNKNOWN = "unknown"
 _BEING_REPLACED = "none, the vectors are being replaced by run "
 
 
@@ -56,12 +56,45 @@ def make_record(origin: Origin, preprocessing: Preprocessing, settings: Settings
     Returns:
         a :data:`Record`
     """
+    digest = sha256(origin.weights)
+    return _describe_run(
+        origin.checkpoint, origin.revision, digest, preprocessing, settings
+    )
+
+
+def foresee_record(checkpoint: Checkpoint, settings: Settings) -> Record:
+    """Describe what an entry of the zoo will make, before it is loaded.
+
+    Args:
+        checkpoint: the entry
+        settings: its options, without a checkpoint of the user's own
+
+    Returns:
+        a :data:`Record`; its sha256 is "unknown" where only the revision pins the
+        weights
+    """
+    return _describe_run(
+        checkpoint.origin,
+        checkpoint.revision,
+        checkpoint.weights.sha256 or _UNKNOWN,
+        checkpoint.preprocessing,
+        settings,
+    )
+
+
+def _describe_run(
+    checkpoint: str,
+    revision: str | None,
+    digest: str,
+    preprocessing: Preprocessing,
+    settings: Settings,
+) -> Record:
     height, width = preprocessing.crop_size
     return {
         "made_with": f"fiftyone-hiera {VERSION}",
-        "checkpoint": origin.checkpoint,
-        "revision": origin.revision or "unknown",
-        "sha256": sha256(origin.weights),
+        "checkpoint": checkpoint,
+        "revision": revision or _UNKNOWN,
+        "sha256": digest,
         "pooling": settings.pooling,
         "normalize": settings.normalize,
         "dtype": str(DTYPES[settings.dtype]).removeprefix("torch."),
@@ -103,12 +136,39 @@ def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
     return dict(document)
 
 
+def read_record(dataset: Any, path: str) -> Record:
+    """Look up what made the vectors of a field.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+
+    Returns:
+        a :data:`Record`; empty if nothing is recorded
+    """
+    field = stored_field(dataset, path) or {}
+    info = field.get("info") or {}
+    return {name: info[name] for name in _KEYS if name in info}
+
+
+def differing(found: Record, record: Record) -> list[str]:
+    """Return the names of what makes the vectors of two records differ.
+
+    Args:
+        found: what made a field
+        record: what a model makes, perhaps foreseen
+    """
+    # Of weights that were not read, the revision says which they will be
+    first = "revision" if record["sha256"] == _UNKNOWN else "sha256"
+    return [name for name in (first, *_DECISIVE[1:]) if found.get(name) != record.get(name)]
+
+
 class FieldClaim:
     """A run's right to write to a field: nothing in it was made otherwise.
 
     Args:
         dataset: the dataset
-        path: the path of the field, which exists
+        path: the path of the field
         record: what the run makes
     """
 
@@ -121,7 +181,7 @@ class FieldClaim:
     @property
     def is_ours(self) -> bool:
         """Whether vectors that the field holds are such as the run makes."""
-        return _same(self._found, self._record)
+        return not differing(self._found, self._record)
 
     def refuse(self, reason: str) -> NoReturn:
         """Refuse to write to the field.
@@ -132,11 +192,11 @@ class FieldClaim:
         Raises:
             ValueError: always
         """
-        differing = [key for key in _DECISIVE if self._found.get(key) != self._record[key]]
+        names = differing(self._found, self._record)
         raise ValueError(
-            f"{reason} They differ in {', '.join(differing)}."
-            f"\n  It holds: {_describe(self._found, self._record)}"
-            f"\n  This run makes: {_describe(self._record, self._found)}"
+            f"{reason} They differ in {', '.join(names)}."
+            f"\n  It holds: {_describe(self._found, names)}."
+            f"\n  This run makes: {_describe(self._record, names)}."
         )
 
     def claim(self, clear: Callable[[], None] | None) -> None:
@@ -170,9 +230,7 @@ class FieldClaim:
         self._require(self._record)
 
     def _read(self) -> Record:
-        field = stored_field(self._dataset, self._path) or {}
-        info = field.get("info") or {}
-        return {name: info[name] for name in _KEYS if name in info}
+        return read_record(self._dataset, self._path)
 
     def _write(self, record: Record) -> None:
         """Write a record, and wait until other runs must have seen it."""
@@ -189,22 +247,18 @@ class FieldClaim:
 
     def _require(self, record: Record) -> None:
         self._found = self._read()
-        if not _same(self._found, record):
+        if differing(self._found, record):
             self.refuse(
                 f"Another run began to write to the field {self._path!r} meanwhile."
             )
 
 
-def _same(one: Record, other: Record) -> bool:
-    return all(one.get(name) == other.get(name) for name in _DECISIVE)
-
-
-def _describe(record: Record, other: Record) -> str:
+def _describe(record: Record, names: list[str]) -> str:
     if not record:
         return "vectors of which nothing is recorded, made by another tool or natively"
 
     return ", ".join(
         f"{name} {value}"
         for name, value in record.items()
-        if name not in _LONG or value != other.get(name)
+        if name == "checkpoint" or name in names
     )

@@ -14,8 +14,7 @@ from .config import DTYPES, Checkpoint, get_checkpoint, parse_settings
 from .field_records import Origin
 from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
 from .hiera.encoder import load_encoder
-from .hiera.preprocessing import for_image_size
-from .hiera.weights import BundledFile, HubFile, download, link, verify
+from .hiera.weights import BundledFile, download, link, verify
 from .zoo_model import HieraEmbeddingModel
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def load(
         source = settings.checkpoint
     else:
         local = _pinned_checkpoint(checkpoint, weights)
-        source = _source_name(checkpoint)
+        source = checkpoint.origin
 
     encoder = load_encoder(
         local.config,
@@ -75,19 +74,12 @@ def load(
 
 
 def _pinned_checkpoint(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
-    pinned = checkpoint.weights
     return LocalCheckpoint(
         _hiera_config(checkpoint),
         weights or _verified_weights(checkpoint, None),
-        for_image_size((checkpoint.image_size, checkpoint.image_size)),
-        pinned.revision if isinstance(pinned, HubFile) else None,
+        checkpoint.preprocessing,
+        checkpoint.revision,
     )
-
-
-def _source_name(checkpoint: Checkpoint) -> str:
-    # Both entries of a variant are the same weights
-    pinned = checkpoint.weights
-    return pinned.repo_id if isinstance(pinned, HubFile) else checkpoint.name
 
 
 def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -97,16 +97,47 @@ def _is_shard(shard: object) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Step:
+    """How far a run is.
+
+    Args:
+        report: what it did; it changes as the run goes on
+        total: how many vectors there are to make
+    """
+
+    report: EmbeddingReport
+    total: int
+
+
 def run(
     target: Target, embedder: Embedder, options: RunOptions, progress: Any
 ) -> EmbeddingReport:
-    """Embed what has no vector yet.
+    """Embed what has no vector yet; see :func:`run_in_steps`."""
+    steps = run_in_steps(target, embedder, options, progress)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            report: EmbeddingReport = end.value
+            return report
+
+
+def run_in_steps(
+    target: Target, embedder: Embedder, options: RunOptions, progress: Any
+) -> Generator[Step, None, EmbeddingReport]:
+    """Embed what has no vector yet, and say after each image how far it is.
+
+    Closing the generator stops the run; what was embedded by then is stored.
 
     Args:
         target: what to embed, and where the vectors go
         embedder: the model
         options: the options
         progress: FiftyOne's argument of that name
+
+    Yields:
+        a :class:`Step`
 
     Returns:
         an :class:`EmbeddingReport`
@@ -118,7 +149,7 @@ def run(
     start = time.perf_counter()
     report = EmbeddingReport()
     try:
-        _embed(target, embedder, options, progress, report)
+        yield from _embed(target, embedder, options, progress, report)
     except (PyMongoError, _WriteError) as error:
         raise EmbeddingError(
             f"The database was lost, or refused to store vectors: {error}\n"
@@ -144,9 +175,10 @@ def _embed(
     options: RunOptions,
     progress: Any,
     report: EmbeddingReport,
-) -> None:
+) -> Generator[Step, None, None]:
+    target.add_field()
     claim = FieldClaim(target.dataset, target.path, embedder.record)
-    clear = _check_field(target, claim, options)
+    clear = check_field(target, claim, overwrite=options.overwrite, shard=options.shard)
     frozen = target.freeze(overwrite=options.overwrite, shard=options.shard)
     report.skipped = frozen.skipped
 
@@ -163,16 +195,36 @@ def _embed(
             target, embedder, options, report, bar, batch_size, claim, clear
         )
         with contextlib.closing(reads), pipeline.writer:
+            step = Step(report, len(frozen))
+            yield step
             for item in itertools.chain.from_iterable(reads):
                 pipeline.take(item)
+                yield step
 
             pipeline.flush()
 
 
-def _check_field(
-    target: Target, claim: FieldClaim, options: RunOptions
+def check_field(
+    target: Target,
+    claim: FieldClaim,
+    *,
+    overwrite: bool,
+    shard: tuple[int, int] | None = None,
 ) -> Callable[[], None] | None:
-    """Return what must be done before the field may be written to, if anything."""
+    """Check that a run may write to its field.
+
+    Args:
+        target: what to embed, and where the vectors go
+        claim: what made the field's vectors, and what the run makes
+        overwrite: whether vectors that there are may be replaced
+        shard (None): the part of the samples to embed
+
+    Returns:
+        what must be done before the first write, if anything
+
+    Raises:
+        ValueError: if the run would mix its vectors with others
+    """
     if claim.is_ours:
         return None
 
@@ -180,14 +232,14 @@ def _check_field(
     if not held:
         return None
 
-    if not options.overwrite:
+    if not overwrite:
         claim.refuse(
             f"The field {target.path!r} holds {held} vectors that were made otherwise, and "
             "vectors must not be mixed. Use another field, or overwrite=True, which "
             "removes all of them before the first new one is stored."
         )
 
-    if inside < held or options.shard is not None:
+    if inside < held or shard is not None:
         claim.refuse(
             f"Of the {held} vectors in the field {target.path!r} that were made otherwise, "
             f"only some would be overwritten, and vectors must not be mixed. Use another "

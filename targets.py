@@ -16,6 +16,7 @@ import fiftyone.core.view as fov
 import numpy as np
 import numpy.typing as npt
 from fiftyone import ViewField as F
+from fiftyone.core.odm.utils import validate_field_name
 
 from .field_records import stored_field
 from .hiera.unreadable import check_is_file
@@ -26,7 +27,7 @@ from .work import Frozen, Job, Part
 _LOOK_UP = {fom.IMAGE: 500, fom.VIDEO: 5}
 
 _FRAMES = "frames."
-_PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
+PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
 
 
 class Target:
@@ -66,14 +67,28 @@ class Target:
         if patches_field is not None:
             _check_name("patches_field", patches_field)
             self._patches_field = self._prefix + patches_field.removeprefix(self._prefix)
-            fova.validate_collection_label_fields(
-                samples, self._patches_field, _PATCH_TYPES
-            )
+            fova.validate_collection_label_fields(samples, self._patches_field, PATCH_TYPES)
             self._label_type, root = self.dataset._get_label_field_path(self._patches_field)
             self._root = root.removeprefix(self._prefix) + "."
 
         self.path: str = self._prefix + self._root + self._name
-        self._add_field()
+        self._check_field()
+
+    def add_field(self) -> None:
+        """Create the field, if it does not exist yet."""
+        if self.dataset.get_field(self.path) is not None:
+            return
+
+        if stored_field(self.dataset, self.path) is not None:
+            self.dataset.reload()  # another process added it
+            self._check_field()
+            return
+
+        name = self.path.removeprefix(self._prefix)
+        add = (
+            self.dataset.add_frame_field if self._prefix else self.dataset.add_sample_field
+        )
+        add(name, fof.VectorField)
 
     def freeze(self, *, overwrite: bool, shard: tuple[int, int] | None) -> Frozen:
         """Settle what is to be done.
@@ -167,6 +182,9 @@ class Target:
         Returns:
             how many there are in the dataset, and how many in the samples
         """
+        if self.dataset.get_field(self.path) is None:
+            return 0, 0
+
         return self._everything().count(self.path), self._samples.count(self.path)
 
     def clear(self) -> None:
@@ -181,26 +199,19 @@ class Target:
     def _has_parts(self) -> bool:
         return bool(self._prefix or self._root)
 
-    def _add_field(self) -> None:
+    def _check_field(self) -> None:
         field = self.dataset.get_field(self.path)
-        if field is None and stored_field(self.dataset, self.path) is not None:
-            self.dataset.reload()  # another process added it
-            field = self.dataset.get_field(self.path)
-
         if field is None:
-            name = self.path.removeprefix(self._prefix)
-            add = (
-                self.dataset.add_frame_field
-                if self._prefix
-                else self.dataset.add_sample_field
-            )
-            add(name, fof.VectorField)
-        elif not isinstance(field, fof.VectorField):
+            validate_field_name(self._name)
+            return
+
+        if not isinstance(field, fof.VectorField):
             raise ValueError(
                 f"The field {self.path!r} is a {type(field).__name__}, not a VectorField: "
                 "choose another name for the embeddings"
             )
-        elif self._samples.get_field(self.path) is None:
+
+        if self._samples.get_field(self.path) is None:
             raise ValueError(
                 f"The view hides the field {self.path!r}, so that its vectors cannot be "
                 "seen: give a view without select_fields() or exclude_fields()"

@@ -89,6 +89,11 @@ class HieraEmbeddingModel(
         return self._encoder.embedding_dim
 
     @property
+    def embedder(self) -> Embedder:
+        """What a run of this package needs of the model."""
+        return Embedder(self._preprocessing, self._vectors, self._record)
+
+    @property
     def ragged_batches(self) -> bool:
         """Whether :attr:`transforms` may return tensors of different sizes."""
         return False
@@ -242,8 +247,7 @@ class HieraEmbeddingModel(
             batch_size, num_workers, overwrite, skip_failures, shard, failure_tag
         )
         target = Target(samples, embeddings_field, patches_field)
-        embedder = Embedder(self._preprocessing, self._vectors, self._record)
-        return run(target, embedder, options, progress)
+        return run(target, self.embedder, options, progress)
 
     def predict(self, arg: ImageLike) -> None:
         """Refuse: this model generates embeddings, not labels.

@@ -16,9 +16,11 @@ from typing import Any, TypeAlias
 
 from transformers import HieraConfig
 
-from .encoder import ARCHITECTURES
 from .preprocessing import Preprocessing, for_image_size, from_file
 from .weights import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
+
+ARCHITECTURES = ("HieraModel", "HieraForImageClassification")
+"""What a weights file may hold; of a classifier, the head is left unused."""
 
 _CONFIG_NAME = "config.json"
 _PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -153,7 +155,7 @@ def _read_config(path: Path) -> HieraConfig:
     if architectures[0] not in ARCHITECTURES:
         raise ValueError(
             f"{path}: unsupported architecture {architectures[0]!r}; supported are "
-            f"{sorted(ARCHITECTURES)}"
+            f"{list(ARCHITECTURES)}"
         )
 
     if config.get("num_channels", 3) != 3:

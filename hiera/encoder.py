@@ -10,17 +10,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import HieraConfig, HieraForImageClassification, HieraModel
+from transformers import HieraConfig, HieraModel
 
 from .preprocessing import Preprocessing, normalize
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    "HieraModel": HieraModel,
-    "HieraForImageClassification": HieraForImageClassification,
-}
-"""What a weights file may hold; of a classifier, the head is left unused."""
 
 
 class Encoder(nn.Module):
@@ -79,7 +74,7 @@ def load_encoder(
 
     Args:
         config: the transformers configuration; its ``architectures`` is one
-            of :data:`ARCHITECTURES`, none is ``HieraModel``
+            of :data:`hiera.checkpoint.ARCHITECTURES`, none is ``HieraModel``
         weights: the path of the file
         preprocessing: the checkpoint's preprocessing
         dtype (torch.float32): the type to compute in; the final LayerNorm
@@ -95,7 +90,7 @@ def load_encoder(
     """
     architecture = (config.architectures or ["HieraModel"])[0]
     with torch.device("meta"):
-        model = ARCHITECTURES[architecture](config)
+        model: nn.Module = getattr(transformers, architecture)(config)
 
     # Nothing is ever initialised: each parameter is a tensor of the file
     model.load_state_dict(_read_tensors(weights, model), strict=True, assign=True)

@@ -105,6 +105,16 @@ def verify(file: BundledFile) -> Path:
     return file.path
 
 
+def find_cached(file: HubFile) -> Path | None:
+    """Return the path of a file in the hub's cache, not verified, if it is there.
+
+    Args:
+        file: the file
+    """
+    cached = _cached(file)
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def fetch(file: HubFile, destination: Path | None = None) -> Path:
     """Download a file into the hub's cache, unless it is there.
 
@@ -120,9 +130,9 @@ def fetch(file: HubFile, destination: Path | None = None) -> Path:
         DownloadError: if the hub refuses or cannot be reached
     """
     # The client asks the hub for more than the file, even if that is cached
-    cached = _cached(file) if file.revision else None
-    if isinstance(cached, str):
-        return Path(cached)
+    cached = find_cached(file) if file.revision else None
+    if cached is not None:
+        return cached
 
     try:
         return Path(hf_hub_download(file.repo_id, file.filename, revision=file.revision))

@@ -18,7 +18,6 @@ from fiftyone_hiera.hiera.pooling import POOLINGS
 
 _ROOT = Path(__file__).parents[1]
 _DATE_ADDED = "2026-11-21 12:00:00"
-_BYTES_PER_PARAMETER = 4
 
 
 def build_manifest() -> dict[str, Any]:
@@ -40,7 +39,7 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
         "source": checkpoint.source,
         "license": checkpoint.license,
         "description": _description(checkpoint),
-        "size_bytes": checkpoint.parameters * _BYTES_PER_PARAMETER,
+        "size_bytes": checkpoint.size_bytes,
         "requirements": {
             "packages": _packages(),
             "cpu": {"support": True},

@@ -68,6 +68,20 @@ def model() -> Any:
     return fiftyone_hiera.load_model("hiera-nano-digits")
 
 
+@pytest.fixture(scope="session")
+def plugin() -> Any:
+    """The operators' plugin, linked into the tests' plugins folder."""
+    import fiftyone as fo
+    import fiftyone.plugins as fop
+
+    link = Path(fo.config.plugins_dir) / "fiftyone-hiera"
+    if not link.exists():
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(Path(__file__).parents[1])
+
+    return fop.get_plugin("@fiftyone-hiera/plugin")
+
+
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """FiftyOne as a stranger to this checkout has it, and the archive's URL."""

@@ -120,7 +120,7 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
         name for name in imported if name and name not in sys.stdlib_module_names
     }
     packages = {"PIL": "pillow"}
-    with_fiftyone = {"fiftyone", "eta", "pymongo"}
+    with_fiftyone = {"fiftyone", "eta", "pymongo", "bson"}
     expected = {packages.get(name, name) for name in third_party} - with_fiftyone
     # FiftyOne's data loaders import it
     expected.add("torchvision")
@@ -130,6 +130,9 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
         required = model.requirements.packages
         assert {re.split("[<>=]", name)[0] for name in required} == expected
         assert set(required) < set(project["dependencies"])
+
+    # What `fiftyone plugins requirements` installs
+    assert (ROOT / "requirements.txt").read_text("utf-8").split() == required
 
 
 def _imported(node: ast.AST) -> list[str | None]:

@@ -61,7 +61,7 @@ def test_wheel(tmp_path: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
 
     modules = [*ROOT.glob("*.py"), *ROOT.glob("hiera/*.py")]
-    data = [ROOT / "manifest.json", *ROOT.glob("assets/*")]
+    data = [ROOT / "manifest.json", *ROOT.glob("assets/*.safetensors")]
     expected = {f"fiftyone_hiera/{path.relative_to(ROOT)}" for path in [*modules, *data]}
     assert names == expected
 

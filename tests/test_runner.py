@@ -169,8 +169,10 @@ def test_field_that_was_made_otherwise_is_refused(
     ) as e:
         other.embed_samples(samples, "hiera")
 
-    assert "pooling mean, normalize False, dtype float32" in str(e.value)
     (name, value), *_ = options.items()
+    held = {"pooling": "mean", "normalize": "False", "dtype": "float32", "checkpoint": NANO}
+    assert f"It holds: checkpoint {NANO}" in str(e.value)
+    assert f"{name} {held[name]}" in str(e.value)
     assert f"{name} {value}" in str(e.value)
     assert samples.count("hiera") == 20
 

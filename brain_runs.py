@@ -1,0 +1,56 @@
+"""FiftyOne's brain on the vectors of a field: an index and a map."""
+
+from __future__ import annotations
+
+import fiftyone.brain as fob
+import fiftyone.zoo as foz
+
+from .config import CHECKPOINTS, Checkpoint, Settings
+from .embedding_plan import EmbeddingPlan
+
+
+def build_index(plan: EmbeddingPlan) -> None:
+    """Build the similarity index.
+
+    Args:
+        plan: the plan, whose vectors are stored
+    """
+    index = fob.compute_similarity(
+        plan.samples,
+        patches_field=plan.patches_field,
+        embeddings=plan.embeddings_field,
+        brain_key=plan.similarity_brain_key,
+        progress=False,
+    )
+    name = _find_entry(plan.checkpoint, plan.settings)
+    if name is not None and name in foz.list_zoo_models():
+        index.config.model = name
+        index.save_config()
+
+
+def draw_map(plan: EmbeddingPlan) -> None:
+    """Draw the 2-D map.
+
+    Args:
+        plan: the plan, whose vectors are stored
+    """
+    fob.compute_visualization(
+        plan.samples,
+        patches_field=plan.patches_field,
+        embeddings=plan.embeddings_field,
+        brain_key=plan.visualization_brain_key,
+        method=plan.visualization_method,
+        progress=False,
+    )
+
+
+def _find_entry(checkpoint: Checkpoint, settings: Settings) -> str | None:
+    # FiftyOne's own search by an uploaded image loads an index's model by its name
+    # alone. Where no name says the pooling, an index without a model makes FiftyOne
+    # refuse, rather than embed the image in another way than the dataset
+    for entry in CHECKPOINTS.values():
+        default = entry.pooling or Settings.pooling
+        if entry.weights == checkpoint.weights and default == settings.pooling:
+            return entry.name
+
+    return None

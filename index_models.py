@@ -1,0 +1,103 @@
+"""Which model made the vectors of a similarity index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .config import CHECKPOINTS, Settings
+from .field_records import Record, differing, read_record
+from .placed_weights import find_in_zoo, zoo_folder
+
+# Any entry takes weights of the user's own; this one has nothing to download
+_CARRIER = "hiera-nano-digits"
+
+
+@dataclass(frozen=True)
+class IndexModel:
+    """The model of an index.
+
+    Args:
+        name: the entry of the zoo
+        options: its options
+        record: what made the vectors, where that is recorded
+    """
+
+    name: str
+    options: dict[str, Any]
+    record: Record
+
+
+def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
+    """Find out which model made an index.
+
+    The record of the field that was indexed knows best. Without one, it is the model
+    and the options that the index was built with.
+
+    Args:
+        dataset: the dataset
+        brain_key: the key of the index
+
+    Returns:
+        an :class:`IndexModel`, or None if it is none of this source
+    """
+    config = dataset.get_brain_info(brain_key).config
+    path = getattr(config, "embeddings_field", None)
+    if path is not None and config.patches_field is not None:
+        path = dataset._get_label_field_path(config.patches_field, path)[1]
+
+    record = read_record(dataset, path) if path is not None else {}
+    if record:
+        return _from_record(record)
+
+    if config.model in CHECKPOINTS:
+        return IndexModel(config.model, dict(config.model_kwargs or {}), {})
+
+    return None
+
+
+def describe(model: IndexModel) -> str:
+    """Say in a few words which model it is."""
+    name = model.record.get("checkpoint", model.options.get("checkpoint", model.name))
+    entry = CHECKPOINTS[model.name]
+    return f"{name}, {model.options.get('pooling', entry.pooling or Settings.pooling)}"
+
+
+def load_index_model(dataset: Any, brain_key: str) -> Any:
+    """Load the model that made an index.
+
+    Args:
+        dataset: the dataset
+        brain_key: the key of the index
+
+    Returns:
+        a :class:`fiftyone_hiera.zoo_model.HieraEmbeddingModel`
+
+    Raises:
+        ValueError: if that model cannot be had
+    """
+    from .hooks import load
+
+    found = find_index_model(dataset, brain_key)
+    if found is None:
+        raise ValueError(f"The index {brain_key!r} was not made by a model of this source")
+
+    weights = find_in_zoo(CHECKPOINTS[found.name], zoo_folder())
+    model = load(found.name, weights, found.options)
+    names = differing(found.record, model.embedder.record) if found.record else []
+    if names:
+        raise ValueError(
+            f"The index {brain_key!r} was made by {found.record['checkpoint']!r}, but what "
+            f"there is under this name now differs in {', '.join(names)}"
+        )
+
+    return model
+
+
+def _from_record(record: Record) -> IndexModel:
+    options = {name: record[name] for name in ("pooling", "normalize", "dtype")}
+    name = record["checkpoint"]
+    if name in CHECKPOINTS:
+        return IndexModel(name, options, record)
+
+    return IndexModel(_CARRIER, {**options, "checkpoint": name}, record)

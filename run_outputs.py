@@ -1,0 +1,115 @@
+"""What the App shows during a run and at its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bson import json_util
+from fiftyone.operators import types
+
+from .report import EmbeddingReport
+
+# A report lies in a document of the database, which holds 16 MB
+_MOST_FAILURES = 1000
+_SHOWN_REASONS = 10
+
+
+def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
+    """Return a report as plain values.
+
+    Args:
+        report: the report
+
+    Returns:
+        a dict; its "failed" is a number, its "failures" are the first 1,000
+    """
+    return {
+        "embedded": report.embedded,
+        "skipped": report.skipped,
+        "failed": len(report.failed),
+        "failures": [vars(failure) for failure in report.failed[:_MOST_FAILURES]],
+        "seconds": report.seconds,
+        "images_per_second": report.images_per_second,
+    }
+
+
+def show_progress(label: str, progress: float | None, on_stop: str, run: str) -> Any:
+    """Return what makes the App show a bar, and a button that stops the run.
+
+    Args:
+        label: the words below the bar
+        progress: a number from 0 to 1
+        on_stop: the operator behind the button
+        run: the ID of the run
+    """
+    outputs = types.Object()
+    outputs.float("progress", view=types.ProgressView(label=label))
+    outputs.btn("stop", label="Stop", on_click=on_stop, params={"run": run})
+    return _show(types.Property(outputs), {"progress": progress})
+
+
+def show_report(dataset: Any, result: dict[str, Any]) -> Any:
+    """Return what makes the App show a report."""
+    return _show(report_view(dataset, result), result)
+
+
+def show_error(title: str, error: Exception) -> Any:
+    """Return what makes the App show an error."""
+    outputs = types.Object()
+    outputs.view("error", types.Error(label=title, description=str(error)))
+    return _show(types.Property(outputs), {})
+
+
+def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
+    """Lay a report out, with a button that filters to what failed.
+
+    Args:
+        dataset: the dataset
+        result: the report of a run, see :func:`fiftyone_hiera.embedding_run.finish`
+    """
+    outputs = types.Object()
+    is_all_well = not result["failed"] and not result["stopped"]
+    notice = types.Success if is_all_well else types.Warning
+    label = (
+        f"{'Stopped: ' if result['stopped'] else ''}{result['embedded']:,} embedded, "
+        f"{result['skipped']:,} skipped, {result['failed']:,} failed"
+    )
+    description = (
+        f"{result['seconds']:,.1f} s, {result['images_per_second']:,.3g} per second, into "
+        f"the field {result['embeddings_field']!r}"
+    )
+    outputs.view("counts", notice(label=label, description=description))
+    if result["failures"]:
+        _show_failures(outputs, dataset, result["failures"])
+
+    if result.get("visualization_brain_key"):
+        outputs.btn(
+            "open_map",
+            label=f"Open the Embeddings panel, for {result['visualization_brain_key']!r}",
+            on_click="open_panel",
+            params={"name": "Embeddings", "layout": "horizontal", "isActive": True},
+        )
+
+    return types.Property(outputs, view=types.View(label="Hiera embeddings"))
+
+
+def _show_failures(
+    outputs: types.Object, dataset: Any, failures: list[dict[str, Any]]
+) -> None:
+    view = dataset.select(list({failure["sample_id"]: None for failure in failures}))
+    outputs.btn(
+        "show_failed",
+        label=f"Show the samples that failed: {len(view):,}",
+        on_click="set_view",
+        params={"view": json.loads(json_util.dumps(view._serialize()))},
+    )
+    reasons = [f"- {failure['reason']}" for failure in failures[:_SHOWN_REASONS]]
+    if len(failures) > _SHOWN_REASONS:
+        reasons.append("- ...")
+
+    outputs.md("\n".join(reasons), name="reasons")
+
+
+def _show(outputs: types.Property, results: dict[str, Any]) -> Any:
+    return {"outputs": outputs.to_json(), "results": results}

@@ -1,0 +1,73 @@
+"""Calling operators as FiftyOne's App does: real contexts, no browser."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import fiftyone.operators as foo
+from fiftyone.operators.executor import (
+    ExecutionContext,
+    Executor,
+    ValidationContext,
+    execute_or_delegate_operator,
+)
+
+COMPUTE = "@fiftyone-hiera/plugin/compute_hiera_embeddings"
+SORT = "@fiftyone-hiera/plugin/sort_by_hiera_similarity"
+
+
+def make_request(samples: Any, params: dict[str, Any], **request: Any) -> dict[str, Any]:
+    """Return a request as the App sends it, for a dataset or a view of it."""
+    return {
+        "dataset_name": samples._root_dataset.name if samples is not None else None,
+        "view": samples.view()._serialize() if samples is not None else None,
+        "params": params,
+        "operator_uri": COMPUTE,
+        **request,
+    }
+
+
+def make_context(samples: Any, params: dict[str, Any], **request: Any) -> ExecutionContext:
+    """Return the context of such a request."""
+    return ExecutionContext(make_request(samples, params, **request), executor=Executor())
+
+
+def resolve(uri: str, samples: Any, **params: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Open a form.
+
+    Returns:
+        its properties by name, and what is wrong by name
+    """
+    return resolve_context(uri, make_context(samples, params))
+
+
+def resolve_context(
+    uri: str, ctx: ExecutionContext
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Open a form in a context."""
+    operator = foo.get_operator(uri)
+    form = operator.resolve_type(ctx, "inputs")
+    form.to_json()
+    errors = ValidationContext(ctx, form, operator).errors
+    return form.type.properties, {error.path[1:]: error.reason for error in errors}
+
+
+def choices(prop: Any) -> dict[str, Any]:
+    """Return the choices of a property, by value."""
+    return {choice.value: choice for choice in prop.view.choices}
+
+
+def execute_in_app(samples: Any, uri: str = COMPUTE, **params: Any) -> Any:
+    """Execute as the App does.
+
+    Returns:
+        a generator of messages for a stream, else the result
+    """
+    request = make_request(samples, params, operator_uri=uri)
+    return asyncio.run(execute_or_delegate_operator(uri, request))
+
+
+def triggered(messages: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return the operators that messages trigger, with their parameters."""
+    return [(message.body.operator_uri, message.body.params) for message in messages]

@@ -1,0 +1,470 @@
+"""Each branch of the operators' forms, in real execution contexts."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.brain as fob
+import fiftyone.operators as foo
+import numpy as np
+import pytest
+from operator_calls import COMPUTE, SORT, choices, make_context, resolve, resolve_context
+
+import fiftyone_hiera
+from digits import Digit
+from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.hiera.pooling import POOLINGS
+from fiftyone_hiera.hiera.weights import HubFile
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+NANO = "hiera-nano-digits"
+TINY = "facebook/hiera-tiny-224-hf"
+
+pytestmark = pytest.mark.usefixtures("plugin")
+
+
+@pytest.fixture
+def samples(dataset: Any, digits: list[Digit]) -> Any:
+    """12 digits with a patch each."""
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=str(digit.path),
+                parts=fo.Detections(
+                    detections=[fo.Detection(bounding_box=[0.1, 0.1, 0.8, 0.8])]
+                ),
+            )
+            for digit in digits[:12]
+        ]
+    )
+    return dataset
+
+
+def _obstacle(samples: Any, uri: str = COMPUTE, **request: Any) -> str:
+    properties, errors = resolve_context(uri, make_context(samples, {}, **request))
+    assert list(properties) == ["obstacle"]
+    assert errors["obstacle"] == properties["obstacle"].view.label
+    return errors["obstacle"]
+
+
+def test_no_dataset() -> None:
+    assert "Open a dataset" in _obstacle(None)
+
+
+def test_no_samples(dataset: Any) -> None:
+    assert "no samples" in _obstacle(dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"), [("a.pcd", "point-cloud"), ("a.txt", "unknown")]
+)
+def test_other_media(dataset: Any, name: str, media_type: str) -> None:
+    dataset.add_sample(fo.Sample(filepath=f"/there/{name}"))
+    assert media_type in _obstacle(dataset)
+
+
+def test_copies(samples: Any) -> None:
+    assert "Leave it first" in _obstacle(samples.to_patches("parts"))
+
+
+@pytest.fixture
+def groups(dataset: Any, digits: list[Digit]) -> Any:
+    dataset.add_group_field("group", default="left")
+    for digit in digits[:3]:
+        group = fo.Group()
+        for name, path in (("left", digit.path), ("right", digit.path), ("lidar", "a.pcd")):
+            dataset.add_sample(fo.Sample(filepath=str(path), group=group.element(name)))
+
+    return dataset
+
+
+def test_the_slice_that_the_app_shows_is_embedded(groups: Any) -> None:
+    assert "point-cloud" in _obstacle(groups, group_slice="lidar")
+    for name in ("left", "right"):
+        ctx = make_context(groups, {}, group_slice=name)
+        properties, errors = resolve_context(COMPUTE, ctx)
+        assert not errors
+        assert "model_name" in properties
+
+
+def test_execute_is_enabled_at_once(samples: Any) -> None:
+    properties, errors = resolve(COMPUTE, samples)
+    assert errors == {}
+    defaults = {
+        name: prop.default for name, prop in properties.items() if prop.default is not None
+    }
+    assert defaults == {
+        "view_target": "DATASET",
+        "model_name": TINY,
+        "pooling": "mean",
+        "embeddings_field": "hiera",
+        "overwrite": False,
+        "similarity_index": False,
+        "visualization": False,
+    }
+    # The App sends the defaults back
+    assert resolve(COMPUTE, samples, **defaults)[1] == {}
+
+
+def test_each_checkpoint_is_offered_once(samples: Any) -> None:
+    properties, _ = resolve(COMPUTE, samples)
+    offered = choices(properties["model_name"])
+    assert list(offered) == [c.name for c in CHECKPOINTS.values() if c.pooling is None]
+    for name, choice in offered.items():
+        checkpoint = CHECKPOINTS[name]
+        assert f"{name}: {checkpoint.embedding_dim} dimensions" in choice.label
+        assert f"{checkpoint.parameters / 1e6:.1f} M parameters" in choice.label
+        assert re.search(r"[\d,]+ MB(, on disk| to download)$", choice.label)
+
+    assert "109 MB to download" in offered[TINY].label
+    assert "3 MB, on disk" in offered[NANO].label
+
+
+def test_what_is_cached_is_on_disk(
+    samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = CHECKPOINTS[TINY].weights
+    assert isinstance(tiny, HubFile)
+    snapshot = tmp_path / "models--facebook--hiera-tiny-224-hf" / "snapshots"
+    cached = snapshot / str(tiny.revision) / tiny.filename
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    offered = choices(resolve(COMPUTE, samples)[0]["model_name"])
+    assert "109 MB, on disk" in offered[TINY].label
+
+
+@pytest.mark.parametrize("name", [TINY, NANO])
+def test_licence(samples: Any, name: str) -> None:
+    properties, _ = resolve(COMPUTE, samples, model_name=name)
+    label = properties["license"].view.label
+    assert CHECKPOINTS[name].license in label
+    assert ("not for commercial use" in label) == (name == TINY)
+
+
+def test_each_pooling_is_explained(samples: Any) -> None:
+    offered = choices(resolve(COMPUTE, samples)[0]["pooling"])
+    assert list(offered) == list(POOLINGS)
+    assert all(len(choice.description) > 20 for choice in offered.values())
+    assert "no class token" in offered["cls"].description
+
+
+def test_a_name_may_settle_the_pooling(samples: Any) -> None:
+    properties, errors = resolve(COMPUTE, samples, model_name=TINY + "-cls")
+    assert errors == {}
+    assert list(choices(properties["pooling"])) == ["cls"]
+    assert properties["pooling"].default == "cls"
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "message"),
+    [
+        ({"model_name": "hiera-tiny"}, "model_name", "Unknown model 'hiera-tiny'. Valid"),
+        ({"pooling": "max"}, "model_name", "'max'. Valid are ['mean', 'cls', 'pooler']"),
+        ({"embeddings_field": "_x"}, "embeddings_field", "cannot start with '_'"),
+        ({"embeddings_field": "a$b"}, "embeddings_field", "cannot contain '$'"),
+        ({"embeddings_field": "a.b"}, "embeddings_field", "without a '.'"),
+        ({"embeddings_field": "filepath"}, "embeddings_field", "StringField"),
+        ({"patches_field": "none"}, "patches_field", "'none'"),
+        ({"batch_size": 0}, "batch_size", "greater than 1"),
+        ({"num_workers": -1}, "num_workers", "greater than 0"),
+        ({"similarity_brain_key": "2 b"}, "similarity_brain_key", "begin with a letter"),
+        ({"visualization_brain_key": ".b"}, "visualization_brain_key", "begin with a"),
+        (
+            {"visualization_method": "mds"},
+            "visualization_method",
+            "['umap', 'tsne', 'pca']",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_it_runs(
+    samples: Any, params: dict[str, Any], name: str, message: str
+) -> None:
+    _, errors = resolve(COMPUTE, samples, **params)
+    assert list(errors) == [name]
+    assert message in errors[name]
+    assert samples.get_field("hiera") is None
+
+
+def test_field_made_by_other_settings(samples: Any, model: HieraEmbeddingModel) -> None:
+    model.embed_samples(samples, "hiera")
+    taken = {"model_name": NANO, "embeddings_field": "hiera"}
+    assert resolve(COMPUTE, samples, **taken)[1] == {}
+
+    properties, errors = resolve(COMPUTE, samples, **taken, pooling="cls")
+    assert "12 vectors that were made otherwise" in errors["embeddings_field"]
+    assert "pooling mean" in errors["embeddings_field"]
+    assert "pooling cls" in errors["embeddings_field"]
+    assert "overwrite" in properties
+    assert resolve(COMPUTE, samples, **taken, pooling="cls", overwrite=True)[1] == {}
+
+    part = samples.limit(5)
+    _, errors = resolve(COMPUTE, part, **taken, pooling="cls", overwrite=True)
+    assert "only some would be overwritten" in errors["embeddings_field"]
+
+    # Of the real ones, only the revision or only the sha256 is known beforehand
+    for name in ("tiny", "small", "large"):
+        _, errors = resolve(
+            COMPUTE,
+            samples,
+            model_name=f"facebook/hiera-{name}-224-hf",
+            embeddings_field="hiera",
+        )
+        assert f"hiera-{name}" in errors["embeddings_field"]
+
+
+def test_field_made_by_the_same_checkpoint_before_it_is_loaded(samples: Any) -> None:
+    tiny = CHECKPOINTS[TINY]
+    samples.add_sample_field("hiera", fo.VectorField)
+    samples.set_values("hiera", [np.zeros(768, np.float32)] * 12)
+    record = fiftyone_hiera.field_records.foresee_record(
+        tiny, fiftyone_hiera.config.parse_settings(tiny, {})
+    )
+    field = samples.get_field("hiera")
+    field.info = {**record, "sha256": "a" * 64}  # that of the file, once it was read
+    field.save()
+    assert resolve(COMPUTE, samples, embeddings_field="hiera")[1] == {}
+    field.info = {**field.info, "revision": "b" * 40}
+    field.save()
+    assert "revision" in resolve(COMPUTE, samples)[1].get("embeddings_field", "revision")
+    assert "revision" in resolve(COMPUTE, samples, embeddings_field="hiera")[1].get(
+        "embeddings_field", ""
+    )
+
+
+def test_vectors_of_which_nothing_is_recorded(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    samples.compute_embeddings(model, embeddings_field="native")
+    _, errors = resolve(COMPUTE, samples, model_name=NANO, embeddings_field="native")
+    assert "nothing is recorded" in errors["embeddings_field"]
+
+
+def test_default_field_goes_on_or_is_free(samples: Any, model: HieraEmbeddingModel) -> None:
+    model.embed_samples(samples.limit(5), "hiera")
+    samples.add_sample_field("hiera_2", fo.StringField)
+    defaults = [
+        resolve(COMPUTE, samples, model_name=NANO, pooling=pooling)[0][
+            "embeddings_field"
+        ].default
+        for pooling in ("mean", "cls")
+    ]
+    assert defaults == ["hiera", "hiera_3"]
+
+
+def test_vector_fields_are_offered_for_completion(samples: Any) -> None:
+    samples.add_sample_field("vectors", fo.VectorField)
+    samples.add_sample_field("words", fo.StringField)
+    samples.add_sample_field("parts.detections.inner", fo.VectorField)
+    offered = choices(resolve(COMPUTE, samples)[0]["embeddings_field"])
+    assert list(offered) == ["vectors"]
+    offered = choices(
+        resolve(COMPUTE, samples, patches_field="parts")[0]["embeddings_field"]
+    )
+    assert list(offered) == ["inner"]
+
+
+def test_patches(samples: Any, model: HieraEmbeddingModel) -> None:
+    properties, _ = resolve(COMPUTE, samples)
+    assert list(choices(properties["patches_field"])) == ["parts"]
+    model.embed_samples(samples, "hiera", patches_field="parts")
+    same = {"model_name": NANO, "patches_field": "parts", "embeddings_field": "hiera"}
+    assert resolve(COMPUTE, samples, **same)[1] == {}
+    _, errors = resolve(COMPUTE, samples, **same, pooling="cls")
+    assert "'parts.detections.hiera' holds 12 vectors" in errors["embeddings_field"]
+
+    samples.delete_sample_field("parts")
+    assert "patches_field" not in resolve(COMPUTE, samples)[0]
+
+
+def test_target(samples: Any) -> None:
+    assert list(choices_of_target(samples)) == ["DATASET"]
+    view = samples.limit(5)
+    assert list(choices_of_target(view)) == ["DATASET", "CURRENT_VIEW"]
+    selected = [view.first().id]
+    offered = choices_of_target(view, selected=selected)
+    assert list(offered) == ["DATASET", "CURRENT_VIEW", "SELECTED_SAMPLES"]
+
+
+def choices_of_target(samples: Any, **request: Any) -> list[str]:
+    ctx = make_context(samples, {}, **request)
+    values: list[str] = resolve_context(COMPUTE, ctx)[0]["view_target"].type.values
+    return values
+
+
+def test_brain_keys(samples: Any, model: HieraEmbeddingModel) -> None:
+    boxes = {"similarity_index": True, "visualization": True}
+    properties, errors = resolve(COMPUTE, samples, **boxes)
+    assert errors == {}
+    assert properties["similarity_brain_key"].default == "hiera_similarity"
+    assert properties["visualization_brain_key"].default == "hiera_map"
+    assert properties["visualization_method"].default == "umap"
+    assert list(choices(properties["visualization_method"])) == ["umap", "tsne", "pca"]
+
+    model.embed_samples(samples, "hiera")
+    fob.compute_similarity(samples, embeddings="hiera", brain_key="hiera_similarity")
+    taken = {"similarity_index": True, "model_name": NANO}
+    properties, errors = resolve(COMPUTE, samples, **taken)
+    assert errors == {}
+    assert properties["similarity_brain_key"].default == "hiera_similarity_2"
+    _, errors = resolve(COMPUTE, samples, **taken, similarity_brain_key="hiera_similarity")
+    assert "is taken" in errors["similarity_brain_key"]
+
+    keys = {"similarity_brain_key": "a", "visualization_brain_key": "a"}
+    _, errors = resolve(COMPUTE, samples, **boxes, **keys)
+    assert "of their own" in errors["visualization_brain_key"]
+
+
+def test_unchecked_boxes_ask_for_nothing(samples: Any) -> None:
+    stale = {"similarity_index": False, "similarity_brain_key": "2 b"}
+    properties, errors = resolve(COMPUTE, samples, **stale)
+    assert "similarity_brain_key" not in properties
+    assert errors == {}
+
+
+def test_without_umap(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "umap" else find_spec(n, *a)
+    )
+    properties, errors = resolve(COMPUTE, samples, visualization=True)
+    assert errors == {}
+    assert properties["visualization_method"].default == "pca"
+    _, errors = resolve(COMPUTE, samples, visualization_method="umap")
+    assert "pip install umap-learn" in errors["visualization_method"]
+
+
+@pytest.fixture
+def videos(dataset: Any) -> Any:
+    dataset.add_sample(fo.Sample(filepath="/there/a.mp4"))
+    return dataset
+
+
+def test_videos(videos: Any) -> None:
+    properties, errors = resolve(COMPUTE, videos)
+    assert errors == {}
+    assert "patches_field" not in properties
+    _, errors = resolve(COMPUTE, videos, similarity_index=True, visualization=True)
+    assert set(errors) == {"similarity_index", "visualization"}
+    assert "to_frames" in errors["visualization"]
+
+
+def test_frames_and_their_patches(videos: Any) -> None:
+    sample = videos.first()
+    detection = fo.Detection(bounding_box=[0, 0, 1, 1])
+    sample.frames[1] = fo.Frame(parts=fo.Detections(detections=[detection]))
+    sample.save()
+    videos.add_frame_field("vectors", fo.VectorField)
+    properties, _ = resolve(COMPUTE, videos)
+    assert list(choices(properties["patches_field"])) == ["parts"]
+    assert list(choices(properties["embeddings_field"])) == ["vectors"]
+    properties, errors = resolve(COMPUTE, videos, patches_field="parts")
+    assert errors == {}
+    assert choices(properties["embeddings_field"]) == {}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"embedding_type": "cls", "field_name": "vectors"},
+        {"embedding_types": "cls", "emb_field": "vectors"},
+        {"pooling": "cls", "embedding_type": "cls", "embeddings_field": "vectors"},
+    ],
+    ids=str,
+)
+def test_names_of_the_plugin_people_used(samples: Any, params: dict[str, Any]) -> None:
+    given = dict(params)
+    ctx = make_context(samples, params)
+    assert resolve_context(COMPUTE, ctx)[1] == {}
+    assert ctx.params == {"pooling": "cls", "embeddings_field": "vectors"}
+    assert params == given, "the caller's parameters were changed"
+
+
+def test_two_names_and_two_values(samples: Any) -> None:
+    ctx = make_context(samples, {"pooling": "mean", "embedding_type": "cls"})
+    with pytest.raises(ValueError, match=r"pooling is given twice.*embedding_type"):
+        resolve_context(COMPUTE, ctx)
+
+
+def test_unknown_parameters_from_python(samples: Any) -> None:
+    params = {"model_name": NANO, "overwite": True}
+    with pytest.raises(ValueError, match=r"\['overwite'\]. Valid are \['model_name'"):
+        foo.execute_operator(COMPUTE, dataset=samples, params=params)
+
+
+def test_missing_packages_are_named(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = type(foo.get_operator(COMPUTE)).__module__.rpartition(".")[0]
+    for uri, name in ((COMPUTE, "embedding_form"), (SORT, "query_form")):
+        monkeypatch.setitem(sys.modules, f"{package}.{name}", None)
+        assert "fiftyone plugins requirements" in _obstacle(samples, uri)
+
+
+def test_placement_and_icons(plugin: Any) -> None:
+    ctx = make_context(None, {})
+    for uri in (COMPUTE, SORT):
+        operator = foo.get_operator(uri)
+        placement = operator.resolve_placement(ctx).to_json()
+        assert placement["place"] == "samples-grid-secondary-actions"
+        for icon in (
+            operator.config.light_icon,
+            operator.config.dark_icon,
+            placement["view"]["icon"],
+        ):
+            assert (Path(plugin.directory) / icon.lstrip("/")).is_file()
+
+
+def test_plugin_file(plugin: Any) -> None:
+    assert plugin.version == fiftyone_hiera.config.VERSION
+    registered = {
+        operator.name
+        for operator in foo.list_operators()
+        if operator.plugin_name == plugin.name
+    }
+    assert registered == set(plugin.operators)
+    assert len(registered) == 3
+
+
+_LIST = """
+import sys
+import fiftyone.operators as foo
+
+assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 3
+heavy = {"torch", "torchvision", "transformers", "umap", "fiftyone.brain"}
+print("HEAVY", sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_listing_imports_nothing_heavy(plugin: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _LIST],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_query_needs_an_index(samples: Any, model: HieraEmbeddingModel) -> None:
+    assert "no similarity index" in _obstacle(None, SORT)
+    assert "no similarity index" in _obstacle(samples, SORT)
+    vectors = np.random.default_rng(51).random((12, 5))
+    fob.compute_similarity(samples, embeddings=vectors, brain_key="anothers")
+    assert "no similarity index" in _obstacle(samples, SORT)
+
+    model.embed_samples(samples, "hiera")
+    fob.compute_similarity(samples, embeddings="hiera", brain_key="ours")
+    properties, errors = resolve(SORT, samples)
+    offered = choices(properties["brain_key"])
+    assert {key: choice.label for key, choice in offered.items()} == {
+        "ours": f"ours: {NANO}, mean"
+    }
+    assert properties["brain_key"].default == "ours"
+    assert errors == {"query_image": "Required property"}
