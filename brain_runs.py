@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import fiftyone.brain as fob
 import fiftyone.zoo as foz
 
@@ -15,17 +18,18 @@ def build_index(plan: EmbeddingPlan) -> None:
     Args:
         plan: the plan, whose vectors are stored
     """
-    index = fob.compute_similarity(
-        plan.samples,
-        patches_field=plan.patches_field,
-        embeddings=plan.embeddings_field,
-        brain_key=plan.similarity_brain_key,
-        progress=False,
-    )
-    name = _find_entry(plan.checkpoint, plan.settings)
-    if name is not None and name in foz.list_zoo_models():
-        index.config.model = name
-        index.save_config()
+    with _removed_if_it_fails(plan, plan.similarity_brain_key):
+        index = fob.compute_similarity(
+            plan.samples,
+            patches_field=plan.patches_field,
+            embeddings=plan.embeddings_field,
+            brain_key=plan.similarity_brain_key,
+            progress=False,
+        )
+        name = _find_entry(plan.checkpoint, plan.settings)
+        if name is not None and name in foz.list_zoo_models():
+            index.config.model = name
+            index.save_config()
 
 
 def draw_map(plan: EmbeddingPlan) -> None:
@@ -34,14 +38,28 @@ def draw_map(plan: EmbeddingPlan) -> None:
     Args:
         plan: the plan, whose vectors are stored
     """
-    fob.compute_visualization(
-        plan.samples,
-        patches_field=plan.patches_field,
-        embeddings=plan.embeddings_field,
-        brain_key=plan.visualization_brain_key,
-        method=plan.visualization_method,
-        progress=False,
-    )
+    with _removed_if_it_fails(plan, plan.visualization_brain_key):
+        fob.compute_visualization(
+            plan.samples,
+            patches_field=plan.patches_field,
+            embeddings=plan.embeddings_field,
+            brain_key=plan.visualization_brain_key,
+            method=plan.visualization_method,
+            progress=False,
+        )
+
+
+@contextlib.contextmanager
+def _removed_if_it_fails(plan: EmbeddingPlan, brain_key: str) -> Iterator[None]:
+    # FiftyOne registers a run before it computes anything
+    try:
+        yield
+    except BaseException:
+        dataset = plan.samples._dataset
+        if brain_key in dataset.list_brain_runs():
+            dataset.delete_brain_run(brain_key)
+
+        raise
 
 
 def _find_entry(checkpoint: Checkpoint, settings: Settings) -> str | None:

@@ -188,7 +188,7 @@ def _use_brain(
         except Exception as error:
             raise RuntimeError(
                 f"The vectors are stored in {result['embeddings_field']!r}, but the {what} "
-                f"could not be made: {error}"
+                f"could not be made: {error}. Of very few vectors, PCA alone makes a map"
             ) from error
 
         result[key] = getattr(plan, key)

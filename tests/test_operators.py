@@ -1,0 +1,631 @@
+"""Runs of the operators: as the App does it, delegated, and from Python."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.brain as fob
+import fiftyone.core.view as fov
+import fiftyone.operators as foo
+import fiftyone.zoo as foz
+import numpy as np
+import pytest
+from bson import json_util
+from fiftyone.operators.delegated import DelegatedOperationService
+from fiftyone.operators.executor import ExecutionError, ExecutionResult
+from operator_calls import (
+    COMPUTE,
+    SORT,
+    execute_in_app,
+    make_context,
+    resolve,
+    resolve_context,
+    triggered,
+)
+from PIL import Image
+from stranger import Stranger
+
+import fiftyone_hiera
+from digits import Digit
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+NANO = "hiera-nano-digits"
+
+pytestmark = pytest.mark.usefixtures("plugin")
+
+
+@pytest.fixture
+def samples(dataset: Any, digits: list[Digit]) -> Any:
+    """60 digits with a patch each."""
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=str(digit.path),
+                digit=digit.label,
+                parts=fo.Detections(
+                    detections=[fo.Detection(bounding_box=[0.1, 0.1, 0.8, 0.8])]
+                ),
+            )
+            for digit in digits[:60]
+        ]
+    )
+    return dataset
+
+
+@pytest.fixture
+def absent(samples: Any, tmp_path: Path) -> Any:
+    """The first of these, whose file is absent."""
+    sample = samples.first()
+    sample.filepath = str(tmp_path / "absent.png")
+    sample.save()
+    return sample
+
+
+def _module(name: str) -> Any:
+    """Return a module of the plugin, which is another copy of this code."""
+    package = type(foo.get_operator(COMPUTE)).__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _check(samples: Any, pooling: str, field: str) -> None:
+    model = fiftyone_hiera.load_model(NANO, pooling=pooling)
+    paths, stored = samples.values(["filepath", field])
+    expected = model.embed_all([Image.open(path) for path in paths])
+    assert np.abs(np.stack(stored) - expected).max() < 1e-4
+
+
+# From Python
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords"),
+    [
+        (
+            (),
+            {"model_name": NANO, "embedding_type": "cls", "field_name": "vectors"},
+        ),
+        ((), {"model_name": NANO, "embedding_types": "cls", "emb_field": "vectors"}),
+        ((NANO, "vectors", "cls"), {}),
+        ((NANO,), {"embeddings_field": "vectors", "pooling": "cls", "batch_size": 7}),
+    ],
+    ids=str,
+)
+def test_called_as_the_plugin_people_used(
+    samples: Any, arguments: Any, keywords: Any
+) -> None:
+    result = foo.get_operator(COMPUTE)(samples, *arguments, **keywords)
+    assert isinstance(result, ExecutionResult)
+    assert result.result["embedded"] == 60
+    assert result.result["embeddings_field"] == "vectors"
+    _check(samples, "cls", "vectors")
+
+
+def test_called_with_nothing_but_a_view(samples: Any, absent: Any) -> None:
+    result = foo.get_operator(COMPUTE)(samples.limit(5), NANO, failure_tag="bad").result
+    assert (result["embedded"], result["skipped"], result["failed"]) == (4, 0, 1)
+    (failure,) = result["failures"]
+    assert failure["sample_id"] == absent.id
+    assert failure["path"] == absent.filepath
+    assert samples.match_tags("bad").values("id") == [absent.id]
+    assert samples.count("hiera") == 4
+    _check(samples.exists("hiera"), "mean", "hiera")
+
+
+@pytest.mark.parametrize("is_view", [False, True])
+def test_execute_operator(samples: Any, is_view: bool) -> None:
+    where = {"view": samples.limit(5)} if is_view else {"dataset": samples}
+    params = {"model_name": NANO, "emb_field": "vectors", "embedding_types": "mean"}
+    given = dict(params)
+    result = foo.execute_operator(COMPUTE, where, params=params)
+    assert result.result["embedded"] == (5 if is_view else 60)
+    assert params == given
+    _check(samples.exists("vectors"), "mean", "vectors")
+
+
+def test_what_is_not_valid_raises(samples: Any) -> None:
+    with pytest.raises(ExecutionError, match=r"pooling of .*'max'. Valid are \['mean'"):
+        foo.get_operator(COMPUTE)(samples, NANO, pooling="max")
+
+    with pytest.raises(ValueError, match="Unknown parameters"):
+        foo.get_operator(COMPUTE)(samples, NANO, overwite=True)
+
+
+def test_everything_failed(samples: Any, absent: Any) -> None:
+    with pytest.raises(ExecutionError, match=r"(?s)None of 1 could be embedded.*No such"):
+        foo.get_operator(COMPUTE)(samples.limit(1), NANO)
+
+
+def test_in_a_notebook(samples: Any) -> None:
+    async def cell() -> Any:
+        return await foo.get_operator(COMPUTE)(samples, NANO, delegate=True)
+
+    queued = asyncio.run(cell())
+    assert queued.delegated
+    assert samples.get_field("hiera") is None
+    assert _run_queue() == ["completed"]
+    _check(samples, "mean", "hiera")
+
+
+# Delegated
+
+
+def _run_queue() -> list[str]:
+    service = DelegatedOperationService()
+    queued = service.list_operations(operator=COMPUTE, run_state="queued")
+    service.execute_queued_operations(operator=COMPUTE)
+    return [service.get(operation.id).run_state for operation in queued]
+
+
+@pytest.mark.parametrize(
+    "request_it",
+    [
+        lambda samples: foo.get_operator(COMPUTE)(
+            samples, NANO, emb_field="hiera", batch_size=8, delegate=True
+        ),
+        lambda samples: foo.execute_operator(
+            COMPUTE,
+            dataset=samples,
+            params={"model_name": NANO, "batch_size": 8, "delegate": True},
+        ),
+        lambda samples: foo.execute_operator(
+            COMPUTE,
+            dataset=samples,
+            params={"model_name": NANO, "batch_size": 8},
+            request_delegation=True,
+        ),
+    ],
+    ids=["called", "delegate", "request_delegation"],
+)
+def test_delegated(
+    samples: Any, absent: Any, request_it: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = request_it(samples)
+    assert result.delegated
+    assert samples.get_field("hiera") is None
+
+    written: list[tuple[float | None, str]] = []
+    service = DelegatedOperationService
+    set_progress = service.set_progress
+    monkeypatch.setattr(
+        service,
+        "set_progress",
+        lambda self, doc_id, progress: (
+            written.append((progress.progress, progress.label)),
+            set_progress(self, doc_id, progress),
+        ),
+    )
+    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_WRITES", 0)
+    assert _run_queue() == ["completed"]
+
+    document = service().get(result.result["id"])
+    assert document.result.result["embedded"] == 59
+    assert document.result.result["failed"] == 1
+    schema = json.dumps(document.metadata["outputs_schema"])
+    assert "59 embedded, 0 skipped, 1 failed" in schema
+    assert "Show the samples that failed: 1" in schema
+
+    assert written[0] == (None, f"Loading {NANO}, 3 MB")
+    moving = [progress for progress, _ in written[1:]]
+    assert moving == sorted(moving)
+    assert moving[0] == 0
+    assert len(set(moving)) > 2
+    assert any("of 60 images" in label and "per second" in label for _, label in written)
+    assert document.status.label == written[-1][1]
+
+
+def test_delegated_run_that_fails_says_why(samples: Any, absent: Any) -> None:
+    result = foo.get_operator(COMPUTE)(samples.limit(1), NANO, delegate=True)
+    assert _run_queue() == ["failed"]
+    document = DelegatedOperationService().get(result.result["id"])
+    assert "None of 1 could be embedded" in document.result.error
+    assert absent.filepath in document.result.error
+
+
+# In the App
+
+
+def _outputs(messages: Any) -> list[dict[str, Any]]:
+    return [params for name, params in triggered(messages) if name == "show_output"]
+
+
+def _labels(output: dict[str, Any]) -> list[str]:
+    views = [prop["view"] for prop in output["outputs"]["type"]["properties"].values()]
+    return [
+        str(view[name])
+        for view in views
+        for name in ("label", "description")
+        if view.get(name)
+    ]
+
+
+def test_stream(samples: Any, absent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_UPDATES", 0)
+    result = execute_in_app(samples, model_name=NANO, batch_size=8)
+    assert result.is_generator
+    messages = list(result.result)
+    json.dumps([message.to_json() for message in messages], default=str)
+
+    *updates, report = _outputs(messages)
+    progress = [update["results"]["progress"] for update in updates]
+    assert progress[0] is None
+    assert progress[1:] == sorted(progress[1:])
+    assert progress[1] == 0
+    assert progress[-1] > 0.5
+    assert _labels(updates[0])[0] == f"Loading {NANO}, 3 MB"
+    assert any("of 60 images" in label for label in _labels(updates[-1]))
+    assert "reload_dataset" in [name for name, _ in triggered(messages)]
+
+    assert "59 embedded, 0 skipped, 1 failed" in _labels(report)
+    assert report["results"]["embedded"] == 59
+    button = report["outputs"]["type"]["properties"]["show_failed"]["view"]
+    assert button["operator"] == "set_view"
+    stages = json_util.loads(json.dumps(button["params"]["view"]))
+    assert fov.DatasetView._build(samples, stages).values("id") == [absent.id]
+    reasons = report["outputs"]["type"]["properties"]["reasons"]
+    assert "No such file" in json.dumps(reasons)
+    _check(samples.exists("hiera"), "mean", "hiera")
+
+
+def test_stream_stopped_by_its_button(
+    samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_UPDATES", 0)
+    stream = execute_in_app(samples, model_name=NANO, batch_size=1, num_workers=0).result
+    messages = []
+    for message in stream:
+        messages.append(message)
+        if len(messages) == 20:
+            properties = message.body.params["outputs"]["type"]["properties"]
+            button = properties["stop"]["view"]
+            foo.execute_operator(button["operator"], params=button["params"])
+
+    (*_, report) = _outputs(messages)
+    stored = samples.count("hiera")
+    assert 10 < stored < 30
+    assert f"Stopped: {stored} embedded, 0 skipped, 0 failed" in _labels(report)
+    _check(samples.exists("hiera"), "mean", "hiera")
+
+    # The same form goes on from there; the button of an old run does nothing
+    foo.execute_operator(button["operator"], params=button["params"])
+    (*_, report) = _outputs(execute_in_app(samples, model_name=NANO).result)
+    assert f"{60 - stored} embedded, {stored} skipped, 0 failed" in _labels(report)
+
+
+def test_stream_that_the_app_drops(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_UPDATES", 0)
+    stream = execute_in_app(samples, model_name=NANO, batch_size=1, num_workers=0).result
+    for _ in range(20):
+        next(stream)
+
+    stream.close()
+    stored = samples.count("hiera")
+    assert 10 < stored < 30
+    _check(samples.exists("hiera"), "mean", "hiera")
+    assert _module("embedding_run")._running == {}
+
+
+def test_stream_that_fails_says_why(samples: Any, absent: Any) -> None:
+    (*_, error) = _outputs(execute_in_app(samples.limit(1), model_name=NANO).result)
+    assert _labels(error)[0] == "This run had to stop"
+    assert absent.filepath in _labels(error)[1]
+
+
+def test_weights_that_cannot_be_had(samples: Any) -> None:
+    name = "facebook/hiera-tiny-224-hf"
+    outputs = _outputs(execute_in_app(samples, model_name=name).result)
+    assert _labels(outputs[0])[0] == f"Downloading {name}, 109 MB"
+    assert (
+        "Cannot download model.safetensors of facebook/hiera-tiny" in _labels(outputs[1])[1]
+    )
+    assert samples.get_field("hiera") is None
+
+
+def test_what_the_form_refuses_does_not_run(samples: Any) -> None:
+    with pytest.raises(ExecutionError, match="cannot start with '_'"):
+        execute_in_app(samples, model_name=NANO, embeddings_field="_x")
+
+
+@pytest.mark.parametrize("target", ["DATASET", "CURRENT_VIEW", "SELECTED_SAMPLES"])
+def test_targets(samples: Any, target: str) -> None:
+    view = samples.limit(5)
+    selected = view.values("id")[:2]
+    ctx = make_context(view, {"view_target": target}, selected=selected)
+    assert resolve_context(COMPUTE, ctx)[1] == {}
+    chosen = _module("embedding_plan").target_samples(ctx)
+    assert len(chosen) == {"DATASET": 60, "CURRENT_VIEW": 5, "SELECTED_SAMPLES": 2}[target]
+
+
+def test_slice_of_a_grouped_dataset(dataset: Any, digits: list[Digit]) -> None:
+    dataset.add_group_field("group", default="left")
+    for left, right in zip(digits[:3], digits[3:6], strict=True):
+        group = fo.Group()
+        for name, digit in (("left", left), ("right", right)):
+            sample = fo.Sample(filepath=str(digit.path), group=group.element(name))
+            dataset.add_sample(sample)
+
+    ctx = make_context(dataset, {"model_name": NANO}, group_slice="right")
+    assert resolve_context(COMPUTE, ctx)[1] == {}
+    assert _module("embedding_run").finish(ctx)["embedded"] == 3
+    everything = dataset.select_group_slices()
+    embedded = everything.exists("hiera").values("group.name")
+    assert embedded == ["right"] * 3
+
+
+# The brain
+
+
+def test_index_and_map(samples: Any, absent: Any) -> None:
+    result = execute_in_app(
+        samples,
+        model_name=NANO,
+        similarity_index=True,
+        visualization=True,
+        visualization_method="pca",
+    )
+    *updates, report = _outputs(result.result)
+    labels = [_labels(update)[0] for update in updates]
+    assert labels[-2:] == ["Making the similarity index", "Making the map"]
+    assert report["results"]["similarity_brain_key"] == "hiera_similarity"
+    assert "Open the Embeddings panel, for 'hiera_map'" in _labels(report)
+
+    assert samples.load_brain_results("hiera_map").points.shape == (59, 2)
+    assert absent.id not in samples.load_brain_results("hiera_map").sample_ids
+    index = samples.load_brain_results("hiera_similarity")
+    assert index.total_index_size == 59
+    query = samples.last()
+    nearest = samples.sort_by_similarity(query.id, k=3, brain_key="hiera_similarity")
+    assert nearest.first().id == query.id
+
+
+def test_index_and_map_of_patches(samples: Any) -> None:
+    result = foo.get_operator(COMPUTE)(
+        samples,
+        NANO,
+        patches_field="parts",
+        similarity_brain_key="patches",
+        visualization_brain_key="map",
+        visualization_method="pca",
+    ).result
+    assert result["embeddings_field"] == "parts.detections.hiera"
+    assert samples.load_brain_results("patches").total_index_size == 60
+    assert samples.load_brain_results("map").points.shape == (60, 2)
+    assert samples.get_brain_info("patches").config.patches_field == "parts"
+
+
+def test_map_that_cannot_be_made(samples: Any) -> None:
+    stream = execute_in_app(
+        samples.limit(5), model_name=NANO, visualization_method="tsne"
+    ).result
+    (*_, error) = _outputs(stream)
+    assert "stored in 'hiera', but the map could not be made" in _labels(error)[1]
+    assert "PCA alone" in _labels(error)[1]
+    assert samples.count("hiera") == 5
+    assert samples.list_brain_runs() == []
+    assert resolve(COMPUTE, samples, model_name=NANO, visualization=True)[1] == {}
+
+
+def test_the_apps_own_search_is_given_a_name_only_if_that_is_right(
+    stranger: Stranger,
+) -> None:
+    checkout = Path(__file__).parents[1]
+    named = stranger.python(
+        f"""
+import fiftyone.operators as foo
+from pathlib import Path
+from PIL import Image
+folder = Path(fo.config.plugins_dir)
+folder.mkdir(exist_ok=True)
+if not (folder / "hiera").exists():
+    (folder / "hiera").symlink_to({str(checkout)!r})
+
+foz.register_zoo_model_source(url)
+dataset = fo.Dataset("named", overwrite=True)
+for grey in range(5):
+    path = f"{{grey}}.png"
+    Image.new("L", (9, 9), 50 * grey).save(path)
+    dataset.add_sample(fo.Sample(filepath=path))
+
+result = []
+compute = foo.get_operator({COMPUTE!r})
+for name, pooling in ((TINY, "mean"), (TINY, "cls"), (TINY, "pooler"), (NANO, "mean")):
+    key = f"{{pooling}}{{len(result)}}"
+    compute(dataset, name, key, pooling, similarity_brain_key=f"key_{{key}}")
+    result.append(dataset.get_brain_info(f"key_{{key}}").config.model)
+
+"""
+    )
+    tiny = "facebook/hiera-tiny-224-hf"
+    assert named == [tiny, tiny + "-cls", None, NANO]
+
+
+# Search by an image
+
+
+def _upload(path: Path) -> dict[str, Any]:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return {"name": path.name, "type": "image/png", "content": content}
+
+
+def _search(samples: Any, path: Path, **params: Any) -> tuple[str, Any]:
+    result = execute_in_app(samples, SORT, query_image=_upload(path), **params)
+    assert result.error is None, result.error
+    (request,) = result.executor._requests
+    return request.operator_uri, request.params
+
+
+def _found(samples: Any, path: Path, **params: Any) -> Any:
+    uri, params = _search(samples, path, **params)
+    assert uri == "set_view"
+    stages = json_util.loads(json.dumps(params["view"]))
+    return fov.DatasetView._build(samples._root_dataset, stages)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_search(samples: Any, digits: list[Digit], pooling: str) -> None:
+    key = {"similarity_brain_key": "key"}
+    foo.get_operator(COMPUTE)(samples, NANO, "vectors", pooling, **key)
+    query = digits[300]
+    found = _found(samples, query.path, brain_key="key", k=5)
+    assert len(found) == 5
+
+    embed = fiftyone_hiera.load_model(NANO, pooling=pooling).embed
+    expected = samples.sort_by_similarity(
+        embed(Image.open(query.path)), k=5, brain_key="key"
+    )
+    assert found.values("id") == expected.values("id")
+    vector = found._stages[-1].query
+    assert np.abs(vector - embed(Image.open(query.path))).max() < 1e-4
+
+    again = _found(samples, Path(samples.last().filepath))
+    assert again.first().id == samples.last().id
+    assert len(again) == 25
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooling": "cls"}, {"pooling": "pooler", "normalize": True}],
+    ids=str,
+)
+def test_search_in_indexes_made_by_other_means(
+    samples: Any, options: dict[str, Any], stranger: Stranger
+) -> None:
+    # By the name of a model and options: no field, and so no record
+    vectors = np.stack(
+        [
+            fiftyone_hiera.load_model(NANO, **options).embed(Image.open(path))
+            for path in samples.values("filepath")
+        ]
+    )
+    index = fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
+    index.config.model, index.config.model_kwargs = NANO, options or None
+    index.save_config()
+    model = _module("index_models").load_index_model(samples, "key")
+    assert model.settings.pooling == options.get("pooling", "mean")
+    assert model.settings.normalize == options.get("normalize", False)
+    found = _found(samples, Path(samples.last().filepath))
+    assert found.first().id == samples.last().id
+
+
+def test_the_record_of_the_field_knows_best(
+    samples: Any, model: HieraEmbeddingModel, nano: Path, tmp_path: Path
+) -> None:
+    # Its config says another pooling than its vectors have
+    cls = fiftyone_hiera.load_model(NANO, pooling="cls", normalize=True)
+    cls.embed_samples(samples, "vectors")
+    index = fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
+    index.config.model = NANO
+    index.save_config()
+    loaded = _module("index_models").load_index_model(samples, "key")
+    assert (loaded.settings.pooling, loaded.settings.normalize) == ("cls", True)
+    label = resolve(SORT, samples)[0]["brain_key"].view.choices[0].label
+    assert label == f"key: {NANO}, cls"
+
+
+def test_weights_of_your_own(samples: Any, nano: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    own = folder / "model.safetensors"
+    own.write_bytes(nano.read_bytes())
+    config = {
+        "model_type": "hiera",
+        "architectures": ["HieraModel"],
+        "depths": [1, 1, 2, 1],
+        "embed_dim": 24,
+        "num_heads": [1, 2, 4, 8],
+        "image_size": [64, 64],
+    }
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    model = fiftyone_hiera.load_model(NANO, checkpoint=str(folder), pooling="cls")
+    model.embed_samples(samples, "vectors")
+    fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
+    assert _found(samples, Path(samples.last().filepath)).first().id == samples.last().id
+
+    # The same name, other weights
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor * 1.001 for name, tensor in load_file(own).items()}
+    save_file(tensors, own, {"format": "pt"})
+    uri, params = _search(samples, Path(samples.last().filepath))
+    assert uri == "show_output"
+    assert "now differs in sha256" in _labels(params)[1]
+
+
+def test_search_among_patches(samples: Any) -> None:
+    foo.get_operator(COMPUTE)(
+        samples, NANO, patches_field="parts", similarity_brain_key="key"
+    )
+    for view in (samples, samples.to_patches("parts")):
+        found = _found(view, Path(samples.last().filepath), k=3)
+        assert found._is_patches
+        assert len(found) == 3
+
+
+def test_search_that_fails_says_why(samples: Any, tmp_path: Path) -> None:
+    foo.get_operator(COMPUTE)(samples[:40], NANO, similarity_brain_key="key")
+    page = tmp_path / "page.png"
+    page.write_text("<html>", "utf-8")
+    uri, params = _search(samples, page)
+    assert uri == "show_output"
+    assert "Cannot read image 'page.png': it is" in _labels(params)[1]
+
+    uri, params = _search(samples[40:], Path(samples.last().filepath))
+    assert uri == "show_output"
+    assert "in the index 'key'" in _labels(params)[1]
+
+    with pytest.raises(ExecutionError, match=r"Cannot read image 'page.png'"):
+        foo.execute_operator(SORT, dataset=samples, params={"query_image": _upload(page)})
+
+
+# The zoo's own operators
+
+
+def test_options_in_the_zoos_form(stranger: Stranger) -> None:
+    result = stranger.python(
+        """
+from fiftyone.operators.executor import ExecutionContext
+foz.register_zoo_model_source(url)
+result = {}
+for name, remote in (
+    (NANO, {}),
+    (TINY + "-cls", {}),
+    (NANO, {"pooling": "cls", "device": "", "checkpoint": None, "normalize": True}),
+    (NANO, {"device": "tpu"}),
+    (NANO, {"checkpoint": "nowhere"}),
+):
+    ctx = ExecutionContext({"params": {"remote_params": remote}})
+    model = foz.get_zoo_model(name)
+    form = model.resolve_input(ctx)
+    form.to_json()
+    shown = form.type.properties
+    wrong = {key: prop.error_message for key, prop in shown.items() if prop.invalid}
+    try:
+        model.parse_parameters(ctx, remote)
+    except ValueError as error:
+        remote = str(error)
+    else:
+        foz.load_zoo_model(name, **remote) if name == NANO else None
+
+    result[len(result)] = [list(shown), shown["pooling"].type.values, wrong, remote]
+"""
+    )
+    options = ["pooling", "normalize", "dtype", "device", "checkpoint"]
+    poolings = ["mean", "cls", "pooler"]
+    assert result["0"] == [options, poolings, {}, {}]
+    assert result["1"] == [options, ["cls"], {}, {}]
+    assert result["2"] == [options, poolings, {}, {"pooling": "cls", "normalize": True}]
+    for number, option in (("3", "device"), ("4", "checkpoint")):
+        _, _, wrong, refusal = result[number]
+        assert list(wrong) == [option]
+        assert wrong[option] == refusal
+        assert f"Invalid {option}" in refusal
+
+
+def test_zoo_knows_nothing_of_this_source_here() -> None:
+    # The tests above search and compute with the plugin alone
+    assert NANO not in foz.list_zoo_models()
