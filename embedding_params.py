@@ -41,11 +41,11 @@ class EmbeddingParams:
         overwrite (False): whether to embed what has a vector already
         failure_tag (None): a tag for the samples that fail
         similarity_index (False): whether to build a similarity index
-        similarity_brain_key (None): its brain key; None is the field's name and
-            "_similarity"
+        similarity_brain_key (None): its brain key; None is "hiera_similarity" or,
+            if that is taken, "hiera_similarity_2", and so on
         visualization (False): whether to draw a 2-D map
-        visualization_brain_key (None): its brain key; None is the field's name and
-            "_map"
+        visualization_brain_key (None): its brain key; None is "hiera_map" or, if
+            that is taken, "hiera_map_2", and so on
         visualization_method (None): "umap", "tsne" or "pca"; None is the first that
             is installed
     """

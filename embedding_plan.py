@@ -222,10 +222,10 @@ def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
             if (named := replace(plan, embeddings_field=name)).is_field_free()
         )
 
-    field = plan.embeddings_field.removeprefix("frames.")
+    # Not from the field's name: the App does not follow a default that changes
     taken = samples._dataset.list_brain_runs()
     similarity, visualization = (
-        next(name for name in _names(f"{field}_{suffix}") if name not in taken)
+        next(name for name in _names(f"hiera_{suffix}") if name not in taken)
         for suffix in ("similarity", "map")
     )
     return replace(

@@ -26,7 +26,8 @@ def _isolate(home: Path) -> None:
         if name.startswith(("HF_", "HUGGING")):
             del os.environ[name]
 
-    use_own_fiftyone(home, show_progress_bars=False)
+    # The App offers to schedule runs only if somebody may run them
+    use_own_fiftyone(home, show_progress_bars=False, allow_legacy_orchestrators=True)
     os.environ["HOME"] = str(home)
     os.environ["HF_HOME"] = str(home / "hub")
     os.environ["HF_HUB_OFFLINE"] = "1"

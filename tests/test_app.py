@@ -1,0 +1,369 @@
+"""The real App in a real browser, with the plugin in its plugins folder.
+
+Off by default; ``make test-app`` runs it. Each step leaves a picture in the folder
+that the environment variable PICTURES names, or in ``.app``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import numpy as np
+import pytest
+from fiftyone.operators.delegated import DelegatedOperationService
+from PIL import Image
+
+from digits import Digit
+
+pytest.importorskip("playwright")
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+pytestmark = pytest.mark.app
+
+NANO = "hiera-nano-digits"
+COMPUTE = "Compute Hiera embeddings"
+SORT = "Sort by Hiera similarity to an image"
+
+_PICTURES = Path(os.environ.get("PICTURES") or Path(__file__).parents[1] / ".app")
+_SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
+
+
+_SIZE: Any = {"width": 1400, "height": 1000}
+_VALUES = "inputs => inputs.map(input => input.value)"
+_REPORT = re.compile("embedded, .* skipped")
+
+
+@pytest.fixture(scope="module")
+def dataset(digits: list[Digit], plugin: Any) -> Iterator[Any]:
+    """1,200 digits, and one whose file is absent."""
+    dataset = fo.Dataset("digits", persistent=True, overwrite=True)
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=str(digit.path), label=fo.Classification(label=str(digit.label))
+            )
+            for digit in digits[:1200]
+        ]
+    )
+    dataset.add_sample(fo.Sample(filepath=str(digits[0].path.with_name("absent.png"))))
+    yield dataset
+    fo.delete_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def session(dataset: Any) -> Iterator[Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    session = fo.launch_app(dataset, port=port, address="localhost", auto=False)
+    yield session
+    session.close()
+
+
+class Browser:
+    """A user in front of the App."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self._url = url
+        page.set_default_timeout(30_000)
+        # Advertisements come up after a while, over whatever is there
+        page.add_locator_handler(
+            page.get_by_role("button", name="Dismiss"),
+            lambda button: button.first.click(),
+            no_wait_after=True,
+        )
+
+    def open(self) -> None:
+        self.page.goto(self._url)
+        expect(self.page.get_by_text(re.compile(r"^[\d,]+ samples?$"))).to_be_visible()
+        expect(self.page.locator("canvas[canvas-loaded=true]").first).to_be_visible()
+
+    def picture(self, name: str) -> None:
+        _PICTURES.mkdir(parents=True, exist_ok=True)
+        path = _PICTURES / f"{name}.jpg"
+        self.page.screenshot(path=path, type="jpeg", quality=80)
+
+    def open_operator(self, label: str, picture: str | None = None) -> None:
+        self.page.keyboard.press("Backquote")
+        search = self.page.get_by_placeholder(re.compile("Search operations"))
+        search.fill("hiera")
+        choice = self.page.get_by_text(label, exact=True)
+        expect(choice).to_be_visible()
+        if picture is not None:
+            self.picture(picture)
+
+        with self.resolved():
+            choice.click()
+
+    def choose(self, current: str, wanted: str) -> None:
+        self.page.get_by_role("combobox").filter(has_text=current).click()
+        with self.resolved():
+            self.page.get_by_role("option", name=re.compile(wanted)).click()
+
+    def click(self, text: str) -> None:
+        with self.resolved():
+            self.page.get_by_text(text, exact=True).click()
+
+    def fill(self, current: str, wanted: str) -> None:
+        with self.resolved():
+            self._input(current).fill(wanted)
+
+        self._input(wanted).blur()  # a list of what there is covers what is wrong
+
+    @property
+    def execute(self) -> Locator:
+        return self.page.get_by_role("button", name="Execute", exact=True)
+
+    def _input(self, value: str) -> Locator:
+        return self.page.locator(f"input[value='{value}']").first
+
+    def values(self) -> set[str]:
+        """What is in the text fields."""
+        return set(self.page.locator("input[type=text]").evaluate_all(_VALUES))
+
+    def resolved(self) -> Any:
+        """Wait until the form has been checked."""
+        return self.page.expect_response(lambda response: "resolve-type" in response.url)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert chromium is not None, "no chromium here: make test-app installs it"
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=_SWITCHES) as browser,
+    ):
+        yield browser.new_page(viewport=_SIZE)
+
+
+@pytest.fixture
+def browser(page: Page, session: Any, request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """The App, freshly opened."""
+    session.view = None
+    session.spaces = None
+    browser = Browser(page, session.url)
+    browser.open()
+    yield browser
+    browser.picture(f"end-of-{request.node.name}")
+
+
+def _fill_form(browser: Browser, field: str, batch_size: int | None = None) -> None:
+    browser.open_operator(COMPUTE)
+    browser.choose("facebook/hiera-tiny-224-hf", NANO)
+    if batch_size is not None:
+        with browser.resolved():
+            browser.page.locator("input[type=number]").first.fill(str(batch_size))
+
+    (proposed,) = {"hiera", "hiera_2"} & browser.values()
+    if proposed != field:
+        browser.fill(proposed, field)
+
+
+def test_form_run_and_report(browser: Browser, dataset: Any) -> None:
+    browser.open_operator(COMPUTE, picture="1-operators")
+    page = browser.page
+    expect(browser.execute).to_be_enabled()
+    browser.choose("facebook/hiera-tiny-224-hf", NANO)
+    browser.click("Similarity index")
+    browser.click("2-D map")
+    page.set_viewport_size({"width": 1000, "height": 1400})
+    browser.picture("2-form")
+    page.set_viewport_size(_SIZE)
+
+    browser.fill("hiera", "_hiera")
+    expect(page.get_by_text("Field names cannot start with '_'")).to_be_visible()
+    expect(browser.execute).to_be_disabled()
+    browser.picture("3-invalid")
+    browser.fill("_hiera", "hiera")
+    expect(browser.execute).to_be_enabled()
+    browser.execute.click()
+
+    seen = []
+    bar = page.get_by_role("progressbar")
+    while not page.get_by_text(_REPORT).is_visible():
+        label = page.get_by_text("of 1,201 images")
+        if label.count():
+            seen.append(label.first.inner_text())
+            if len(set(seen)) == 5:
+                expect(bar.first).to_be_visible()
+                browser.picture("4-progress")
+
+        page.wait_for_timeout(100)
+
+    done = [int(text.partition(" of ")[0].replace(",", "")) for text in seen]
+    assert len(set(done)) > 3
+    assert done == sorted(done)
+    assert any("per second" in text and "left" in text for text in seen)
+    expect(page.get_by_text("1,200 embedded, 0 skipped, 1 failed")).to_be_visible()
+    browser.picture("5-report")
+
+    page.get_by_role("button", name="Show the samples that failed: 1").click()
+    page.get_by_role("button", name="Done").click()
+    expect(page.get_by_text("1 sample", exact=True)).to_be_visible()
+    browser.picture("6-failed")
+
+    dataset.reload()
+    assert dataset.count("hiera") == 1200
+    assert dataset.list_brain_runs() == ["hiera_map", "hiera_similarity"]
+
+
+def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
+    page = browser.page
+    page.locator("[data-cy=new-panel-btn]").first.click()
+    page.get_by_text("Embeddings", exact=True).first.click()
+    page.get_by_text("hiera_map").click()
+    expect(page.get_by_text("1,200 points")).to_be_visible()
+    page.wait_for_timeout(1500)  # the points fly to their places
+    canvas: Any = page.locator("canvas[data-engine*=three]").last.bounding_box()
+
+    dataset.reload()
+    drawing = dataset.load_brain_results("hiera_map")
+    points = _find_on_page(drawing.points, page.screenshot(clip=canvas), canvas)
+    labels = dict(zip(*dataset.values(["id", "label.label"]), strict=True))
+    of_points = np.array([labels[sample_id] for sample_id in drawing.sample_ids])
+    clusters = [points[of_points == label] for label in sorted(set(of_points))]
+    cluster = max(clusters, key=lambda c: np.median(c[:, 1]))  # the legend is at the top
+    center = np.median(cluster, axis=0)
+    radius = np.percentile(np.linalg.norm(cluster - center, axis=1), 90) + 6
+    inside = int((np.linalg.norm(points - center, axis=1) < radius).sum())
+
+    page.get_by_text("Color by").click()
+    page.get_by_role("option", name="label.label").click()
+    page.wait_for_timeout(1500)
+    browser.picture("7-map")
+
+    page.get_by_role("button", name="Select", exact=True).click()
+    angles = np.linspace(0, 2 * np.pi, 40)
+    ring = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    page.mouse.move(*ring[0])
+    page.mouse.down()
+    for point in ring:
+        page.mouse.move(*point)
+
+    page.mouse.up()
+    shown = page.get_by_text(re.compile(r"^\d+ samples$")).first
+    expect(shown).to_be_visible()
+    count = int(shown.inner_text().partition(" ")[0])
+    assert abs(count - inside) <= 0.05 * inside
+    assert 80 < count < 400
+    browser.picture("8-lasso")
+
+
+def _find_on_page(points: Any, picture: bytes, canvas: Any) -> Any:
+    """Return where a map's points are on the page, from the colored pixels."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("HSV"))
+    rows, columns = np.nonzero((pixels[:, :, 1] > 120) & (pixels[:, :, 2] > 100))
+    least, most = points.min(axis=0), points.max(axis=0)
+    share = (points - least) / (most - least)
+    return np.stack(
+        [
+            canvas["x"] + columns.min() + share[:, 0] * np.ptp(columns),
+            canvas["y"] + rows.max() - share[:, 1] * np.ptp(rows),
+        ],
+        axis=1,
+    )
+
+
+def test_search_by_an_image(browser: Browser, digits: list[Digit], session: Any) -> None:
+    query = digits[1500]  # which is not in the dataset
+    page = browser.page
+    browser.open_operator(SORT)
+    expect(browser.execute).to_be_disabled()
+    with browser.resolved():
+        page.locator("input[type=file]").set_input_files(query.path)
+
+    browser.picture("9-search")
+    browser.execute.click()
+    expect(page.get_by_text("25 samples", exact=True)).to_be_visible()
+    browser.picture("10-found")
+    labels = session.view.values("label.label")
+    assert len(labels) == 25
+    assert labels.count(str(query.label)) >= 20
+
+
+def test_stop_and_go_on(browser: Browser, dataset: Any) -> None:
+    _fill_form(browser, "stopped", batch_size=1)
+    browser.execute.click()
+    page = browser.page
+    expect(page.get_by_text(re.compile(r"^\d\d+ of 1,201 images"))).to_be_visible()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_text(re.compile("^Stopped: "))).to_be_visible()
+    browser.picture("11-stopped")
+    dataset.reload()
+    stored = dataset.count("stopped")
+    assert 0 < stored < 1200
+    expect(page.get_by_text(f"Stopped: {stored:,} embedded")).to_be_visible()
+    page.get_by_role("button", name="Done").click()
+
+    _fill_form(browser, "stopped")
+    browser.execute.click()
+    report = f"{1200 - stored:,} embedded, {stored:,} skipped, 1 failed"
+    expect(page.get_by_text(report)).to_be_visible()
+
+
+def test_closing_the_app_stops_the_run(browser: Browser, dataset: Any) -> None:
+    _fill_form(browser, "closed", batch_size=1)
+    browser.execute.click()
+    page = browser.page
+    expect(page.get_by_text(re.compile(r"^\d\d+ of 1,201 images"))).to_be_visible()
+    page.goto("about:blank")
+    counts = [-1]
+    while counts[-1] != _count(dataset, "closed"):
+        counts.append(_count(dataset, "closed"))
+        page.wait_for_timeout(1000)
+
+    assert 0 < counts[-1] < 1200
+
+
+def _count(dataset: Any, field: str) -> int:
+    dataset.reload()
+    count: int = dataset.count(field)
+    return count
+
+
+def test_field_made_by_other_settings(browser: Browser) -> None:
+    _fill_form(browser, "hiera")
+    page = browser.page
+    with browser.resolved():
+        page.get_by_text("cls", exact=True).click()
+
+    expect(page.get_by_text("1200 vectors that were made otherwise")).to_be_visible()
+    expect(browser.execute).to_be_disabled()
+    browser.picture("12-made-otherwise")
+
+
+def test_schedule(browser: Browser, dataset: Any) -> None:
+    _fill_form(browser, "scheduled")
+    page = browser.page
+    page.get_by_role("group").get_by_role("button").last.click()
+    page.get_by_text("Schedule", exact=True).click()
+    page.get_by_role("button", name="Schedule", exact=True).click()
+    expect(page.get_by_text("Operation successfully scheduled")).to_be_visible()
+    browser.picture("13-scheduled")
+    service = DelegatedOperationService()
+    (operation,) = service.list_operations(run_state="queued")
+    with ThreadPoolExecutor(1) as other:  # this thread has the browser's event loop
+        other.submit(service.execute_operation, operation).result()
+
+    assert service.get(operation.id).run_state == "completed"
+    assert _count(dataset, "scheduled") == 1200
