@@ -5,6 +5,11 @@ APP ?=
 
 BIN := .venv/bin
 SOURCES := .venv/src
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+EXTRAS_demo := demo
+EXTRAS_test := demo test
+EXTRAS_app := demo test app
 
 # Embed images, search them and draw their map, with nothing but this checkout
 .PHONY: demo
@@ -20,8 +25,15 @@ test: .venv/.test
 	MYPYPATH=$(SOURCES):examples:scripts $(BIN)/mypy --explicit-package-bases examples/*.py scripts/*.py
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Test the plugin in FiftyOne's App, in a real browser
+.PHONY: test-app
+test-app: .venv/.app
+	command -v chromium > /dev/null || { $(SUDO) apt-get update -q; \
+		$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
+	$(BIN)/pytest -m app
+
 .venv/.%: pyproject.toml scripts/install.py | .venv/bin/python
-	$(BIN)/python scripts/install.py demo $(filter test,$*)
+	$(BIN)/python scripts/install.py $(EXTRAS_$*)
 	touch $@
 
 .venv/bin/python:

@@ -9,7 +9,7 @@ import fiftyone as fo
 import fiftyone.core.media as fom
 from fiftyone.operators import types
 
-from .config import CHECKPOINTS, Checkpoint
+from .config import CHECKPOINTS, Checkpoint, get_checkpoint
 from .embedding_params import EmbeddingParams, parse_params
 from .embedding_plan import (
     METHODS,
@@ -28,6 +28,7 @@ from .embedding_plan import (
 from .form_parts import ask_pooling, check, mark_invalid
 from .placed_weights import is_on_disk, zoo_folder
 
+_WHOLE = ""
 _NO_FRAMES = (
     "FiftyOne's brain takes frames only as samples of their own: embed the videos first, "
     "then use the brain on dataset.to_frames()"
@@ -57,8 +58,8 @@ def build_form(ctx: Any) -> types.Property:
     if _ask_model(inputs, params) and _ask_patches(inputs, params, samples):
         plan = make_plan(params, samples)
         _ask_field(inputs, params, plan)
-        _ask_how(inputs, params)
         _ask_brain(inputs, params, plan)
+        _ask_how(inputs)
 
     return form
 
@@ -78,19 +79,20 @@ def _ask_model(inputs: types.Object, params: EmbeddingParams) -> bool:
         label="Checkpoint",
         view=choices,
     )
-    try:
-        checkpoint, settings = get_settings(params)
-    except ValueError as error:
-        mark_invalid(model, str(error))
+    name = params.model_name or model.default
+    check(model, lambda: get_checkpoint(name))
+    if model.invalid:
         return False
 
+    checkpoint = get_checkpoint(name)
     license_text = f"These weights are licensed {checkpoint.license}"
     if "NC" in checkpoint.license:
         license_text += ": not for commercial use"
 
     inputs.view("license", types.Notice(label=license_text))
-    ask_pooling(inputs, checkpoint, settings.pooling)
-    return True
+    pooling = ask_pooling(inputs, checkpoint)
+    check(pooling, lambda: get_settings(params))
+    return not pooling.invalid
 
 
 def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) -> bool:
@@ -101,14 +103,15 @@ def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) ->
 
     whole = "frames" if samples.media_type == fom.VIDEO else "images"
     choices = types.Dropdown()
+    choices.add_choice(_WHOLE, label=f"Whole {whole}")
     for name in names:
-        choices.add_choice(name, label=name)
+        choices.add_choice(name, label=f"Patches: {name}")
 
     prop = inputs.enum(
         "patches_field",
-        names,
-        label="Patches",
-        description=f"Labels whose patches are embedded; empty for whole {whole}",
+        choices.values(),
+        default=_WHOLE,
+        label="What is embedded",
         view=choices,
     )
     check(prop, lambda: check_patches_field(samples, params.patches_field))
@@ -138,7 +141,7 @@ def _ask_field(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
     check(field, lambda: plan.check_field(overwrite=params.overwrite))
 
 
-def _ask_how(inputs: types.Object, params: EmbeddingParams) -> None:
+def _ask_how(inputs: types.Object) -> None:
     inputs.str(
         "failure_tag",
         required=False,

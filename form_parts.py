@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fiftyone.operators import types
 
-from .config import Checkpoint
+from .config import Checkpoint, Settings
 from .hiera.pooling import POOLINGS
 
 _POOLING_NOTES = {
@@ -18,29 +18,28 @@ _POOLING_NOTES = {
 }
 
 
-def ask_pooling(inputs: types.Object, checkpoint: Checkpoint, default: str) -> None:
+def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:
     """Ask for the pooling, and say what each is.
 
     Args:
         inputs: the form
         checkpoint: the entry of the zoo, whose name may settle it
-        default: the pooling if none is chosen
     """
     choices = types.RadioGroup()
     for name in [checkpoint.pooling] if checkpoint.pooling else POOLINGS:
         choices.add_choice(name, label=name, description=_POOLING_NOTES[name])
 
-    inputs.enum(
+    return inputs.enum(
         "pooling",
         choices.values(),
-        default=default,
+        default=checkpoint.pooling or Settings.pooling,
         label="Pooling",
         description="How the grid of tokens becomes one vector",
         view=choices,
     )
 
 
-def check(prop: types.Property, validate: Callable[[], None]) -> None:
+def check(prop: types.Property, validate: Callable[[], object]) -> None:
     """Mark a property as invalid if that is what a validation says.
 
     Args:

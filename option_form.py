@@ -23,7 +23,7 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
     """
     entry = get_checkpoint(model_name)
     inputs = types.Object()
-    ask_pooling(inputs, entry, entry.pooling or Settings.pooling)
+    ask_pooling(inputs, entry)
     inputs.bool(
         "normalize",
         default=Settings.normalize,

@@ -43,6 +43,7 @@ class Stranger:
         }
         environment |= {
             "FIFTYONE_MODEL_ZOO_DIR": str(self.home / "models"),
+            "FIFTYONE_PLUGINS_DIR": str(self.home / "plugins"),
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.home / "hub"),
             "HF_HUB_OFFLINE": "0",
@@ -75,9 +76,9 @@ class Stranger:
         return json.loads(done.stdout.rpartition("RESULT")[2])
 
     def cli(self, *arguments: str) -> str:
-        """Run ``fiftyone zoo models``, and return what it prints."""
+        """Run ``fiftyone``, and return what it prints."""
         fiftyone = Path(sys.executable).with_name("fiftyone")
-        done = self._run([str(fiftyone), "zoo", "models", *arguments])
+        done = self._run([str(fiftyone), *arguments])
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -95,7 +95,12 @@ class Browser:
     def open(self) -> None:
         self.page.goto(self._url)
         expect(self.page.get_by_text(re.compile(r"^[\d,]+ samples?$"))).to_be_visible()
+        self.wait_for_images()
+
+    def wait_for_images(self) -> None:
+        """Wait until the grid is not empty any more, and a little for the rest."""
         expect(self.page.locator("canvas[canvas-loaded=true]").first).to_be_visible()
+        self.page.wait_for_timeout(1500)
 
     def picture(self, name: str) -> None:
         _PICTURES.mkdir(parents=True, exist_ok=True)
@@ -180,20 +185,22 @@ def _fill_form(browser: Browser, field: str, batch_size: int | None = None) -> N
 
 
 def test_form_run_and_report(browser: Browser, dataset: Any) -> None:
-    browser.open_operator(COMPUTE, picture="1-operators")
+    browser.open_operator(COMPUTE, picture="operators")
     page = browser.page
     expect(browser.execute).to_be_enabled()
     browser.choose("facebook/hiera-tiny-224-hf", NANO)
     browser.click("Similarity index")
     browser.click("2-D map")
-    page.set_viewport_size({"width": 1000, "height": 1400})
-    browser.picture("2-form")
+    page.set_viewport_size({"width": 1200, "height": 1520})
+    expect(page.get_by_text("t-SNE")).to_be_visible()
+    expect(browser.execute).to_be_enabled()
+    browser.picture("form")
     page.set_viewport_size(_SIZE)
 
     browser.fill("hiera", "_hiera")
     expect(page.get_by_text("Field names cannot start with '_'")).to_be_visible()
     expect(browser.execute).to_be_disabled()
-    browser.picture("3-invalid")
+    browser.picture("invalid")
     browser.fill("_hiera", "hiera")
     expect(browser.execute).to_be_enabled()
     browser.execute.click()
@@ -206,7 +213,7 @@ def test_form_run_and_report(browser: Browser, dataset: Any) -> None:
             seen.append(label.first.inner_text())
             if len(set(seen)) == 5:
                 expect(bar.first).to_be_visible()
-                browser.picture("4-progress")
+                browser.picture("progress")
 
         page.wait_for_timeout(100)
 
@@ -215,12 +222,12 @@ def test_form_run_and_report(browser: Browser, dataset: Any) -> None:
     assert done == sorted(done)
     assert any("per second" in text and "left" in text for text in seen)
     expect(page.get_by_text("1,200 embedded, 0 skipped, 1 failed")).to_be_visible()
-    browser.picture("5-report")
+    browser.picture("report")
 
     page.get_by_role("button", name="Show the samples that failed: 1").click()
     page.get_by_role("button", name="Done").click()
     expect(page.get_by_text("1 sample", exact=True)).to_be_visible()
-    browser.picture("6-failed")
+    browser.picture("failed")
 
     dataset.reload()
     assert dataset.count("hiera") == 1200
@@ -250,7 +257,7 @@ def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
     page.get_by_text("Color by").click()
     page.get_by_role("option", name="label.label").click()
     page.wait_for_timeout(1500)
-    browser.picture("7-map")
+    browser.picture("map")
 
     page.get_by_role("button", name="Select", exact=True).click()
     angles = np.linspace(0, 2 * np.pi, 40)
@@ -266,7 +273,8 @@ def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
     count = int(shown.inner_text().partition(" ")[0])
     assert abs(count - inside) <= 0.05 * inside
     assert 80 < count < 400
-    browser.picture("8-lasso")
+    browser.wait_for_images()
+    browser.picture("lasso")
 
 
 def _find_on_page(points: Any, picture: bytes, canvas: Any) -> Any:
@@ -292,10 +300,11 @@ def test_search_by_an_image(browser: Browser, digits: list[Digit], session: Any)
     with browser.resolved():
         page.locator("input[type=file]").set_input_files(query.path)
 
-    browser.picture("9-search")
+    browser.picture("search")
     browser.execute.click()
     expect(page.get_by_text("25 samples", exact=True)).to_be_visible()
-    browser.picture("10-found")
+    browser.wait_for_images()
+    browser.picture("found")
     labels = session.view.values("label.label")
     assert len(labels) == 25
     assert labels.count(str(query.label)) >= 20
@@ -308,7 +317,7 @@ def test_stop_and_go_on(browser: Browser, dataset: Any) -> None:
     expect(page.get_by_text(re.compile(r"^\d\d+ of 1,201 images"))).to_be_visible()
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.get_by_text(re.compile("^Stopped: "))).to_be_visible()
-    browser.picture("11-stopped")
+    browser.picture("stopped")
     dataset.reload()
     stored = dataset.count("stopped")
     assert 0 < stored < 1200
@@ -349,7 +358,7 @@ def test_field_made_by_other_settings(browser: Browser) -> None:
 
     expect(page.get_by_text("1200 vectors that were made otherwise")).to_be_visible()
     expect(browser.execute).to_be_disabled()
-    browser.picture("12-made-otherwise")
+    browser.picture("made-otherwise")
 
 
 def test_schedule(browser: Browser, dataset: Any) -> None:
@@ -359,9 +368,9 @@ def test_schedule(browser: Browser, dataset: Any) -> None:
     page.get_by_text("Schedule", exact=True).click()
     page.get_by_role("button", name="Schedule", exact=True).click()
     expect(page.get_by_text("Operation successfully scheduled")).to_be_visible()
-    browser.picture("13-scheduled")
+    browser.picture("scheduled")
     service = DelegatedOperationService()
-    (operation,) = service.list_operations(run_state="queued")
+    (operation,) = service.list_operations(dataset_name="digits", run_state="queued")
     with ThreadPoolExecutor(1) as other:  # this thread has the browser's event loop
         other.submit(service.execute_operation, operation).result()
 

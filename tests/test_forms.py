@@ -103,6 +103,7 @@ def test_execute_is_enabled_at_once(samples: Any) -> None:
         "view_target": "DATASET",
         "model_name": TINY,
         "pooling": "mean",
+        "patches_field": "",
         "embeddings_field": "hiera",
         "overwrite": False,
         "similarity_index": False,
@@ -166,7 +167,7 @@ def test_a_name_may_settle_the_pooling(samples: Any) -> None:
     ("params", "name", "message"),
     [
         ({"model_name": "hiera-tiny"}, "model_name", "Unknown model 'hiera-tiny'. Valid"),
-        ({"pooling": "max"}, "model_name", "'max'. Valid are ['mean', 'cls', 'pooler']"),
+        ({"pooling": "max"}, "pooling", "'max'. Valid are ['mean', 'cls', 'pooler']"),
         ({"embeddings_field": "_x"}, "embeddings_field", "cannot start with '_'"),
         ({"embeddings_field": "a$b"}, "embeddings_field", "cannot contain '$'"),
         ({"embeddings_field": "a.b"}, "embeddings_field", "without a '.'"),
@@ -273,7 +274,8 @@ def test_vector_fields_are_offered_for_completion(samples: Any) -> None:
 
 def test_patches(samples: Any, model: HieraEmbeddingModel) -> None:
     properties, _ = resolve(COMPUTE, samples)
-    assert list(choices(properties["patches_field"])) == ["parts"]
+    assert list(choices(properties["patches_field"])) == ["", "parts"]
+    assert resolve(COMPUTE, samples, patches_field="")[1] == {}
     model.embed_samples(samples, "hiera", patches_field="parts")
     same = {"model_name": NANO, "patches_field": "parts", "embeddings_field": "hiera"}
     assert resolve(COMPUTE, samples, **same)[1] == {}
@@ -363,7 +365,7 @@ def test_frames_and_their_patches(videos: Any) -> None:
     sample.save()
     videos.add_frame_field("vectors", fo.VectorField)
     properties, _ = resolve(COMPUTE, videos)
-    assert list(choices(properties["patches_field"])) == ["parts"]
+    assert list(choices(properties["patches_field"])) == ["", "parts"]
     assert list(choices(properties["embeddings_field"])) == ["vectors"]
     properties, errors = resolve(COMPUTE, videos, patches_field="parts")
     assert errors == {}

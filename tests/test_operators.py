@@ -6,6 +6,7 @@ import asyncio
 import base64
 import importlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from operator_calls import (
     resolve_context,
     triggered,
 )
+from other_process import OtherProcess
 from PIL import Image
 from stranger import Stranger
 
@@ -148,17 +150,18 @@ def test_in_a_notebook(samples: Any) -> None:
     queued = asyncio.run(cell())
     assert queued.delegated
     assert samples.get_field("hiera") is None
-    assert _run_queue() == ["completed"]
+    assert _run_queue(samples) == ["completed"]
     _check(samples, "mean", "hiera")
 
 
 # Delegated
 
 
-def _run_queue() -> list[str]:
+def _run_queue(dataset: Any) -> list[str]:
     service = DelegatedOperationService()
-    queued = service.list_operations(operator=COMPUTE, run_state="queued")
-    service.execute_queued_operations(operator=COMPUTE)
+    ours = {"operator": COMPUTE, "dataset_name": dataset.name}
+    queued = service.list_operations(**ours, run_state="queued")
+    service.execute_queued_operations(**ours)
     return [service.get(operation.id).run_state for operation in queued]
 
 
@@ -201,7 +204,7 @@ def test_delegated(
         ),
     )
     monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_WRITES", 0)
-    assert _run_queue() == ["completed"]
+    assert _run_queue(samples) == ["completed"]
 
     document = service().get(result.result["id"])
     assert document.result.result["embedded"] == 59
@@ -221,10 +224,45 @@ def test_delegated(
 
 def test_delegated_run_that_fails_says_why(samples: Any, absent: Any) -> None:
     result = foo.get_operator(COMPUTE)(samples.limit(1), NANO, delegate=True)
-    assert _run_queue() == ["failed"]
+    assert _run_queue(samples) == ["failed"]
     document = DelegatedOperationService().get(result.result["id"])
     assert "None of 1 could be embedded" in document.result.error
     assert absent.filepath in document.result.error
+
+
+_SERVE = f"""
+from fiftyone.operators.delegated import DelegatedOperationService
+
+DelegatedOperationService().execute_queued_operations(
+    operator={COMPUTE!r}, monitor=True, check_interval_seconds=1
+)
+"""
+
+
+def test_delegated_run_that_is_cancelled(
+    dataset: Any, digits: list[Digit], tmp_path: Path
+) -> None:
+    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits])
+    compute = foo.get_operator(COMPUTE)
+    queued = compute(dataset, NANO, batch_size=1, num_workers=0, delegate=True)
+    service = DelegatedOperationService()
+    process = OtherProcess(_SERVE, tmp_path)
+    while not _count(dataset):
+        time.sleep(0.1)
+
+    service.set_failed(queued.result["id"])
+    process.wait()
+    stored = _count(dataset)
+    assert 0 < stored < len(digits)
+    _check(dataset.exists("hiera"), "mean", "hiera")
+
+    rest = compute(dataset, NANO).result
+    assert (rest["embedded"], rest["skipped"]) == (len(digits) - stored, stored)
+
+
+def _count(dataset: Any) -> int:
+    dataset.reload()
+    return int(dataset.count("hiera")) if dataset.has_field("hiera") else 0
 
 
 # In the App
@@ -418,6 +456,7 @@ def test_the_apps_own_search_is_given_a_name_only_if_that_is_right(
         f"""
 import fiftyone.operators as foo
 from pathlib import Path
+from other_process import OtherProcess
 from PIL import Image
 folder = Path(fo.config.plugins_dir)
 folder.mkdir(exist_ok=True)
@@ -493,7 +532,7 @@ def test_search(samples: Any, digits: list[Digit], pooling: str) -> None:
     ids=str,
 )
 def test_search_in_indexes_made_by_other_means(
-    samples: Any, options: dict[str, Any], stranger: Stranger
+    samples: Any, options: dict[str, Any]
 ) -> None:
     # By the name of a model and options: no field, and so no record
     vectors = np.stack(

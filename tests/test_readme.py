@@ -59,7 +59,12 @@ def test_commands(stranger: Stranger, tmp_path: Path) -> None:
         "/path/to/images": str(images),
         "/path/to/folder": str(checkpoint),
     }
-    embed, patches, own, run = _blocks("python")
+    plugin = next(block for block in _blocks("shell") if "fiftyone plugins" in block)
+    for command in plugin.strip().splitlines():
+        url = command.replace("https://github.com/<owner>/fiftyone-hiera", stranger.url)
+        stranger.cli(*url.split()[1:])
+
+    embed, patches, operator, own, run = _blocks("python")
     setup = """
 dataset.name, dataset.persistent = "my-dataset", True
 for sample in dataset.iter_samples(autosave=True):
@@ -79,19 +84,21 @@ result = [
     view.first().id == query.id and len(view) == 10,
     dataset.load_brain_results("map").points.shape,
     [report.embedded, report.skipped, len(report.failed)],
+    dataset.first().hiera_cls.shape,
 ]
 """
-    code = embed + setup + patches + own + run + result
+    code = embed + setup + patches + operator + own + run + result
     for place, value in places.items():
         code = code.replace(place, value)
 
-    assert stranger.python(code) == [[768], [768], True, [12, 2], [12, 0, 0]]
+    expected = [[768], [768], True, [12, 2], [12, 0, 0], [768]]
+    assert stranger.python(code) == expected
 
     commands = next(block for block in _blocks("shell") if "fiftyone zoo" in block)
     outputs = {}
     for command in commands.strip().splitlines():
-        arguments = command.split()[3:]
-        outputs[arguments[0]] = stranger.cli(*arguments)
+        arguments = command.split()[1:]
+        outputs[arguments[2]] = stranger.cli(*arguments)
 
     assert "facebook/hiera-huge-224-hf-cls" in outputs["list"]
     assert "CC BY-NC 4.0" in outputs["info"]
@@ -101,10 +108,21 @@ result = [
     ) == [768]
 
 
+def test_pictures() -> None:
+    # All of them are taken by the test in the browser
+    source = (Path(__file__).parent / "test_app.py").read_text("utf-8")
+    names = re.findall(r"!\[[^]]+\]\(docs/pictures/(\w+)\.jpg\)", README)
+    assert len(names) == README.count("![") == 4
+    for name in names:
+        assert f'picture("{name}")' in source
+        path = Path(__file__).parents[1] / "docs" / "pictures" / f"{name}.jpg"
+        assert path.stat().st_size < 200_000
+
+
 def test_make_targets() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text("utf-8")
     block = next(block for block in _blocks("shell") if "make test" in block)
-    for target in re.findall(r"^make (\w+)", block, re.M):
+    for target in [*re.findall(r"^make (\w+)", block, re.M), "test-app"]:
         assert f"\n{target}: " in makefile
 
 

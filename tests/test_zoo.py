@@ -181,11 +181,11 @@ result = [
 
 def test_command_line(registered: Stranger) -> None:
     # The commands that the README does not show
-    downloaded = registered.cli("download", TINY + "-cls")
+    downloaded = registered.cli("zoo", "models", "download", TINY + "-cls")
     assert f"The weights of {TINY}-cls are licensed CC BY-NC 4.0" in downloaded
-    path = registered.cli("find", TINY + "-cls").strip().splitlines()[-1]
+    path = registered.cli("zoo", "models", "find", TINY + "-cls").strip().splitlines()[-1]
     assert Path(path) == registered.source / "hiera-tiny-224-hf-cls.safetensors"
-    registered.cli("delete", TINY + "-cls")
+    registered.cli("zoo", "models", "delete", TINY + "-cls")
     assert not Path(path).exists()
 
 
