@@ -14,7 +14,8 @@ import fiftyone.core.media as fom
 from .config import CHECKPOINTS, Checkpoint, Settings, get_checkpoint, parse_settings
 from .embedding_params import EmbeddingParams
 from .field_records import FieldClaim, foresee_record
-from .runner import RunOptions, check_field
+from .run_options import RunOptions
+from .runner import check_field
 from .targets import PATCH_TYPES, Target
 
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}

@@ -18,6 +18,7 @@ from .embedding_plan import EmbeddingPlan, make_options, make_plan, target_sampl
 from .hooks import load
 from .placed_weights import find_in_zoo, is_on_disk, zoo_folder
 from .report import EmbeddingReport
+from .returning import Returning
 from .run_outputs import report_to_dict, show_error, show_progress, show_report
 from .runner import Step, run_in_steps
 
@@ -49,20 +50,14 @@ def stream(ctx: Any, on_stop: str) -> Generator[Any, None, None]:
     """
     run = str(uuid.uuid4())
     stopped = _running[run] = threading.Event()
-    updates = _run(ctx, stopped, _SECONDS_BETWEEN_UPDATES, progress=False)
+    updates = Returning(_run(ctx, stopped, _SECONDS_BETWEEN_UPDATES, progress=False))
     try:
-        result = None
-        while result is None:
-            try:
-                update = next(updates)
-            except StopIteration as end:
-                result = end.value
-            else:
-                shown = show_progress(update.label, update.progress, on_stop, run)
-                yield ctx.trigger("show_output", shown)
+        for update in updates:
+            shown = show_progress(update.label, update.progress, on_stop, run)
+            yield ctx.trigger("show_output", shown)
 
         yield ctx.trigger("reload_dataset")
-        yield ctx.trigger("show_output", show_report(ctx.dataset, result))
+        yield ctx.trigger("show_output", show_report(ctx.dataset, updates.result))
     except Exception as error:
         logger.exception("compute_hiera_embeddings had to stop")
         yield ctx.trigger("reload_dataset")
@@ -98,16 +93,13 @@ def finish(ctx: Any) -> dict[str, Any]:
     """
     # A delegated run has its progress in the database, any other on the terminal
     progress = False if ctx.delegated else None
-    updates = _run(ctx, threading.Event(), _SECONDS_BETWEEN_WRITES, progress=progress)
-    while True:
-        try:
-            update = next(updates)
-        except StopIteration as end:
-            result: dict[str, Any] = end.value
-            return result
-
+    run = _run(ctx, threading.Event(), _SECONDS_BETWEEN_WRITES, progress=progress)
+    updates = Returning(run)
+    for update in updates:
         if ctx.delegated:
             ctx.set_progress(progress=update.progress, label=update.label)
+
+    return updates.result
 
 
 def _run(
@@ -123,7 +115,7 @@ def _run(
     weights = find_in_zoo(checkpoint, folder)
     model = load(checkpoint.name, weights, {"pooling": plan.settings.pooling})
     target = plan.target
-    steps = run_in_steps(target, model.embedder, make_options(params), progress)
+    steps = Returning(run_in_steps(target, model.embedder, make_options(params), progress))
     report = yield from _embed(steps, plan.unit, stopped, interval)
 
     result = report_to_dict(report)
@@ -135,7 +127,7 @@ def _run(
 
 
 def _embed(
-    steps: Generator[Step, None, EmbeddingReport],
+    steps: Returning[Step, EmbeddingReport],
     unit: str,
     stopped: threading.Event,
     interval: float,
@@ -143,13 +135,7 @@ def _embed(
     start = time.monotonic()
     last = start - interval
     with contextlib.closing(steps):
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                report: EmbeddingReport = end.value
-                return report
-
+        for step in steps:
             if stopped.is_set():
                 break
 
@@ -157,6 +143,8 @@ def _embed(
             if now - last >= interval:
                 last = now
                 yield _describe(step, unit, now - start)
+        else:
+            return steps.result
 
     return step.report
 

@@ -24,6 +24,8 @@ from pymongo.errors import PyMongoError
 from .field_records import FieldClaim, Record
 from .reading import Prepare, Read, read_images, read_videos
 from .report import EmbeddingError, EmbeddingReport, Failure
+from .returning import Returning
+from .run_options import KEPT, RunOptions
 from .targets import Target
 from .work import Job, Part
 
@@ -33,8 +35,6 @@ _DEFAULT_BATCH_SIZE = 32
 
 # Batches that wait to be stored, before embedding waits for the database
 _WAITING_WRITES = 2
-
-_KEPT = "What was stored is kept"
 
 
 @dataclass(frozen=True)
@@ -50,51 +50,6 @@ class Embedder:
     prepare: Prepare
     embed: Callable[[Sequence[torch.Tensor]], npt.NDArray[np.float32]]
     record: Record
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run goes about its work; see :meth:`HieraEmbeddingModel.embed_samples`."""
-
-    batch_size: int | None
-    num_workers: int | None
-    overwrite: bool
-    skip_failures: bool
-    shard: tuple[int, int] | None
-    failure_tag: str | None
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
-                raise ValueError(
-                    f"Invalid {name} {value!r}: it is a whole number from {least}"
-                )
-
-        if self.shard is not None and not _is_shard(self.shard):
-            raise ValueError(
-                f"Invalid shard {self.shard!r}: it is (k, n), whole numbers with 0 <= k < n"
-            )
-
-        tag: object = self.failure_tag
-        if tag is not None and not (isinstance(tag, str) and tag):
-            raise ValueError(f"Invalid failure_tag {tag!r}: it is a text")
-
-    @property
-    def advice(self) -> str:
-        """What to do after a run that stopped."""
-        if self.overwrite:
-            return f"{_KEPT}; the same call begins anew"
-
-        return f"{_KEPT}; the same call goes on from there"
-
-
-def _is_shard(shard: object) -> bool:
-    match shard:
-        case (int(index), int(count)):
-            return 0 <= index < count
-
-    return False
 
 
 @dataclass(frozen=True)
@@ -114,13 +69,11 @@ def run(
     target: Target, embedder: Embedder, options: RunOptions, progress: Any
 ) -> EmbeddingReport:
     """Embed what has no vector yet; see :func:`run_in_steps`."""
-    steps = run_in_steps(target, embedder, options, progress)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            report: EmbeddingReport = end.value
-            return report
+    steps = Returning(run_in_steps(target, embedder, options, progress))
+    for _ in steps:
+        pass
+
+    return steps.result
 
 
 def run_in_steps(
@@ -338,7 +291,7 @@ class _Pipeline:
             # What was read before it is kept
             self.flush()
             raise EmbeddingError(
-                f"{reason}\n{_KEPT}, and skip_failures=True goes on without this one",
+                f"{reason}\n{KEPT}, and skip_failures=True goes on without this one",
                 self._report,
             ) from error
 

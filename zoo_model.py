@@ -24,7 +24,8 @@ from .hiera.pooling import POOLINGS
 from .hiera.preprocessing import Preprocessing
 from .patches import PatchesDataset
 from .report import EmbeddingReport
-from .runner import Embedder, RunOptions, run
+from .run_options import RunOptions
+from .runner import Embedder, run
 from .targets import Target
 
 Embeddings = npt.NDArray[np.float32]
