@@ -10,7 +10,7 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from .config import CHECKPOINTS, Checkpoint, get_checkpoint
-from .embedding_params import EmbeddingParams, parse_params
+from .embedding_params import WHOLE, EmbeddingParams, parse_params
 from .embedding_plan import (
     METHODS,
     EmbeddingPlan,
@@ -28,7 +28,6 @@ from .embedding_plan import (
 from .form_parts import ask_pooling, check, mark_invalid
 from .placed_weights import is_on_disk, zoo_folder
 
-_WHOLE = ""
 _NO_FRAMES = (
     "FiftyOne's brain takes frames only as samples of their own: embed the videos first, "
     "then use the brain on dataset.to_frames()"
@@ -103,14 +102,14 @@ def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) ->
 
     whole = "frames" if samples.media_type == fom.VIDEO else "images"
     choices = types.Dropdown()
-    choices.add_choice(_WHOLE, label=f"Whole {whole}")
+    choices.add_choice(WHOLE, label=f"Whole {whole}")
     for name in names:
         choices.add_choice(name, label=f"Patches: {name}")
 
     prop = inputs.enum(
         "patches_field",
         choices.values(),
-        default=_WHOLE,
+        default=WHOLE,
         label="What is embedded",
         view=choices,
     )

@@ -21,6 +21,9 @@ _BOXES = {
 }
 """What a detail is a detail of."""
 
+WHOLE = "_whole"
+"""In place of a patches field, which cannot begin so: whole images or frames."""
+
 _HOSTS = {"delegate", "view_target", "custom_view_target"}
 """What may come with them, and is not for the run."""
 
@@ -108,7 +111,8 @@ def parse_params(params: Mapping[str, Any]) -> EmbeddingParams:
         an :class:`EmbeddingParams`
     """
     names = [field.name for field in fields(EmbeddingParams)]
-    given = {name: params[name] for name in names if params.get(name) not in (None, "")}
+    empty = (None, "", WHOLE)
+    given = {name: params[name] for name in names if params.get(name) not in empty}
     return EmbeddingParams(**given)
 
 

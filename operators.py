@@ -17,7 +17,6 @@ from .embedding_params import check_names, rename_params
 logger = logging.getLogger(__name__)
 
 _STOP = "stop_hiera_embeddings"
-_ICONS = {"light_icon": "/assets/icon-light.svg", "dark_icon": "/assets/icon-dark.svg"}
 
 
 class ComputeHieraEmbeddings(foo.Operator):
@@ -30,7 +29,7 @@ class ComputeHieraEmbeddings(foo.Operator):
             name="compute_hiera_embeddings",
             label="Compute Hiera embeddings",
             description="Embed images, patches or video frames with Hiera",
-            **_ICONS,
+            icon="/assets/embed.svg",
             dynamic=True,
             execute_as_generator=True,
             allow_immediate_execution=True,
@@ -90,7 +89,7 @@ class ComputeHieraEmbeddings(foo.Operator):
 
     def resolve_placement(self, ctx: Any) -> types.Placement:
         """Appear among the actions of the grid."""
-        return _in_grid_menu(self.config.label)
+        return _place_in_grid(self.config)
 
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form, and check what was entered."""
@@ -149,13 +148,13 @@ class SortByHieraSimilarity(foo.Operator):
             name="sort_by_hiera_similarity",
             label="Sort by Hiera similarity to an image",
             description="Find what resembles an image of yours",
-            **_ICONS,
+            icon="/assets/search.svg",
             dynamic=True,
         )
 
     def resolve_placement(self, ctx: Any) -> types.Placement:
         """Appear among the actions of the grid."""
-        return _in_grid_menu(self.config.label)
+        return _place_in_grid(self.config)
 
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form: an index and an image."""
@@ -200,6 +199,6 @@ def _name_missing_package(error: ImportError) -> types.Property:
     return types.Property(inputs)
 
 
-def _in_grid_menu(label: str) -> types.Placement:
-    button = types.Button(label=label, icon="/assets/icon-light.svg", prompt=True)
+def _place_in_grid(config: foo.OperatorConfig) -> types.Placement:
+    button = types.Button(label=config.label, icon=config.icon)
     return types.Placement(types.Places.SAMPLES_GRID_SECONDARY_ACTIONS, button)

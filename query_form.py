@@ -98,11 +98,14 @@ def _find_indexes(dataset: Any) -> dict[str, str]:
 
 
 def _read(upload: dict[str, Any]) -> Any:
-    name = Path(upload.get("name") or "image").name
+    if not upload.get("content"):
+        raise ValueError("The image did not arrive: choose it again")
+
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name)
+        path = Path(folder, "image")
         path.write_bytes(base64.b64decode(upload["content"]))
         try:
             return read_image(path)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(path), name)) from error
+            name = upload.get("name") or "the image"
+            raise ValueError(str(error).replace(repr(str(path)), repr(name))) from error

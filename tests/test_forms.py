@@ -103,7 +103,7 @@ def test_execute_is_enabled_at_once(samples: Any) -> None:
         "view_target": "DATASET",
         "model_name": TINY,
         "pooling": "mean",
-        "patches_field": "",
+        "patches_field": "_whole",
         "embeddings_field": "hiera",
         "overwrite": False,
         "similarity_index": False,
@@ -274,8 +274,8 @@ def test_vector_fields_are_offered_for_completion(samples: Any) -> None:
 
 def test_patches(samples: Any, model: HieraEmbeddingModel) -> None:
     properties, _ = resolve(COMPUTE, samples)
-    assert list(choices(properties["patches_field"])) == ["", "parts"]
-    assert resolve(COMPUTE, samples, patches_field="")[1] == {}
+    assert list(choices(properties["patches_field"])) == ["_whole", "parts"]
+    assert resolve(COMPUTE, samples, patches_field="_whole")[1] == {}
     model.embed_samples(samples, "hiera", patches_field="parts")
     same = {"model_name": NANO, "patches_field": "parts", "embeddings_field": "hiera"}
     assert resolve(COMPUTE, samples, **same)[1] == {}
@@ -365,7 +365,7 @@ def test_frames_and_their_patches(videos: Any) -> None:
     sample.save()
     videos.add_frame_field("vectors", fo.VectorField)
     properties, _ = resolve(COMPUTE, videos)
-    assert list(choices(properties["patches_field"])) == ["", "parts"]
+    assert list(choices(properties["patches_field"])) == ["_whole", "parts"]
     assert list(choices(properties["embeddings_field"])) == ["vectors"]
     properties, errors = resolve(COMPUTE, videos, patches_field="parts")
     assert errors == {}
@@ -414,12 +414,9 @@ def test_placement_and_icons(plugin: Any) -> None:
         operator = foo.get_operator(uri)
         placement = operator.resolve_placement(ctx).to_json()
         assert placement["place"] == "samples-grid-secondary-actions"
-        for icon in (
-            operator.config.light_icon,
-            operator.config.dark_icon,
-            placement["view"]["icon"],
-        ):
-            assert (Path(plugin.directory) / icon.lstrip("/")).is_file()
+        icon = placement["view"]["icon"]
+        assert icon == operator.config.icon
+        assert (Path(plugin.directory) / icon.lstrip("/")).is_file()
 
 
 def test_plugin_file(plugin: Any) -> None:

@@ -613,6 +613,10 @@ def test_search_that_fails_says_why(samples: Any, tmp_path: Path) -> None:
     assert uri == "show_output"
     assert "Cannot read image 'page.png': it is" in _labels(params)[1]
 
+    result = execute_in_app(samples, SORT, query_image={"name": "page.png"})
+    (request,) = result.executor._requests
+    assert "did not arrive" in _labels(request.params)[1]
+
     uri, params = _search(samples[40:], Path(samples.last().filepath))
     assert uri == "show_output"
     assert "in the index 'key'" in _labels(params)[1]
