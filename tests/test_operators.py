@@ -456,7 +456,6 @@ def test_the_apps_own_search_is_given_a_name_only_if_that_is_right(
         f"""
 import fiftyone.operators as foo
 from pathlib import Path
-from other_process import OtherProcess
 from PIL import Image
 folder = Path(fo.config.plugins_dir)
 folder.mkdir(exist_ok=True)
