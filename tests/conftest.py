@@ -39,7 +39,13 @@ def _isolate(home: Path) -> None:
 _isolate(Path(_HOME.name))
 
 
-_LONG = ("test_zoo.py", "test_faults.py", "test_readme.py", "test_weights.py")
+_LONG = (
+    "test_zoo.py",
+    "test_faults.py",
+    "test_readme.py",
+    "test_operators.py",
+    "test_weights.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
