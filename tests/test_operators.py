@@ -143,6 +143,27 @@ def test_everything_failed(samples: Any, absent: Any) -> None:
         foo.get_operator(COMPUTE)(samples.limit(1), NANO)
 
 
+_LONG_RUN = """
+import fiftyone.operators as foo
+
+start = time.monotonic()
+samples = fo.load_dataset({name!r})
+result = foo.get_operator({uri!r})(samples, "hiera-nano-digits", batch_size=4)
+say(embedded=result.result["embedded"], seconds=time.monotonic() - start)
+"""
+
+
+def test_long_run_is_not_cut(
+    dataset: Any, digits: list[Digit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # FiftyOne's limit, by default 10 minutes, is on what runs immediately
+    monkeypatch.setenv("FIFTYONE_OPERATOR_TIMEOUT", "1")
+    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:300]])
+    said = OtherProcess(_LONG_RUN.format(name=dataset.name, uri=COMPUTE), tmp_path).result()
+    assert said["embedded"] == 300
+    assert said["seconds"] > 1
+
+
 def test_in_a_notebook(samples: Any) -> None:
     async def cell() -> Any:
         return await foo.get_operator(COMPUTE)(samples, NANO, delegate=True)
