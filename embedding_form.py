@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,15 @@ def _ask_field(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
     for name in _vector_fields(plan):
         fields.add_choice(name, label=name)
 
+    # Not a default: the App would not follow when checkpoint or pooling change
+    proposed = make_plan(replace(params, embeddings_field=None), plan.samples)
     field = inputs.str(
         "embeddings_field",
-        default=plan.embeddings_field,
         label="Field",
-        description="A new field, or one to go on with: what has a vector is skipped",
+        description=(
+            f"Empty for {proposed.embeddings_field!r}. What has a vector there already is "
+            "skipped"
+        ),
         view=fields,
     )
     inputs.bool(
@@ -173,7 +178,7 @@ def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
         view=types.CheckboxView(),
     )
     if params.similarity_index:
-        _ask_brain_key(inputs, "similarity_brain_key", plan.similarity_brain_key, plan)
+        _ask_brain_key(inputs, "similarity_brain_key", params, plan)
 
     drawing = inputs.bool(
         "visualization",
@@ -183,9 +188,9 @@ def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
         view=types.CheckboxView(),
     )
     if params.visualization:
-        key = plan.visualization_brain_key
-        prop = _ask_brain_key(inputs, "visualization_brain_key", key, plan)
-        if params.similarity_index and key == plan.similarity_brain_key:
+        prop = _ask_brain_key(inputs, "visualization_brain_key", params, plan)
+        is_same = plan.visualization_brain_key == plan.similarity_brain_key
+        if params.similarity_index and is_same:
             mark_invalid(prop, "Both need a brain key of their own")
 
         methods = types.RadioGroup()
@@ -211,13 +216,13 @@ def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
 
 
 def _ask_brain_key(
-    inputs: types.Object, name: str, key: str, plan: EmbeddingPlan
+    inputs: types.Object, name: str, params: EmbeddingParams, plan: EmbeddingPlan
 ) -> types.Property:
+    key = getattr(plan, name)
+    unnamed = replace(params, similarity_brain_key=None, visualization_brain_key=None)
+    proposed = getattr(make_plan(unnamed, plan.samples), name)
     prop = inputs.str(
-        name,
-        default=key,
-        label="Brain key",
-        description="A new name to find it by",
+        name, label="Brain key", description=f"A new name; empty for {proposed!r}"
     )
     check(prop, lambda: check_brain_key(key, plan.samples._dataset.list_brain_runs()))
     return prop

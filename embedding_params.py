@@ -24,7 +24,7 @@ _BOXES = {
 WHOLE = "_whole"
 """In place of a patches field, which cannot begin so: whole images or frames."""
 
-_HOSTS = {"delegate", "view_target", "custom_view_target"}
+_HOSTS = ("delegate", "view_target", "custom_view_target")
 """What may come with them, and is not for the run."""
 
 
@@ -86,10 +86,10 @@ def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
     for given, value in params.items():
         name = _OTHER_NAMES.get(given, given)
         if name in renamed and renamed[name] != value:
+            names = [n for n in params if _OTHER_NAMES.get(n, n) == name]
             raise ValueError(
-                f"{name} is given twice, as {renamed[name]!r} and {value!r}: "
-                f"{', '.join(other for other in _OTHER_NAMES if other in params)} is "
-                "another name of it"
+                f"{' and '.join(names)} are the same, but {renamed[name]!r} and {value!r} "
+                "were given"
             )
 
         renamed[name] = value
@@ -126,6 +126,6 @@ def check_names(params: Mapping[str, Any]) -> None:
         ValueError: if there are; the message gives the valid ones
     """
     names = [field.name for field in fields(EmbeddingParams)]
-    unknown = sorted(params.keys() - set(names) - _HOSTS)
+    unknown = sorted(params.keys() - {*names, *_HOSTS})
     if unknown:
-        raise ValueError(f"Unknown parameters {unknown}. Valid are {[*names, 'delegate']}")
+        raise ValueError(f"Unknown parameters {unknown}. Valid are {[*names, *_HOSTS]}")

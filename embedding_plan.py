@@ -34,9 +34,14 @@ def target_samples(ctx: Any) -> Any:
         a :class:`fiftyone.core.collections.SampleCollection`; of a grouped dataset,
         the samples of the slice that the App shows
     """
-    samples = ctx.target_view()
+    is_chosen = "view_target" in {**ctx.params, **ctx.request_params}
+    if ctx.selected and not is_chosen:  # from Python; the App's form has this default
+        samples = ctx.view.select(ctx.selected)
+    else:
+        samples = ctx.target_view()
+
     if samples.media_type == fom.GROUP:
-        return samples.select_group_slices(ctx.group_slice or samples.group_slice)
+        return samples.select_group_slices(samples.group_slice)
 
     return samples
 
@@ -223,7 +228,6 @@ def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
             if (named := replace(plan, embeddings_field=name)).is_field_free()
         )
 
-    # Not from the field's name: the App does not follow a default that changes
     taken = samples._dataset.list_brain_runs()
     similarity, visualization = (
         next(name for name in _names(f"hiera_{suffix}") if name not in taken)

@@ -79,6 +79,9 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.3g} per second, into "
         f"the field {result['embeddings_field']!r}"
     )
+    if result["stopped"]:
+        description += ". The same form with this field goes on from here"
+
     outputs.view("counts", notice(label=label, description=description))
     if result["failures"]:
         _show_failures(outputs, dataset, result["failures"])

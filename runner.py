@@ -129,7 +129,6 @@ def _embed(
     progress: Any,
     report: EmbeddingReport,
 ) -> Generator[Step, None, None]:
-    target.add_field()
     claim = FieldClaim(target.dataset, target.path, embedder.record)
     clear = check_field(target, claim, overwrite=options.overwrite, shard=options.shard)
     frozen = target.freeze(overwrite=options.overwrite, shard=options.shard)
@@ -250,6 +249,7 @@ class _Pipeline:
         good = [parts[index] for index in np.flatnonzero(finite)]
         if good:
             if not self._is_claimed:
+                self._target.add_field()
                 self._claim.claim(self._clear)
                 self._is_claimed = True
 

@@ -60,8 +60,8 @@ class Target:
 
         if "." in self._name:
             raise ValueError(
-                f"Invalid embeddings_field {embeddings_field!r}: it is the name of "
-                "a field, with patches_field of an attribute of the labels, without a '.'"
+                f"Invalid embeddings_field {embeddings_field!r}: give a name without a "
+                "'.', for patches too"
             )
 
         if patches_field is not None:
@@ -247,7 +247,10 @@ class Target:
         # the samples that were frozen, and need not run again
         return fov.make_optimized_select_view(self.dataset, sample_ids, flatten=True)
 
-    def _without_vectors(self) -> fov.DatasetView:
+    def _without_vectors(self) -> foc.SampleCollection:
+        if self.dataset.get_field(self.path) is None:
+            return self._samples
+
         missing = F(self._name).exists(False)
         if self._patches_field is not None:
             return self._samples.filter_labels(self._patches_field, missing)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from huggingface_hub import (
     _CACHED_NO_EXIST,
+    constants,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
@@ -278,5 +279,14 @@ def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
         # The other lines are about how to debug the hub
         reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
 
-    by_hand = f". It may also be placed by hand at {destination}" if destination else ""
-    return f"Cannot download {file}: {reason.rstrip('.')}{by_hand}"
+    if destination is not None:
+        by_hand = f"It may also be placed by hand at {destination}"
+    else:
+        revision = f" --revision {file.revision}" if file.revision else ""
+        by_hand = (
+            f"Where there is a network, `hf download {file.repo_id} {file.filename}"
+            f"{revision}` puts it into the hub's cache; copy that to "
+            f"{constants.HF_HUB_CACHE}"
+        )
+
+    return f"Cannot download {file}: {reason.rstrip('.')}. {by_hand}"

@@ -104,7 +104,6 @@ def test_execute_is_enabled_at_once(samples: Any) -> None:
         "model_name": TINY,
         "pooling": "mean",
         "patches_field": "_whole",
-        "embeddings_field": "hiera",
         "overwrite": False,
         "similarity_index": False,
         "visualization": False,
@@ -251,13 +250,12 @@ def test_vectors_of_which_nothing_is_recorded(
 def test_default_field_goes_on_or_is_free(samples: Any, model: HieraEmbeddingModel) -> None:
     model.embed_samples(samples.limit(5), "hiera")
     samples.add_sample_field("hiera_2", fo.StringField)
-    defaults = [
-        resolve(COMPUTE, samples, model_name=NANO, pooling=pooling)[0][
-            "embeddings_field"
-        ].default
-        for pooling in ("mean", "cls")
-    ]
-    assert defaults == ["hiera", "hiera_3"]
+    for pooling, proposed in (("mean", "hiera"), ("cls", "hiera_3")):
+        params = {"model_name": NANO, "pooling": pooling}
+        for field in (None, "another"):
+            properties, _ = resolve(COMPUTE, samples, **params, embeddings_field=field)
+            text = properties["embeddings_field"].view.description
+            assert f"Empty for {proposed!r}." in text
 
 
 def test_vector_fields_are_offered_for_completion(samples: Any) -> None:
@@ -305,8 +303,10 @@ def test_brain_keys(samples: Any, model: HieraEmbeddingModel) -> None:
     boxes = {"similarity_index": True, "visualization": True}
     properties, errors = resolve(COMPUTE, samples, **boxes)
     assert errors == {}
-    assert properties["similarity_brain_key"].default == "hiera_similarity"
-    assert properties["visualization_brain_key"].default == "hiera_map"
+    for name, key in (("similarity", "hiera_similarity"), ("visualization", "hiera_map")):
+        text = properties[f"{name}_brain_key"].view.description
+        assert text.endswith(f"empty for {key!r}")
+
     assert properties["visualization_method"].default == "umap"
     assert list(choices(properties["visualization_method"])) == ["umap", "tsne", "pca"]
 
@@ -315,7 +315,8 @@ def test_brain_keys(samples: Any, model: HieraEmbeddingModel) -> None:
     taken = {"similarity_index": True, "model_name": NANO}
     properties, errors = resolve(COMPUTE, samples, **taken)
     assert errors == {}
-    assert properties["similarity_brain_key"].default == "hiera_similarity_2"
+    text = properties["similarity_brain_key"].view.description
+    assert text.endswith("empty for 'hiera_similarity_2'")
     _, errors = resolve(COMPUTE, samples, **taken, similarity_brain_key="hiera_similarity")
     assert "is taken" in errors["similarity_brain_key"]
 
@@ -391,7 +392,7 @@ def test_names_of_the_plugin_people_used(samples: Any, params: dict[str, Any]) -
 
 def test_two_names_and_two_values(samples: Any) -> None:
     ctx = make_context(samples, {"pooling": "mean", "embedding_type": "cls"})
-    with pytest.raises(ValueError, match=r"pooling is given twice.*embedding_type"):
+    with pytest.raises(ValueError, match="pooling and embedding_type are the same"):
         resolve_context(COMPUTE, ctx)
 
 

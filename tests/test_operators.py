@@ -348,6 +348,7 @@ def test_stream_stopped_by_its_button(
     stored = samples.count("hiera")
     assert 10 < stored < 30
     assert f"Stopped: {stored} embedded, 0 skipped, 0 failed" in _labels(report)
+    assert "'hiera'. The same form with this field goes on from here" in _labels(report)[1]
     _check(samples.exists("hiera"), "mean", "hiera")
 
     # The same form goes on from there; the button of an old run does nothing
@@ -373,14 +374,18 @@ def test_stream_that_fails_says_why(samples: Any, absent: Any) -> None:
     (*_, error) = _outputs(execute_in_app(samples.limit(1), model_name=NANO).result)
     assert _labels(error)[0] == "This run had to stop"
     assert absent.filepath in _labels(error)[1]
+    samples.reload()
+    assert samples.get_field("hiera") is None, "a field without a vector was left"
 
 
 def test_weights_that_cannot_be_had(samples: Any) -> None:
     name = "facebook/hiera-tiny-224-hf"
     outputs = _outputs(execute_in_app(samples, model_name=name).result)
     assert _labels(outputs[0])[0] == f"Downloading {name}, 109 MB"
+    text = _labels(outputs[1])[1]
+    assert "Cannot download model.safetensors of facebook/hiera-tiny" in text
     assert (
-        "Cannot download model.safetensors of facebook/hiera-tiny" in _labels(outputs[1])[1]
+        "hf download facebook/hiera-tiny-224-hf model.safetensors --revision d801" in text
     )
     assert samples.get_field("hiera") is None
 
@@ -390,14 +395,24 @@ def test_what_the_form_refuses_does_not_run(samples: Any) -> None:
         execute_in_app(samples, model_name=NANO, embeddings_field="_x")
 
 
-@pytest.mark.parametrize("target", ["DATASET", "CURRENT_VIEW", "SELECTED_SAMPLES"])
-def test_targets(samples: Any, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "count"),
+    [("DATASET", 60), ("CURRENT_VIEW", 5), ("SELECTED_SAMPLES", 2), (None, 2)],
+)
+def test_targets(samples: Any, target: str | None, count: int) -> None:
     view = samples.limit(5)
     selected = view.values("id")[:2]
-    ctx = make_context(view, {"view_target": target}, selected=selected)
+    params = {} if target is None else {"view_target": target}
+    ctx = make_context(view, params, selected=selected)
     assert resolve_context(COMPUTE, ctx)[1] == {}
-    chosen = _module("embedding_plan").target_samples(ctx)
-    assert len(chosen) == {"DATASET": 60, "CURRENT_VIEW": 5, "SELECTED_SAMPLES": 2}[target]
+    assert len(_module("embedding_plan").target_samples(ctx)) == count
+
+
+def test_selected_from_python(samples: Any) -> None:
+    selected = samples.values("id")[:3]
+    where = {"dataset": samples, "selected": selected}
+    foo.execute_operator(COMPUTE, where, params={"model_name": NANO})
+    assert samples.exists("hiera").values("id") == selected
 
 
 def test_slice_of_a_grouped_dataset(dataset: Any, digits: list[Digit]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from stranger import Stranger
 
 from digits import write_digits
 from fiftyone_hiera.config import CHECKPOINTS, Settings
+from fiftyone_hiera.embedding_params import _OTHER_NAMES, EmbeddingParams
 from fiftyone_hiera.hiera.pooling import POOLINGS
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -106,6 +108,19 @@ result = [
     assert stranger.python(
         "result = fo.load_dataset('my-dataset').first().hiera.shape"
     ) == [768]
+
+
+def test_table_of_parameters() -> None:
+    _, _, table = README.partition("| parameter | by default |")
+    rows = table.partition("\n\n")[0]
+    others = {other for other in _OTHER_NAMES if f"`{other}`" in rows}
+    assert others == set(_OTHER_NAMES)
+    named = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in _rows(rows))))
+    assert named - others == {field.name for field in fields(EmbeddingParams)}
+
+
+def _rows(table: str) -> list[str]:
+    return [row for row in table.splitlines() if row.startswith("| `")]
 
 
 def test_pictures() -> None:
