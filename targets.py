@@ -74,14 +74,21 @@ class Target:
         self.path: str = self._prefix + self._root + self._name
         self._check_field()
 
+    def find_field(self) -> bool:
+        """Return whether the field exists, even if another process just added it."""
+        if self.dataset.get_field(self.path) is not None:
+            return True
+
+        if stored_field(self.dataset, self.path) is None:
+            return False
+
+        self.dataset.reload()
+        self._check_field()
+        return True
+
     def add_field(self) -> None:
         """Create the field, if it does not exist yet."""
-        if self.dataset.get_field(self.path) is not None:
-            return
-
-        if stored_field(self.dataset, self.path) is not None:
-            self.dataset.reload()  # another process added it
-            self._check_field()
+        if self.find_field():
             return
 
         name = self.path.removeprefix(self._prefix)
@@ -182,7 +189,7 @@ class Target:
         Returns:
             how many there are in the dataset, and how many in the samples
         """
-        if self.dataset.get_field(self.path) is None:
+        if not self.find_field():
             return 0, 0
 
         return self._everything().count(self.path), self._samples.count(self.path)
@@ -248,7 +255,7 @@ class Target:
         return fov.make_optimized_select_view(self.dataset, sample_ids, flatten=True)
 
     def _without_vectors(self) -> foc.SampleCollection:
-        if self.dataset.get_field(self.path) is None:
+        if not self.find_field():
             return self._samples
 
         missing = F(self._name).exists(False)
