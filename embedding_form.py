@@ -57,8 +57,16 @@ def build_form(ctx: Any) -> types.Property:
     samples = target_samples(ctx)
     if _ask_model(inputs, params) and _ask_patches(inputs, params, samples):
         plan = make_plan(params, samples)
-        _ask_field(inputs, params, plan)
-        _ask_brain(inputs, params, plan)
+        # Not defaults: the App would not follow when checkpoint or pooling change
+        unnamed = replace(
+            params,
+            embeddings_field=None,
+            similarity_brain_key=None,
+            visualization_brain_key=None,
+        )
+        proposed = make_plan(unnamed, samples)
+        _ask_field(inputs, params, plan, proposed)
+        _ask_brain(inputs, params, plan, proposed)
         _ask_how(inputs)
 
     return form
@@ -118,14 +126,17 @@ def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) ->
     return not prop.invalid
 
 
-def _ask_field(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPlan) -> None:
+def _ask_field(
+    inputs: types.Object,
+    params: EmbeddingParams,
+    plan: EmbeddingPlan,
+    proposed: EmbeddingPlan,
+) -> None:
     """Ask which field the vectors go to."""
     fields = types.AutocompleteView()
     for name in _vector_fields(plan):
         fields.add_choice(name, label=name)
 
-    # Not a default: the App would not follow when checkpoint or pooling change
-    proposed = make_plan(replace(params, embeddings_field=None), plan.samples)
     field = inputs.str(
         "embeddings_field",
         label="Field",
@@ -168,7 +179,12 @@ def _ask_how(inputs: types.Object) -> None:
     )
 
 
-def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPlan) -> None:
+def _ask_brain(
+    inputs: types.Object,
+    params: EmbeddingParams,
+    plan: EmbeddingPlan,
+    proposed: EmbeddingPlan,
+) -> None:
     """Ask whether to index the vectors and to draw their map."""
     index = inputs.bool(
         "similarity_index",
@@ -178,7 +194,7 @@ def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
         view=types.CheckboxView(),
     )
     if params.similarity_index:
-        _ask_brain_key(inputs, "similarity_brain_key", params, plan)
+        _ask_brain_key(inputs, "similarity_brain_key", plan, proposed)
 
     drawing = inputs.bool(
         "visualization",
@@ -188,7 +204,7 @@ def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
         view=types.CheckboxView(),
     )
     if params.visualization:
-        prop = _ask_brain_key(inputs, "visualization_brain_key", params, plan)
+        prop = _ask_brain_key(inputs, "visualization_brain_key", plan, proposed)
         is_same = plan.visualization_brain_key == plan.similarity_brain_key
         if params.similarity_index and is_same:
             mark_invalid(prop, "Both need a brain key of their own")
@@ -216,15 +232,15 @@ def _ask_brain(inputs: types.Object, params: EmbeddingParams, plan: EmbeddingPla
 
 
 def _ask_brain_key(
-    inputs: types.Object, name: str, params: EmbeddingParams, plan: EmbeddingPlan
+    inputs: types.Object, name: str, plan: EmbeddingPlan, proposed: EmbeddingPlan
 ) -> types.Property:
-    key = getattr(plan, name)
-    unnamed = replace(params, similarity_brain_key=None, visualization_brain_key=None)
-    proposed = getattr(make_plan(unnamed, plan.samples), name)
     prop = inputs.str(
-        name, label="Brain key", description=f"A new name; empty for {proposed!r}"
+        name,
+        label="Brain key",
+        description=f"A new name; empty for {getattr(proposed, name)!r}",
     )
-    check(prop, lambda: check_brain_key(key, plan.samples._dataset.list_brain_runs()))
+    taken = plan.samples._dataset.list_brain_runs()
+    check(prop, lambda: check_brain_key(getattr(plan, name), taken))
     return prop
 
 
