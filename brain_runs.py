@@ -67,8 +67,8 @@ def _find_entry(checkpoint: Checkpoint, settings: Settings) -> str | None:
     # alone. Where no name says the pooling, an index without a model makes FiftyOne
     # refuse, rather than embed the image in another way than the dataset
     for entry in CHECKPOINTS.values():
-        default = entry.pooling or Settings.pooling
-        if entry.weights == checkpoint.weights and default == settings.pooling:
+        is_default = settings.pooling == entry.poolings[0]
+        if entry.weights == checkpoint.weights and is_default:
             return entry.name
 
     return None

@@ -68,6 +68,11 @@ class Checkpoint:
         return int(self.embed_dim * 2 ** (len(self.depths) - 1))
 
     @property
+    def poolings(self) -> list[str]:
+        """The poolings under this name, the default first."""
+        return [self.pooling] if self.pooling else list(POOLINGS)
+
+    @property
     def size_bytes(self) -> int:
         """The size of the weights, about; they are float32."""
         return 4 * self.parameters
@@ -266,9 +271,8 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
         if name not in names:
             raise ValueError(f"Unknown option {name!r}. Valid are {names}")
 
-    settings = Settings(**{"pooling": checkpoint.pooling or Settings.pooling, **options})
-    poolings = [checkpoint.pooling] if checkpoint.pooling else list(POOLINGS)
-    _check_choice(f"pooling of {checkpoint.name}", settings.pooling, poolings)
+    settings = Settings(**{"pooling": checkpoint.poolings[0], **options})
+    _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
     _check_choice("normalize", settings.normalize, [False, True])
     _check_choice("dtype", settings.dtype, list(DTYPES))
 

@@ -26,9 +26,11 @@ from .embedding_plan import (
     target_samples,
     vectors_prefix,
 )
-from .form_parts import ask_pooling, check, mark_invalid
+from .form_parts import check, mark_invalid, show_obstacle
+from .option_form import ask_pooling
 from .placed_weights import is_on_disk, zoo_folder
 
+_TITLE = "Compute Hiera embeddings"
 _NO_FRAMES = (
     "FiftyOne's brain takes frames only as samples of their own: embed the videos first, "
     "then use the brain on dataset.to_frames()"
@@ -44,14 +46,11 @@ def build_form(ctx: Any) -> types.Property:
     Returns:
         the form, or a message if there is nothing to embed
     """
-    inputs = types.Object()
-    form = types.Property(inputs, view=types.View(label="Compute Hiera embeddings"))
     obstacle = find_obstacle(ctx)
     if obstacle is not None:
-        prop = inputs.view("obstacle", types.Error(label=obstacle))
-        mark_invalid(prop, obstacle)
-        return form
+        return show_obstacle(obstacle, _TITLE)
 
+    inputs = types.Object()
     params = parse_params(ctx.params)
     inputs.view_target(ctx, action_description="Embed", require_flat=True)
     samples = target_samples(ctx)
@@ -69,7 +68,7 @@ def build_form(ctx: Any) -> types.Property:
         _ask_brain(inputs, params, plan, proposed)
         _ask_how(inputs)
 
-    return form
+    return types.Property(inputs, view=types.View(label=_TITLE))
 
 
 def _ask_model(inputs: types.Object, params: EmbeddingParams) -> bool:

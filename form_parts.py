@@ -6,37 +6,17 @@ from collections.abc import Callable
 
 from fiftyone.operators import types
 
-from .config import Checkpoint, Settings
-from .hiera.pooling import POOLINGS
 
-_POOLING_NOTES = {
-    "mean": "The average over the whole image: the one to use, unless you have a reason",
-    "cls": "The top-left corner, with what attention brought there; Hiera has no class "
-    "token, but earlier plugins stored this as one",
-    "pooler": "The average, through a LayerNorm that pretraining left untrained; for "
-    "fine-tuned weights",
-}
-
-
-def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:
-    """Ask for the pooling, and say what each is.
+def show_obstacle(text: str, title: str | None = None) -> types.Property:
+    """Return a message in place of a form, which cannot be executed.
 
     Args:
-        inputs: the form
-        checkpoint: the entry of the zoo, whose name may settle it
+        text: what is in the way, and what to do
+        title (None): the title of the form
     """
-    choices = types.RadioGroup()
-    for name in [checkpoint.pooling] if checkpoint.pooling else POOLINGS:
-        choices.add_choice(name, label=name, description=_POOLING_NOTES[name])
-
-    return inputs.enum(
-        "pooling",
-        choices.values(),
-        default=checkpoint.pooling or Settings.pooling,
-        label="Pooling",
-        description="How the grid of tokens becomes one vector",
-        view=choices,
-    )
+    inputs = types.Object()
+    mark_invalid(inputs.view("obstacle", types.Error(label=text)), text)
+    return types.Property(inputs, view=types.View(label=title))
 
 
 def check(prop: types.Property, validate: Callable[[], object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .config import CHECKPOINTS, Settings
+from .config import CHECKPOINTS
 from .field_records import Record, differing, read_record
 from .placed_weights import find_in_zoo, zoo_folder
 
@@ -60,7 +60,7 @@ def describe(model: IndexModel) -> str:
     """Say in a few words which model it is."""
     name = model.record.get("checkpoint", model.options.get("checkpoint", model.name))
     entry = CHECKPOINTS[model.name]
-    return f"{name}, {model.options.get('pooling', entry.pooling or Settings.pooling)}"
+    return f"{name}, {model.options.get('pooling', entry.poolings[0])}"
 
 
 def load_index_model(dataset: Any, brain_key: str) -> Any:

@@ -13,6 +13,7 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 
 from .embedding_params import check_names, rename_params
+from .form_parts import show_obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -189,14 +190,10 @@ def _is_from_app(ctx: Any) -> bool:
 
 
 def _name_missing_package(error: ImportError) -> types.Property:
-    text = (
+    return show_obstacle(
         f"{error}. Install what this plugin needs: fiftyone plugins requirements "
         "@fiftyone-hiera/plugin --install"
     )
-    inputs = types.Object()
-    prop = inputs.view("obstacle", types.Error(label=text))
-    prop.invalid, prop.error_message = True, text
-    return types.Property(inputs)
 
 
 def _place_in_grid(config: foo.OperatorConfig) -> types.Placement:

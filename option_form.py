@@ -6,8 +6,16 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from .config import DTYPES, Settings, get_checkpoint, parse_settings
-from .form_parts import ask_pooling, mark_invalid
+from .config import DTYPES, Checkpoint, Settings, get_checkpoint, parse_settings
+from .form_parts import mark_invalid
+
+_POOLING_NOTES = {
+    "mean": "The average over the whole image: the one to use, unless you have a reason",
+    "cls": "The top-left corner, with what attention brought there; Hiera has no class "
+    "token, but earlier plugins stored this as one",
+    "pooler": "The average, through a LayerNorm that pretraining left untrained; for "
+    "fine-tuned weights",
+}
 
 
 def build_form(model_name: str, ctx: Any) -> types.Property:
@@ -63,6 +71,27 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         mark_invalid(inputs.properties[(named or ["pooling"])[0]], str(error))
 
     return types.Property(inputs, view=types.View(label="Options"))
+
+
+def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:
+    """Ask for the pooling, and say what each is.
+
+    Args:
+        inputs: the form
+        checkpoint: the entry of the zoo, whose name may settle it
+    """
+    choices = types.RadioGroup()
+    for name in checkpoint.poolings:
+        choices.add_choice(name, label=name, description=_POOLING_NOTES[name])
+
+    return inputs.enum(
+        "pooling",
+        choices.values(),
+        default=checkpoint.poolings[0],
+        label="Pooling",
+        description="How the grid of tokens becomes one vector",
+        view=choices,
+    )
 
 
 def parse_options(model_name: str, options: dict[str, Any]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import fiftyone.brain as fob
 from fiftyone.operators import types
 
-from .form_parts import mark_invalid
+from .form_parts import show_obstacle
 from .hiera.images import read_image
 from .index_models import describe, find_index_model, load_index_model
 
+_TITLE = "Sort by similarity to an image"
 _DEFAULT_K = 25
 
 
@@ -26,17 +27,15 @@ def build_form(ctx: Any) -> types.Property:
     Returns:
         the form, or a message if there is no index to search
     """
-    inputs = types.Object()
-    form = types.Property(inputs, view=types.View(label="Sort by similarity to an image"))
     keys = _find_indexes(ctx.dataset) if ctx.dataset is not None else {}
     if not keys:
-        text = (
+        return show_obstacle(
             "This dataset has no similarity index of Hiera embeddings: make one with "
-            "'Compute Hiera embeddings'"
+            "'Compute Hiera embeddings'",
+            _TITLE,
         )
-        mark_invalid(inputs.view("obstacle", types.Error(label=text)), text)
-        return form
 
+    inputs = types.Object()
     choices = types.Dropdown()
     for key, label in keys.items():
         choices.add_choice(key, label=label)
@@ -52,7 +51,7 @@ def build_form(ctx: Any) -> types.Property:
         view=types.FileView(label="Image"),
     )
     inputs.int("k", default=_DEFAULT_K, min=1, label="Number of results")
-    return form
+    return types.Property(inputs, view=types.View(label=_TITLE))
 
 
 def sort_view(ctx: Any) -> Any:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fiftyone_hiera.config import CHECKPOINTS, Checkpoint
-from fiftyone_hiera.hiera.pooling import POOLINGS
 
 _ROOT = Path(__file__).parents[1]
 _DATE_ADDED = "2026-11-21 12:00:00"
@@ -52,11 +51,10 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _description(checkpoint: Checkpoint) -> str:
-    poolings = [checkpoint.pooling] if checkpoint.pooling else list(POOLINGS)
     return (
         f"Hiera image embeddings: {checkpoint.embedding_dim} dimensions, "
         f"{checkpoint.parameters / 1e6:.1f} M parameters, {checkpoint.image_size} px, "
-        f"pooling {' or '.join(poolings)}; {checkpoint.trained}"
+        f"pooling {' or '.join(checkpoint.poolings)}; {checkpoint.trained}"
     )
 
 
