@@ -202,9 +202,9 @@ def test_form_run_and_report(browser: Browser, dataset: Any) -> None:
     seen = []
     bar = page.get_by_role("progressbar")
     while not page.get_by_text(_REPORT).is_visible():
-        label = page.get_by_text("of 1,201 images")
-        if label.count():
-            seen.append(label.first.inner_text())
+        # Not inner_text(), which waits for a label that may just have gone
+        for text in page.get_by_text("of 1,201 images").all_inner_texts():
+            seen.append(text)
             if len(set(seen)) == 5:
                 expect(bar.first).to_be_visible()
                 browser.picture("progress")
