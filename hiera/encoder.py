@@ -1,52 +1,46 @@
-"""The Hiera encoder: transformers' implementation with verified weights.
-
-Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles,
-Ryali et al., ICML 2023, https://arxiv.org/abs/2306.00989
-"""
+"""The encoder: verified weights in the network, and an engine that runs it."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import cast
 
 import torch
-import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import HieraConfig, HieraModel
+from transformers import HieraConfig
 
+from .engines import ENGINES, Run
 from .preprocessing import Preprocessing, normalize
+from .trunk import Trunk
 
 
-class Encoder(nn.Module):
+class Encoder:
     """Pixels to the tokens of the last stage.
 
     Args:
-        hiera: the transformers model
+        run: from normalized pixels to tokens
+        norm: the final LayerNorm, for pooling
         preprocessing: supplies mean and standard deviation
+        device: where the network is
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, hiera: HieraModel, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.hiera = hiera
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1))
-
-    @property
-    def norm(self) -> nn.LayerNorm:
-        """The final LayerNorm, for pooling."""
-        return cast(nn.LayerNorm, self.hiera.get_submodule("pooler.layernorm"))
+    def __init__(
+        self, run: Run, norm: nn.LayerNorm, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
+        self.norm = norm
+        self.device = device
+        self.mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
+        self._run = run
 
     @property
     def embedding_dim(self) -> int:
         """The length of a token."""
-        return int(self.hiera.num_features)
+        return self.norm.normalized_shape[0]
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Run the encoder once over a batch.
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Run the network once over a batch.
 
         Args:
             pixels: a uint8 tensor of shape (N, 3, H, W) on any device
@@ -55,11 +49,8 @@ class Encoder(nn.Module):
             a float32 tensor of shape (N, T, D) on the encoder's device, in
             raster order; T = 49 for 224 px
         """
-        pixels = pixels.to(self.mean.device, non_blocking=True)
-        normalized = normalize(pixels, self.mean, self.std)
-        output = self.hiera(normalized.to(self.hiera.dtype))
-        tokens: torch.Tensor = output.last_hidden_state
-        return tokens.float()
+        pixels = pixels.to(self.device, non_blocking=True)
+        return self._run(normalize(pixels, self.mean, self.std))
 
 
 def load_encoder(
@@ -67,6 +58,7 @@ def load_encoder(
     weights: Path,
     preprocessing: Preprocessing,
     *,
+    engine: str = "torch",
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Encoder:
@@ -77,33 +69,41 @@ def load_encoder(
             of :data:`hiera.checkpoint.ARCHITECTURES`, none is ``HieraModel``
         weights: the path of the file
         preprocessing: the checkpoint's preprocessing
+        engine ("torch"): one of :data:`hiera.engines.ENGINES`
         dtype (torch.float32): the type to compute in; the final LayerNorm
             stays float32
         device (None): the device; None is the CPU
 
     Returns:
-        an :class:`Encoder` in evaluation mode
+        an :class:`Encoder`
 
     Raises:
         ValueError: if the file is not a complete safetensors file with exactly
-            the tensors and shapes that the configuration asks for
+            the tensors and shapes that the configuration asks for, or if the
+            engine cannot compute in the dtype
     """
-    architecture = (config.architectures or ["HieraModel"])[0]
+    device = device or torch.device("cpu")
     with torch.device("meta"):
-        model: nn.Module = getattr(transformers, architecture)(config)
+        trunk = Trunk(config)
 
     # Nothing is ever initialised: each parameter is a tensor of the file
-    model.load_state_dict(_read_tensors(weights, model), strict=True, assign=True)
+    tensors = _read_tensors(weights, trunk, config)
+    trunk.load_state_dict(tensors, strict=True, assign=True)
+    trunk.eval().requires_grad_(False).float().to(device)
 
-    trunk = model if isinstance(model, HieraModel) else model.get_submodule("hiera")
-    hiera = cast(HieraModel, trunk).eval().requires_grad_(False).to(dtype)
-    encoder = Encoder(hiera, preprocessing).eval()
-    encoder.norm.float()
-    return encoder.to(device or torch.device("cpu"))
+    norm = copy.deepcopy(trunk.pooler.layernorm)  # engines change the trunk
+    run = ENGINES[engine](trunk, dtype, preprocessing.crop_size)
+    return Encoder(run, norm, preprocessing, device)
 
 
-def _read_tensors(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+def _read_tensors(path: Path, trunk: Trunk, config: HieraConfig) -> dict[str, torch.Tensor]:
+    # A classifier's file holds the trunk under a prefix, and a head
+    is_classifier = (config.architectures or [""])[0] == "HieraForImageClassification"
+    prefix = "hiera." if is_classifier else ""
+    expected = {prefix + name: [*weight.shape] for name, weight in trunk.state_dict().items()}
+    if is_classifier:
+        expected["classifier.weight"] = [config.num_labels, trunk.embedding_dim]
+        expected["classifier.bias"] = [config.num_labels]
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -115,7 +115,7 @@ def _read_tensors(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
                     + "; ".join(problems)
                 )
 
-            return {name: file.get_tensor(name) for name in expected}
+            return {name: file.get_tensor(prefix + name) for name in trunk.state_dict()}
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}). Pickle files are "

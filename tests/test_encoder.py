@@ -80,9 +80,7 @@ def test_vectors_equal_transformers(
     hiera: HieraModel, inputs: torch.Tensor, vectors: dict[str, torch.Tensor]
 ) -> None:
     output = hiera(inputs)
-    assert torch.equal(vectors["mean"], output.last_hidden_state.mean(dim=1))
-    assert torch.equal(vectors["cls"], output.last_hidden_state[:, 0])
-    assert torch.equal(vectors["pooler"], output.pooler_output)
+    _check_vectors(vectors, output.last_hidden_state, output.pooler_output)
 
 
 @torch.inference_mode()
@@ -238,7 +236,8 @@ def test_classifier_gives_its_encoder(tmp_path: Path) -> None:
 
     encoder = _load(path, model.config)
     expected = model.hiera(normalize(pixels, encoder.mean, encoder.std)).pooler_output
-    assert torch.equal(POOLINGS["pooler"](encoder(pixels), encoder.norm), expected)
+    pooled = POOLINGS["pooler"](encoder(pixels), encoder.norm)
+    assert torch.allclose(pooled, expected, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -254,13 +253,19 @@ def test_reduced_dtypes_stay_close(weights: Path, dtype: torch.dtype) -> None:
     assert similarity.min() > 0.999
 
 
+@torch.inference_mode()
 def test_weights_of_another_dtype_are_converted(weights: Path) -> None:
-    save_file({k: v.half() for k, v in load_file(weights).items()}, weights)
+    halves = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    save_file(halves, weights)
+    hiera = make_hiera(make_config())
+    hiera.load_state_dict({name: tensor.float() for name, tensor in halves.items()})
+
     encoder = _load(weights)
-    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = hiera(normalize(pixels, encoder.mean, encoder.std)).last_hidden_state
+    assert torch.allclose(encoder(pixels), expected, atol=1e-5)
 
 
 def test_nothing_trains(weights: Path) -> None:
-    encoder = _load(weights)
-    assert not encoder.training
-    assert not any(p.requires_grad for p in encoder.parameters())
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert not _load(weights)(pixels).requires_grad

@@ -1,0 +1,120 @@
+"""What runs the network: torch as it is, torch compiled, or OpenVINO.
+
+Which of them is the fastest on which machine is in ``docs/performance.md``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import threading
+import warnings
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from .trunk import Trunk
+
+Run: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D)."""
+
+Engine: TypeAlias = Callable[[Trunk, torch.dtype, tuple[int, int]], Run]
+"""Takes a trunk in float32 on its device, the dtype to compute in, and (H, W)."""
+
+
+def run_torch(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+    """Run the network step by step."""
+    device = trunk.order.device
+    trunk.to(dtype)
+
+    # On CPUs, the fused attention of the reduced types is slower than its steps
+    trunk.fuse_attention(device.type != "cpu" or dtype == torch.float32)
+    return lambda pixels: trunk(pixels.to(dtype)).float()
+
+
+def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+    """Compile the network with torch.compile, once for all batch sizes."""
+    device = trunk.order.device
+    run = run_torch(trunk, dtype, image_size)
+    # Weights in the layout that the kernels want; only CPU kernels want one
+    options: dict[str, str | int | bool] = {"freezing": device.type == "cpu"}
+    compiled = torch.compile(run, dynamic=True, options=options)
+
+    def run_batch(pixels: torch.Tensor) -> torch.Tensor:
+        # For a batch of one, torch would compile once more
+        if len(pixels) == 1:
+            return compiled(pixels.expand(2, -1, -1, -1))[:1]
+
+        return compiled(pixels)
+
+    # Compiling is part of loading, and so are its errors
+    with torch.inference_mode():
+        run_batch(torch.zeros(2, 3, *image_size, device=device))
+
+    return run_batch
+
+
+def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+    """Hand the network to OpenVINO; the trunk is needed no more."""
+    import openvino
+
+    trunk.fuse_attention(False)
+    with warnings.catch_warnings():
+        # It traces the network in a way that new torch releases advise against
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(
+            trunk,
+            example_input=torch.zeros(1, 3, *image_size),
+            input=[openvino.PartialShape([-1, 3, *image_size])],
+        )
+
+    wanted = _OPENVINO_TYPES[dtype]
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": wanted,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+        },
+    )
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if found != wanted:
+        raise ValueError(
+            f"OpenVINO cannot compute in {str(dtype).removeprefix('torch.')} on this CPU: "
+            "choose dtype='float32', or engine='torch'"
+        )
+
+    request = compiled.create_infer_request()
+    lock = threading.Lock()  # a request serves one thread at a time
+
+    def run(pixels: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return torch.from_numpy(request.infer(pixels.numpy(), share_inputs=True)[0])
+
+    return run
+
+
+_OPENVINO_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+ENGINES: dict[str, Engine] = {
+    "torch": run_torch,
+    "compile": run_compiled,
+    "openvino": run_openvino,
+}
+"""The engines by name."""
+
+
+@functools.cache
+def has_openvino() -> bool:
+    """Return whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def has_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16 that pay.
+
+    Without them, computing in it is slower than in float32.
+    """
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,266 @@
+"""The network itself: from normalized pixels to the tokens of the last stage.
+
+Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles,
+Ryali et al., ICML 2023, https://arxiv.org/abs/2306.00989
+
+The parameters have the names and shapes of transformers' ``HieraModel``, so its
+checkpoints load as they are, and the outputs are equal up to float32 rounding. What
+differs is the order of the tokens in between: here those of a mask unit lie together,
+there they lie far apart. Attention inside of a unit thus works on four-dimensional
+views, for which there are fast kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import HieraConfig
+
+
+class Trunk(nn.Module):
+    """A Hiera without a head.
+
+    Args:
+        config: the transformers configuration
+
+    Raises:
+        ValueError: if the configuration asks for what no Hiera does
+    """
+
+    order: torch.Tensor
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
+        self.pooler = _Pooler(self.encoder.embedding_dim, config.layer_norm_eps)
+
+        # On the CPU, even where the parameters are made on the meta device
+        self.register_buffer("order", _unit_order(config), persistent=False)
+
+    @property
+    def embedding_dim(self) -> int:
+        """The length of a token."""
+        return self.encoder.embedding_dim
+
+    def fuse_attention(self, value: bool) -> None:
+        """Choose between torch's fused attention and the same step by step.
+
+        Args:
+            value: whether to use the fused one
+        """
+        for module in self.modules():
+            if isinstance(module, _Attention):
+                module.is_fused = value
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Run the network.
+
+        Args:
+            pixels: a tensor of shape (N, 3, H, W)
+
+        Returns:
+            a tensor of shape (N, T, D), in the order of transformers'
+            ``last_hidden_state``: that of a raster, if each stage but the first
+            pools
+        """
+        tokens = self.encoder(self.embeddings(pixels).index_select(1, self.order))
+
+        # Of a unit that is more than one token yet, transformers has these far apart
+        tokens = tokens.unflatten(1, (self.encoder.units, -1)).transpose(1, 2)
+        return cast(torch.Tensor, tokens.flatten(1, 2))
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        shape = (1, math.prod(_grid(config)), config.embed_dim)
+        self.patch_embeddings = nn.Module()
+        self.patch_embeddings.projection = nn.Conv2d(
+            config.num_channels,
+            config.embed_dim,
+            kernel_size=tuple(config.patch_size),
+            stride=tuple(config.patch_stride),
+            padding=tuple(config.patch_padding),
+        )
+        self.position_embeddings = nn.Parameter(torch.empty(shape))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches: torch.Tensor = self.patch_embeddings.projection(pixels)
+        return patches.flatten(2).transpose(1, 2) + self.position_embeddings
+
+
+class _Encoder(nn.Module):
+    """The stages, over tokens (N, units * T, D) of which those of a unit lie together."""
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        self.units = math.prod(_grid(config)) // math.prod(config.masked_unit_size)
+        self.stages = nn.ModuleList()
+        stride = math.prod(config.query_stride)
+        dim = config.embed_dim
+        for index, depth in enumerate(config.depths):
+            dim_out = int(config.embed_dim * config.embed_dim_multiplier**index)
+            stage = nn.Module()
+            stage.layers = nn.ModuleList()
+            for layer in range(depth):
+                # Between two stages, the first block of the later one pools, and attends
+                # over what the earlier one did
+                is_first = layer == 0 and index > 0
+                is_local = config.masked_unit_attention[index] or (
+                    is_first and config.masked_unit_attention[index - 1]
+                )
+                if is_local and index > config.num_query_pool:
+                    raise ValueError(
+                        f"Attention within mask units in stage {index + 1} is not "
+                        f"supported with num_query_pool = {config.num_query_pool}"
+                    )
+
+                attention = _Attention(
+                    dim_in=dim if is_first else dim_out,
+                    dim=dim_out,
+                    heads=config.num_heads[index],
+                    units=self.units,
+                    is_local=is_local,
+                    stride=stride if is_first and index <= config.num_query_pool else 1,
+                )
+                stage.layers.append(_Block(config, attention))
+
+            self.stages.append(stage)
+            dim = dim_out
+
+        self.embedding_dim = dim
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            for layer in cast(nn.ModuleList, stage.layers):
+                tokens = layer(tokens)
+
+        return tokens
+
+
+class _Block(nn.Module):
+    def __init__(self, config: HieraConfig, attention: _Attention) -> None:
+        super().__init__()
+        dim_in, dim = attention.qkv.in_features, attention.proj.out_features
+        self.layernorm_before = nn.LayerNorm(dim_in, eps=config.layer_norm_eps)
+        self.attn = attention
+        self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.mlp = _Mlp(dim, int(dim * config.mlp_ratio), config.hidden_act)
+        self.proj = nn.Linear(dim_in, dim) if dim_in != dim else None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        normalized = self.layernorm_before(tokens)
+        if self.proj is not None:
+            tokens = self.attn.pool(self.proj(normalized))
+
+        tokens = tokens + self.attn(normalized)
+        return tokens + cast(torch.Tensor, self.mlp(self.layernorm_after(tokens)))
+
+
+class _Attention(nn.Module):
+    """Attention within each unit (local) or over all tokens, with pooled queries.
+
+    Args:
+        dim_in: the length of a token that comes in
+        dim: the length of a token that goes out
+        heads: the number of heads
+        units: the number of mask units
+        is_local: whether a token attends to those of its unit alone
+        stride: how many tokens are pooled to one
+    """
+
+    def __init__(
+        self, *, dim_in: int, dim: int, heads: int, units: int, is_local: bool, stride: int
+    ) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim_in, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.is_fused = True
+        self._heads = heads
+        self._windows = units if is_local else 1
+        self._units = units
+        self._stride = stride
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Take the maximum over each ``stride`` tokens (N, units * T, D) of a unit."""
+        if self._stride == 1:
+            return tokens
+
+        split = tokens.unflatten(1, (self._units, self._stride, -1))
+        return split.amax(dim=2).flatten(1, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1] // self._windows
+        qkv = self.qkv(tokens).view(-1, length, 3, self._heads, self._head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self._stride > 1:
+            split = (self._units // self._windows, self._stride, -1)
+            query = query.unflatten(2, split).amax(dim=3).flatten(2, 3)
+
+        mixed = self._attend(query, key, value).transpose(1, 2).flatten(2)
+        mixed = mixed.reshape(-1, tokens.shape[1] // self._stride, self.proj.in_features)
+        return cast(torch.Tensor, self.proj(mixed))
+
+    @property
+    def _head_dim(self) -> int:
+        return self.proj.in_features // self._heads
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        if self.is_fused:
+            return functional.scaled_dot_product_attention(query, key, value)
+
+        weights = query * self._head_dim**-0.5 @ key.transpose(-1, -2)
+        return weights.softmax(dim=-1) @ value
+
+
+class _Mlp(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int, activation: str) -> None:
+        super().__init__()
+        if activation != "gelu":
+            raise ValueError(f"hidden_act = {activation!r} is not supported, only 'gelu'")
+
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.fc2(functional.gelu(self.fc1(tokens))))
+
+
+class _Pooler(nn.Module):
+    """Holds the final LayerNorm under its name; :mod:`hiera.pooling` applies it."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(dim, eps=eps)
+
+
+def _grid(config: HieraConfig) -> tuple[int, ...]:
+    """Return the number of tokens of the first stage, down and across."""
+    size = config.image_size
+    size = (size, size) if isinstance(size, int) else size
+    return tuple(
+        side // stride for side, stride in zip(size, config.patch_stride, strict=True)
+    )
+
+
+def _unit_order(config: HieraConfig) -> torch.Tensor:
+    """Return where in the raster each token is, those of a mask unit together.
+
+    Within a unit the tokens that a stage pools are next to those that they are pooled
+    with, first of the first stage, then of the next: what is left of the split in
+    :meth:`_Attention.pool`.
+    """
+    height, width = _grid(config)
+    raster = torch.arange(height * width, device="cpu").view(1, height, width)
+    for down, across in [config.query_stride] * (len(config.depths) - 1):
+        split = raster.unflatten(2, (-1, across)).unflatten(1, (-1, down))
+        raster = split.permute(0, 2, 4, 1, 3).flatten(0, 2)
+
+    return raster.reshape(math.prod(config.masked_unit_size), -1).t().flatten()
