@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .hiera.checkpoint import validate_checkpoint
+from .hiera.engines import ENGINES, has_bfloat16, has_openvino
 from .hiera.pooling import POOLINGS
 from .hiera.preprocessing import Preprocessing, for_image_size
 from .hiera.weights import BundledFile, HubFile
@@ -18,12 +19,14 @@ VERSION = "0.1.0"
 """The version of this package."""
 
 DTYPES = {
-    "auto": torch.float32,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""The types to compute in by name; "auto" is the exact one, on every device."""
+"""The types to compute in by name."""
+
+AUTO = "auto"
+"""The choice of what is fastest on this machine; see ``docs/performance.md``."""
 
 
 @dataclass(frozen=True)
@@ -220,18 +223,30 @@ class Settings:
             them, "cls" takes the first, "pooler" applies the final LayerNorm
             to the average
         normalize (False): whether to scale each vector to length 1 (L2)
-        dtype ("auto"): the type to compute in: "auto", "float32", "bfloat16"
-            or "float16"; vectors are float32 in each case
+        dtype ("auto"): the type to compute in: "float32", "bfloat16" or
+            "float16"; vectors are float32 in each case. "auto" is bfloat16 on
+            CPUs with instructions for it, and float32 elsewhere
+        engine ("auto"): what runs the network: "torch", "compile" (by
+            torch.compile) or "openvino". "auto" is OpenVINO on CPUs, if it is
+            installed and can compute in the dtype there, and torch elsewhere
         device (None): the torch device; None is cuda, else mps, else cpu
+        fast_decoding (False): whether to read images a few times faster, to
+            pixels that are a grey level or so off
         checkpoint (None): weights of your own instead of the entry's: a
             folder, a ``.safetensors`` file, or ``<owner>/<name>@<revision>``
     """
 
     pooling: str = next(iter(POOLINGS))
     normalize: bool = False
-    dtype: str = "auto"
+    dtype: str = AUTO
+    engine: str = AUTO
     device: str | None = None
+    fast_decoding: bool = False
     checkpoint: str | None = None
+
+    def apply(self, preprocessing: Preprocessing) -> Preprocessing:
+        """Return a checkpoint's preprocessing as these options ask for it."""
+        return replace(preprocessing, is_fast=self.fast_decoding)
 
 
 def get_checkpoint(name: str) -> Checkpoint:
@@ -260,7 +275,7 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
         options: the options that were given
 
     Returns:
-        a :class:`Settings`; the device is the one that will be used
+        a :class:`Settings`; device, dtype and engine are those that will be used
 
     Raises:
         ValueError: if an option or its value is unknown; the message gives it
@@ -274,18 +289,50 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
     settings = Settings(**{"pooling": checkpoint.poolings[0], **options})
     _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
     _check_choice("normalize", settings.normalize, [False, True])
-    _check_choice("dtype", settings.dtype, list(DTYPES))
+    _check_choice("dtype", settings.dtype, [AUTO, *DTYPES])
+    _check_choice("engine", settings.engine, [AUTO, *ENGINES])
+    _check_choice("fast_decoding", settings.fast_decoding, [False, True])
 
     if settings.checkpoint is not None:
+        settings = replace(settings, checkpoint=str(settings.checkpoint))
         validate_checkpoint(str(settings.checkpoint))
 
-    return Settings(
-        pooling=settings.pooling,
-        normalize=settings.normalize,
-        dtype=settings.dtype,
-        device=_parse_device(settings.device),
-        checkpoint=None if settings.checkpoint is None else str(settings.checkpoint),
-    )
+    settings = replace(settings, device=_parse_device(settings.device))
+    settings = replace(settings, dtype=_choose_dtype(settings))
+    return replace(settings, engine=_choose_engine(settings))
+
+
+def _choose_dtype(settings: Settings) -> str:
+    if settings.dtype != AUTO:
+        return settings.dtype
+
+    # By the machine alone, so that it never changes there
+    return "bfloat16" if settings.device == "cpu" and has_bfloat16() else "float32"
+
+
+def _choose_engine(settings: Settings) -> str:
+    obstacle = _openvino_obstacle(settings)
+    if settings.engine == AUTO:
+        return "torch" if obstacle else "openvino"
+
+    if settings.engine == "openvino" and obstacle:
+        raise ValueError(f"Invalid engine: 'openvino' {obstacle}")
+
+    return settings.engine
+
+
+def _openvino_obstacle(settings: Settings) -> str | None:
+    if settings.device != "cpu":
+        return f"is for device 'cpu', not {settings.device!r}"
+
+    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    if settings.dtype not in dtypes:
+        return f"cannot compute in {settings.dtype!r} on this CPU, only in {dtypes}"
+
+    if not has_openvino():
+        return "is not installed: pip install openvino"
+
+    return None
 
 
 def _check_choice(option: str, value: object, valid: list[Any]) -> None:

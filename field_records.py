@@ -11,15 +11,23 @@ from typing import Any, NoReturn
 
 import fiftyone.core.odm as foo
 
-from .config import DTYPES, VERSION, Checkpoint, Settings
+from .config import VERSION, Checkpoint, Settings
 from .hiera.preprocessing import Preprocessing
 from .hiera.weights import sha256
 
 Record = dict[str, Any]
 """Flat and of plain values, so that FiftyOne's App can show it."""
 
-# Vectors are equal where these are
-_DECISIVE = ("sha256", "pooling", "normalize", "dtype", "preprocessing")
+# Vectors are equal where these are; the engine matters in the reduced dtypes
+_DECISIVE = (
+    "sha256",
+    "pooling",
+    "normalize",
+    "dtype",
+    "engine",
+    "fast_decoding",
+    "preprocessing",
+)
 _KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
 
 # Runs look at the record before each write: how long a run that changes it waits
@@ -97,7 +105,9 @@ def _describe_run(
         "sha256": digest,
         "pooling": settings.pooling,
         "normalize": settings.normalize,
-        "dtype": str(DTYPES[settings.dtype]).removeprefix("torch."),
+        "dtype": settings.dtype,
+        "engine": settings.engine,
+        "fast_decoding": settings.fast_decoding,
         "preprocessing": (
             f"resize {preprocessing.shortest_edge} by filter {preprocessing.resample}, "
             f"crop {height}x{width}, mean {preprocessing.mean}, std {preprocessing.std}"
@@ -160,7 +170,11 @@ def differing(found: Record, record: Record) -> list[str]:
     """
     # Of weights that were not read, the revision says which they will be
     first = "revision" if record["sha256"] == _UNKNOWN else "sha256"
-    return [name for name in (first, *_DECISIVE[1:]) if found.get(name) != record.get(name)]
+    names = [name for name in (first, *_DECISIVE[1:]) if found.get(name) != record[name]]
+    if "engine" in names and found.get("dtype") == record["dtype"] == "float32":
+        names.remove("engine")
+
+    return names
 
 
 class FieldClaim:

@@ -8,7 +8,6 @@ from typing import Any
 import fiftyone.utils.torch as fout
 import torch
 
-from .hiera.images import read_image
 from .hiera.portable import Portable
 from .hiera.preprocessing import Preprocessing
 
@@ -45,4 +44,4 @@ class ImageGetItem(Portable, fout.GetItem):
         Raises:
             ValueError: if the file cannot be read; the message names it
         """
-        return self._preprocessing(read_image(d["filepath"]))
+        return self._preprocessing(self._preprocessing.read(d["filepath"]))

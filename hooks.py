@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import HieraConfig
 
-from .config import DTYPES, Checkpoint, get_checkpoint, parse_settings
+from .config import AUTO, DTYPES, Checkpoint, get_checkpoint, parse_settings
 from .field_records import Origin
 from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
 from .hiera.encoder import load_encoder
@@ -62,15 +62,27 @@ def load(
         local = _pinned_checkpoint(checkpoint, weights)
         source = checkpoint.origin
 
+    if AUTO in (options.get("dtype", AUTO), options.get("engine", AUTO)):
+        # A warning, so that it is seen: hosts rarely show what is merely informative
+        logger.warning(
+            "%s computes in %s by the engine %r on %s, the fastest here",
+            name,
+            settings.dtype,
+            settings.engine,
+            settings.device,
+        )
+
+    preprocessing = settings.apply(local.preprocessing)
     encoder = load_encoder(
         local.config,
         local.weights,
-        local.preprocessing,
+        preprocessing,
+        engine=settings.engine,
         dtype=DTYPES[settings.dtype],
         device=torch.device(settings.device or "cpu"),
     )
     origin = Origin(source, local.revision, local.weights)
-    return HieraEmbeddingModel(encoder, local.preprocessing, settings, origin)
+    return HieraEmbeddingModel(encoder, preprocessing, settings, origin)
 
 
 def _pinned_checkpoint(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
@@ -86,7 +98,7 @@ def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
     if isinstance(checkpoint.weights, BundledFile):
         return verify(checkpoint.weights)
 
-    # A warning, so that it is seen: hosts rarely show what is merely informative
+    # A warning for the same reason
     logger.warning("The weights of %s are licensed %s", checkpoint.name, checkpoint.license)
     return download(checkpoint.weights, destination)
 

@@ -95,7 +95,11 @@ def load_index_model(dataset: Any, brain_key: str) -> Any:
 
 
 def _from_record(record: Record) -> IndexModel:
-    options = {name: record[name] for name in ("pooling", "normalize", "dtype")}
+    names = ["pooling", "normalize", "dtype", "fast_decoding"]
+    if record["dtype"] != "float32":
+        names.append("engine")  # in float32, this machine's best gives the same
+
+    options = {name: record[name] for name in names if name in record}
     name = record["checkpoint"]
     if name in CHECKPOINTS:
         return IndexModel(name, options, record)

@@ -6,8 +6,9 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from .config import DTYPES, Checkpoint, Settings, get_checkpoint, parse_settings
+from .config import AUTO, DTYPES, Checkpoint, Settings, get_checkpoint, parse_settings
 from .form_parts import mark_invalid
+from .hiera.engines import ENGINES
 
 _POOLING_NOTES = {
     "mean": "The average over the whole image: the one to use, unless you have a reason",
@@ -38,17 +39,25 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         label="Normalize",
         description="Scale each vector to length 1 (L2)",
     )
-    dtypes = types.Dropdown()
-    for name in DTYPES:
-        dtypes.add_choice(name, label=name)
-
-    inputs.enum(
+    _ask_choice(
+        inputs,
         "dtype",
-        list(DTYPES),
-        default=Settings.dtype,
+        [AUTO, *DTYPES],
         label="Type to compute in",
-        description="auto is float32, the exact one",
-        view=dtypes,
+        description="auto is bfloat16 on CPUs with instructions for it, else float32",
+    )
+    _ask_choice(
+        inputs,
+        "engine",
+        [AUTO, *ENGINES],
+        label="Engine",
+        description="What runs the network; auto is OpenVINO on CPUs, if it is installed",
+    )
+    inputs.bool(
+        "fast_decoding",
+        default=Settings.fast_decoding,
+        label="Fast decoding",
+        description="Read images a few times faster, to pixels a grey level or so off",
     )
     inputs.str(
         "device",
@@ -71,6 +80,18 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         mark_invalid(inputs.properties[(named or ["pooling"])[0]], str(error))
 
     return types.Property(inputs, view=types.View(label="Options"))
+
+
+def _ask_choice(
+    inputs: types.Object, name: str, choices: list[str], *, label: str, description: str
+) -> None:
+    view = types.Dropdown()
+    for choice in choices:
+        view.add_choice(choice, label=choice)
+
+    inputs.enum(
+        name, choices, default=AUTO, label=label, description=description, view=view
+    )
 
 
 def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:

@@ -13,19 +13,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import eta.core.video as etav
 import numpy as np
 import torch
 
 from .hiera.images import ImageLike, read_image
+from .hiera.preprocessing import Preprocessing
 from .hiera.unreadable import check_is_file
 from .patches import Picture, extract_patch
 from .work import Job, Part
-
-Prepare: TypeAlias = Callable[[ImageLike], torch.Tensor]
-"""From a picture to the encoder's input."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,13 @@ class _Task:
 
 
 def read_images(
-    jobs: Iterable[Job], prepare: Prepare, *, num_workers: int, ahead: int
+    jobs: Iterable[Job], preprocessing: Preprocessing, *, num_workers: int, ahead: int
 ) -> Generator[list[Read], None, None]:
     """Read the parts of image files.
 
     Args:
         jobs: the files
-        prepare: from a picture to the encoder's input
+        preprocessing: from a picture to the encoder's input
         num_workers: the number of threads; 0 reads in this one
         ahead: how many parts to hold ready, about
 
@@ -66,7 +64,7 @@ def read_images(
     # A file with many parts is read in several goes, so that what is held ready
     # stays bounded
     tasks = (
-        _Task(len(part.parts), partial(_read_image, part, prepare))
+        _Task(len(part.parts), partial(_read_image, part, preprocessing))
         for job in jobs
         for part in _split(job, max(1, ahead // 2))
     )
@@ -74,13 +72,13 @@ def read_images(
 
 
 def read_videos(
-    jobs: Iterable[Job], prepare: Prepare, *, num_workers: int, ahead: int
+    jobs: Iterable[Job], preprocessing: Preprocessing, *, num_workers: int, ahead: int
 ) -> Generator[list[Read], None, None]:
     """Read the parts of video files, one after the other, frame by frame.
 
     Args:
         jobs: the files
-        prepare: from a picture to the encoder's input
+        preprocessing: from a picture to the encoder's input
         num_workers: 0 reads in this thread; otherwise there is one, since a
             video is decoded in order, by the threads of ffmpeg
         ahead: how many parts to hold ready, about
@@ -92,7 +90,7 @@ def read_videos(
     tasks = (
         _Task(size, partial(_take, frames, size))
         for job in jobs
-        for frames in [_read_video(job, prepare)]
+        for frames in [_read_video(job, preprocessing)]
         for _ in range(0, len(job.parts), size)
     )
     return _read_ahead(tasks, min(num_workers, 1), ahead)
@@ -134,20 +132,22 @@ def _take(reads: Iterator[Read], size: int) -> list[Read]:
     return list(itertools.islice(reads, size))
 
 
-def _read_image(job: Job, prepare: Prepare) -> list[Read]:
+def _read_image(job: Job, preprocessing: Preprocessing) -> list[Read]:
+    is_whole = job.parts[0].box is None
+    read = preprocessing.read if is_whole else read_image
     try:
-        picture = read_image(job.path)
+        picture = read(job.path)
     except ValueError as error:
         return [Read(job, job.parts, error)]
 
-    if job.parts[0].box is None:
-        return [_prepare(job, job.parts[0], picture, prepare)]
+    if is_whole:
+        return [_prepare(job, job.parts[0], picture, preprocessing)]
 
     array = np.asarray(picture)
-    return [_prepare(job, part, array, prepare) for part in job.parts]
+    return [_prepare(job, part, array, preprocessing) for part in job.parts]
 
 
-def _read_video(job: Job, prepare: Prepare) -> Iterator[Read]:
+def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:
     frames: dict[int | None, list[Part]] = {}
     for part in job.parts:
         frames.setdefault(part.frame_number, []).append(part)
@@ -161,7 +161,7 @@ def _read_video(job: Job, prepare: Prepare) -> Iterator[Read]:
             for raw in reader:
                 picture = raw.reshape(height, width, 3)
                 for part in frames.pop(reader.frame_number):
-                    yield _prepare(job, part, picture, prepare)
+                    yield _prepare(job, part, picture, preprocessing)
     except Exception as error:  # noqa: BLE001  # as with images: broken files raise anything
         reason = str(error) or type(error).__name__
         if reason.startswith("Command 'ffprobe"):
@@ -191,10 +191,10 @@ def _frame_shape(reader: Any) -> tuple[int, int]:
     return height, width
 
 
-def _prepare(job: Job, part: Part, picture: Any, prepare: Prepare) -> Read:
+def _prepare(job: Job, part: Part, picture: Any, preprocessing: Preprocessing) -> Read:
     try:
         cut: ImageLike = picture if part.box is None else _cut(picture, part)
-        return Read(job, [part], prepare(cut))
+        return Read(job, [part], preprocessing(cut))
     except Exception as error:  # noqa: BLE001  # one failure costs one part
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
         reason = str(error) or type(error).__name__

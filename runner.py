@@ -22,7 +22,8 @@ import torch
 from pymongo.errors import PyMongoError
 
 from .field_records import FieldClaim, Record
-from .reading import Prepare, Read, read_images, read_videos
+from .hiera.preprocessing import Preprocessing
+from .reading import Read, read_images, read_videos
 from .report import EmbeddingError, EmbeddingReport, Failure
 from .returning import Returning
 from .run_options import KEPT, RunOptions
@@ -42,12 +43,12 @@ class Embedder:
     """What a run needs of a model.
 
     Args:
-        prepare: from a picture to the encoder's input
+        preprocessing: from a picture to the encoder's input
         embed: from a batch of these to vectors, some perhaps not finite
         record: what made the vectors
     """
 
-    prepare: Prepare
+    preprocessing: Preprocessing
     embed: Callable[[Sequence[torch.Tensor]], npt.NDArray[np.float32]]
     record: Record
 
@@ -138,7 +139,7 @@ def _embed(
     read = read_videos if target.media_type == fom.VIDEO else read_images
     reads = read(
         target.jobs(frozen),
-        embedder.prepare,
+        embedder.preprocessing,
         num_workers=fou.recommend_thread_pool_workers(options.num_workers),
         ahead=2 * batch_size,
     )

@@ -63,7 +63,7 @@ class HieraEmbeddingModel(
         self._embeddings: Embeddings | None = None
 
         # FiftyOne reads this one when it is asked to pin memory
-        self._using_gpu = encoder.mean.device.type == "cuda"
+        self._using_gpu = encoder.device.type == "cuda"
 
     def __enter__(self) -> HieraEmbeddingModel:
         """Prepare for FiftyOne's own methods, which embed inside this context."""

@@ -26,7 +26,11 @@ class Encoder:
     """
 
     def __init__(
-        self, run: Run, norm: nn.LayerNorm, preprocessing: Preprocessing, device: torch.device
+        self,
+        run: Run,
+        norm: nn.LayerNorm,
+        preprocessing: Preprocessing,
+        device: torch.device,
     ) -> None:
         self.norm = norm
         self.device = device
@@ -100,7 +104,9 @@ def _read_tensors(path: Path, trunk: Trunk, config: HieraConfig) -> dict[str, to
     # A classifier's file holds the trunk under a prefix, and a head
     is_classifier = (config.architectures or [""])[0] == "HieraForImageClassification"
     prefix = "hiera." if is_classifier else ""
-    expected = {prefix + name: [*weight.shape] for name, weight in trunk.state_dict().items()}
+    expected = {
+        prefix + name: [*weight.shape] for name, weight in trunk.state_dict().items()
+    }
     if is_classifier:
         expected["classifier.weight"] = [config.num_labels, trunk.embedding_dim]
         expected["classifier.bias"] = [config.num_labels]

@@ -12,7 +12,8 @@ These are the rules for every path by which an image reaches the encoder:
   refused.
 - Decoding is strict: truncated files are refused, whatever
   ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says, and so are JPEGs in which
-  libjpeg finds corrupt data, of which Pillow alone says nothing.
+  libjpeg finds corrupt data, of which Pillow alone says nothing. JPEGs are
+  therefore decoded by simplejpeg, to the very same pixels.
 - Vector formats are refused; Ghostscript is never run.
 """
 
@@ -53,11 +54,15 @@ _UPRIGHT = {
 _strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(
+    path: str | os.PathLike[str], shortest_edge: int | None = None
+) -> Image.Image:
     """Read an image file.
 
     Args:
         path: the path of the image
+        shortest_edge (None): lets JPEGs be decoded to a fraction of their size,
+            as long as their shorter side keeps this length in pixels
 
     Returns:
         an upright RGB image
@@ -76,7 +81,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
                 raise ValueError(describe_content(file.read(1024))) from None
 
             _warn_if_large(path, image)
-            return to_rgb(image)
+            return _pil_to_rgb(image, shortest_edge)
     except Exception as error:  # broken files raise nearly anything
         raise ValueError(
             f"Cannot read image {os.fspath(path)!r}: {_reason(error)}"
@@ -122,7 +127,7 @@ def to_rgb(image: ImageLike) -> Image.Image:
     )
 
 
-def _pil_to_rgb(image: Image.Image) -> Image.Image:
+def _pil_to_rgb(image: Image.Image, shortest_edge: int | None = None) -> Image.Image:
     if 0 in image.size:
         raise ValueError(
             f"The picture is empty ({image.width}x{image.height} px). A patch is, if its "
@@ -132,16 +137,19 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
     if image.format == "EPS":
         raise ValueError("it is PostScript, which is no picture of pixels; render it first")
 
-    _check_jpeg(image)
+    picture = _decode_jpeg(image, shortest_edge)
+    if picture is not None:
+        return _upright(picture, image)
+
     with _strict_decoding:
         image.load()
 
     # 16-bit PGM files come with that range, but as 32 bits
     is_deep = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
 
-    image = _upright(image)
+    upright = _upright(image, image)
     if is_deep:
-        return _array_to_rgb(np.asarray(image).astype(np.uint16))
+        return _array_to_rgb(np.asarray(upright).astype(np.uint16))
 
     if image.mode in ("I", "F"):
         raise ValueError(
@@ -149,39 +157,56 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
             "convert them to 8 or 16 bit"
         )
 
-    picture = image.convert("RGB")
+    picture = upright.convert("RGB")
     picture.info = {}  # an orientation that was applied must not be applied again
     return picture
 
 
-def _check_jpeg(image: Image.Image) -> None:
-    """Ask libjpeg whether a JPEG that is about to be decoded is intact.
+def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image | None:
+    """Decode a JPEG by libjpeg itself, which tells whether it is intact.
 
-    Pillow decodes on past corrupt data. Decoding to an eighth of the size costs
-    a tenth of Pillow's decoding, and sees each coefficient.
+    Pillow decodes on past corrupt data.
+
+    Returns:
+        the picture, or None if it is for Pillow to decode, or decoded already
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.fp is None:
-        return
+        return None
 
     position = image.fp.tell()
     image.fp.seek(0)
     data = image.fp.read()
     image.fp.seek(position)
+
+    # Of other modes (CMYK), and where the user chose a size, only whether it is intact:
+    # an eighth of the size costs a tenth of Pillow's decoding, and sees each coefficient
+    is_plain = image.mode in ("RGB", "L") and not image.decoderconfig
+    least = (shortest_edge or 0) if is_plain else 1
     try:
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
+        array = simplejpeg.decode_jpeg(
+            data,
+            "RGB" if is_plain else "GRAY",
+            min_height=least,
+            min_width=least,
+            min_factor=1 if is_plain else 8,  # never enlarged
+        )
     except ValueError as error:
-        # Its other complaints are Pillow's to judge
         if str(error).startswith(("Corrupt JPEG", "Premature end")):
             raise
 
+        return None  # its other complaints are Pillow's to judge
 
-def _upright(image: Image.Image) -> Image.Image:
+    return Image.fromarray(array) if is_plain else None
+
+
+def _upright(picture: Image.Image, file: Image.Image) -> Image.Image:
+    """Turn a picture as the EXIF data of its file say."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        orientation = file.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # noqa: BLE001  # broken EXIF raises nearly anything
-        return image
+        return picture
 
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
 def _warn_if_large(path: str | os.PathLike[str], image: Image.Image) -> None:

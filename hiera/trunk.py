@@ -13,7 +13,7 @@ views, for which there are fast kernels.
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -47,6 +47,20 @@ class Trunk(nn.Module):
         """The length of a token."""
         return self.encoder.embedding_dim
 
+    def reduce(self, dtype: torch.dtype) -> None:
+        """Compute what the blocks add to the tokens in a dtype.
+
+        The tokens themselves stay float32: the patches, the sums, and where they are
+        projected from stage to stage. That is a twentieth of the work, and where most
+        of the error would come from.
+
+        Args:
+            dtype: the dtype
+        """
+        for module in self.modules():
+            if isinstance(module, (_Attention, _Mlp)):
+                module.to(dtype)
+
     def fuse_attention(self, value: bool) -> None:
         """Choose between torch's fused attention and the same step by step.
 
@@ -68,30 +82,36 @@ class Trunk(nn.Module):
             ``last_hidden_state``: that of a raster, if each stage but the first
             pools
         """
-        tokens = self.encoder(self.embeddings(pixels).index_select(1, self.order))
+        tokens: torch.Tensor = self.embeddings(pixels).index_select(1, self.order)
+        tokens = self.encoder(tokens)
 
         # Of a unit that is more than one token yet, transformers has these far apart
-        tokens = tokens.unflatten(1, (self.encoder.units, -1)).transpose(1, 2)
-        return cast(torch.Tensor, tokens.flatten(1, 2))
+        tokens = _split(tokens, (self.encoder.units, -1)).transpose(1, 2)
+        return tokens.flatten(1, 2)
 
 
 class _Embeddings(nn.Module):
     def __init__(self, config: HieraConfig) -> None:
         super().__init__()
         shape = (1, math.prod(_grid(config)), config.embed_dim)
-        self.patch_embeddings = nn.Module()
-        self.patch_embeddings.projection = nn.Conv2d(
-            config.num_channels,
-            config.embed_dim,
-            kernel_size=tuple(config.patch_size),
-            stride=tuple(config.patch_stride),
-            padding=tuple(config.patch_padding),
-        )
+        self.patch_embeddings = _PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.empty(shape))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         patches: torch.Tensor = self.patch_embeddings.projection(pixels)
         return patches.flatten(2).transpose(1, 2) + self.position_embeddings
+
+
+class _PatchEmbeddings(nn.Module):
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels,
+            config.embed_dim,
+            kernel_size=_pair(config.patch_size),
+            stride=_pair(config.patch_stride),
+            padding=_pair(config.patch_padding),
+        )
 
 
 class _Encoder(nn.Module):
@@ -105,8 +125,7 @@ class _Encoder(nn.Module):
         dim = config.embed_dim
         for index, depth in enumerate(config.depths):
             dim_out = int(config.embed_dim * config.embed_dim_multiplier**index)
-            stage = nn.Module()
-            stage.layers = nn.ModuleList()
+            stage = _Stage()
             for layer in range(depth):
                 # Between two stages, the first block of the later one pools, and attends
                 # over what the earlier one did
@@ -137,8 +156,19 @@ class _Encoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         for stage in self.stages:
-            for layer in cast(nn.ModuleList, stage.layers):
-                tokens = layer(tokens)
+            tokens = stage(tokens)
+
+        return tokens
+
+
+class _Stage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens)
 
         return tokens
 
@@ -154,12 +184,14 @@ class _Block(nn.Module):
         self.proj = nn.Linear(dim_in, dim) if dim_in != dim else None
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        dtype = self.mlp.fc1.weight.dtype  # see Trunk.reduce
         normalized = self.layernorm_before(tokens)
         if self.proj is not None:
             tokens = self.attn.pool(self.proj(normalized))
 
-        tokens = tokens + self.attn(normalized)
-        return tokens + cast(torch.Tensor, self.mlp(self.layernorm_after(tokens)))
+        tokens = tokens + self.attn(normalized.to(dtype))
+        hidden: torch.Tensor = self.mlp(self.layernorm_after(tokens).to(dtype))
+        return tokens + hidden
 
 
 class _Attention(nn.Module):
@@ -191,20 +223,21 @@ class _Attention(nn.Module):
         if self._stride == 1:
             return tokens
 
-        split = tokens.unflatten(1, (self._units, self._stride, -1))
-        return split.amax(dim=2).flatten(1, 2)
+        return _split(tokens, (self._units, self._stride, -1)).amax(dim=2).flatten(1, 2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        length = tokens.shape[1] // self._windows
-        qkv = self.qkv(tokens).view(-1, length, 3, self._heads, self._head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self._stride > 1:
-            split = (self._units // self._windows, self._stride, -1)
-            query = query.unflatten(2, split).amax(dim=3).flatten(2, 3)
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        mixed = self._attend(*map(self._to_heads, (self.pool(query), key, value)))
+        mixed = mixed.transpose(1, 2)
+        result: torch.Tensor = self.proj(
+            mixed.reshape(-1, tokens.shape[1] // self._stride, self.proj.in_features)
+        )
+        return result
 
-        mixed = self._attend(query, key, value).transpose(1, 2).flatten(2)
-        mixed = mixed.reshape(-1, tokens.shape[1] // self._stride, self.proj.in_features)
-        return cast(torch.Tensor, self.proj(mixed))
+    def _to_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """From (N, windows * T, heads * D) to (N * windows, heads, T, D)."""
+        shape = (-1, tokens.shape[1] // self._windows, self._heads, self._head_dim)
+        return tokens.reshape(shape).transpose(1, 2)
 
     @property
     def _head_dim(self) -> int:
@@ -217,7 +250,8 @@ class _Attention(nn.Module):
             return functional.scaled_dot_product_attention(query, key, value)
 
         weights = query * self._head_dim**-0.5 @ key.transpose(-1, -2)
-        return weights.softmax(dim=-1) @ value
+        mixed: torch.Tensor = weights.softmax(dim=-1) @ value
+        return mixed
 
 
 class _Mlp(nn.Module):
@@ -230,7 +264,8 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.fc2(functional.gelu(self.fc1(tokens))))
+        hidden: torch.Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return hidden
 
 
 class _Pooler(nn.Module):
@@ -241,13 +276,20 @@ class _Pooler(nn.Module):
         self.layernorm = nn.LayerNorm(dim, eps=eps)
 
 
-def _grid(config: HieraConfig) -> tuple[int, ...]:
+def _grid(config: HieraConfig) -> tuple[int, int]:
     """Return the number of tokens of the first stage, down and across."""
-    size = config.image_size
-    size = (size, size) if isinstance(size, int) else size
-    return tuple(
-        side // stride for side, stride in zip(size, config.patch_stride, strict=True)
-    )
+    (height, width), (down, across) = map(_pair, (config.image_size, config.patch_stride))
+    return height // down, width // across
+
+
+def _split(tokens: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    split: torch.Tensor = tokens.unflatten(1, sizes)
+    return split
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second
 
 
 def _unit_order(config: HieraConfig) -> torch.Tensor:

@@ -72,7 +72,7 @@ def model() -> Any:
     """The model whose weights this repository carries."""
     import fiftyone_hiera
 
-    return fiftyone_hiera.load_model("hiera-nano-digits")
+    return fiftyone_hiera.load_model("hiera-nano-digits", dtype="float32", engine="torch")
 
 
 @pytest.fixture(scope="session")

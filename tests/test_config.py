@@ -17,9 +17,10 @@ import torch
 from fiftyone.zoo.models import RemoteZooModelsManifest
 from write_manifest import build_manifest
 
+from fiftyone_hiera import config
 from fiftyone_hiera.config import (
+    AUTO,
     CHECKPOINTS,
-    DTYPES,
     VERSION,
     Checkpoint,
     Settings,
@@ -121,7 +122,8 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
     }
     packages = {"PIL": "pillow"}
     with_fiftyone = {"fiftyone", "eta", "pymongo", "bson"}
-    expected = {packages.get(name, name) for name in third_party} - with_fiftyone
+    extras = {"openvino"}
+    expected = {packages.get(name, name) for name in third_party} - with_fiftyone - extras
     # FiftyOne's data loaders import it
     expected.add("torchvision")
 
@@ -156,7 +158,9 @@ def test_unknown_model() -> None:
 def test_defaults() -> None:
     settings = parse_settings(TINY, {})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert settings == Settings("mean", False, "auto", device, None)
+    chosen = {"dtype": settings.dtype, "engine": settings.engine, "device": device}
+    assert settings == Settings("mean", False, fast_decoding=False, **chosen)
+    assert AUTO not in chosen.values()
     assert parse_settings(TINY_CLS, {}).pooling == "cls"
 
 
@@ -165,7 +169,9 @@ def test_every_option_is_taken() -> None:
         "pooling": "pooler",
         "normalize": True,
         "dtype": "bfloat16",
+        "engine": "compile",
         "device": "cpu",
+        "fast_decoding": True,
         "checkpoint": "owner/name@" + "a" * 40,
     }
     assert set(options) == {field.name for field in fields(Settings)}
@@ -190,6 +196,8 @@ def test_options_are_not_changed() -> None:
         ({"normalize": "yes"}, r"normalize: 'yes'. Valid are \[False, True\]"),
         ({"normalize": 1}, r"normalize: 1. Valid are \[False, True\]"),
         ({"dtype": "int8"}, r"'int8'. Valid are \['auto', 'float32'"),
+        ({"engine": "onnx"}, r"engine: 'onnx'. Valid are \['auto', 'torch', 'compile'"),
+        ({"fast_decoding": "yes"}, r"fast_decoding: 'yes'. Valid are \[False, True\]"),
         ({"device": "tpu"}, r"'tpu'. Available are \["),
         ({"device": "cuda:99"}, r"'cuda:99'. Available are \["),
         (
@@ -215,5 +223,60 @@ def test_pooling_of_a_cls_entry_is_fixed() -> None:
         parse_settings(TINY_CLS, {"pooling": "mean"})
 
 
-def test_auto_dtype_is_exact() -> None:
-    assert DTYPES["auto"] is torch.float32
+@pytest.mark.parametrize(
+    ("given", "has_bfloat16", "has_openvino", "chosen"),
+    [
+        ({}, True, True, ("bfloat16", "openvino")),
+        ({}, True, False, ("bfloat16", "torch")),
+        ({}, False, True, ("float32", "openvino")),
+        ({}, False, False, ("float32", "torch")),
+        ({"dtype": "float16"}, True, True, ("float16", "torch")),
+        ({"dtype": "bfloat16"}, False, True, ("bfloat16", "torch")),
+        ({"dtype": "float32"}, True, True, ("float32", "openvino")),
+        ({"engine": "torch"}, True, True, ("bfloat16", "torch")),
+        ({"engine": "openvino"}, False, True, ("float32", "openvino")),
+        ({"device": "cuda"}, True, True, ("float32", "torch")),
+    ],
+    ids=str,
+)
+def test_auto(
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    has_bfloat16: bool,
+    has_openvino: bool,
+    chosen: tuple[str, str],
+) -> None:
+    monkeypatch.setattr(config, "has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
+    monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
+    settings = parse_settings(TINY, given)
+    assert (settings.dtype, settings.engine) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "has_bfloat16", "has_openvino", "message"),
+    [
+        ({}, True, False, "not installed: pip install openvino"),
+        ({"device": "cuda"}, True, True, "is for device 'cpu', not 'cuda'"),
+        (
+            {"dtype": "float16"},
+            True,
+            True,
+            r"'float16' on this CPU, only in \['float32', 'bfloat16'\]",
+        ),
+        ({"dtype": "bfloat16"}, False, True, r"this CPU, only in \['float32'\]"),
+    ],
+    ids=str,
+)
+def test_openvino_where_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    has_bfloat16: bool,
+    has_openvino: bool,
+    message: str,
+) -> None:
+    monkeypatch.setattr(config, "has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
+    monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
+    with pytest.raises(ValueError, match=f"Invalid engine: 'openvino' .*{message}"):
+        parse_settings(TINY, {"engine": "openvino", **given})

@@ -692,7 +692,8 @@ for name, remote in (
     result[len(result)] = [list(shown), shown["pooling"].type.values, wrong, remote]
 """
     )
-    options = ["pooling", "normalize", "dtype", "device", "checkpoint"]
+    options = ["pooling", "normalize", "dtype", "engine", "fast_decoding", "device"]
+    options += ["checkpoint"]
     poolings = ["mean", "cls", "pooler"]
     assert result["0"] == [options, poolings, {}, {}]
     assert result["1"] == [options, ["cls"], {}, {}]

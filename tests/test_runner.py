@@ -137,6 +137,8 @@ def test_what_made_the_field_is_recorded(samples: Any, model: HieraEmbeddingMode
         "pooling": "mean",
         "normalize": False,
         "dtype": "float32",
+        "engine": "torch",
+        "fast_decoding": False,
     }
 
 
@@ -154,7 +156,13 @@ def _another_checkpoint(nano: Path, folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "options",
-    [{"pooling": "cls"}, {"normalize": True}, {"dtype": "bfloat16"}, "checkpoint"],
+    [
+        {"pooling": "cls"},
+        {"normalize": True},
+        {"dtype": "bfloat16"},
+        {"fast_decoding": True},
+        "checkpoint",
+    ],
 )
 def test_field_that_was_made_otherwise_is_refused(
     samples: Any, model: HieraEmbeddingModel, nano: Path, tmp_path: Path, options: Any
@@ -162,7 +170,7 @@ def test_field_that_was_made_otherwise_is_refused(
     if options == "checkpoint":
         options = {"checkpoint": _another_checkpoint(nano, tmp_path)}
 
-    other = fiftyone_hiera.load_model(NANO, **options)
+    other = fiftyone_hiera.load_model(NANO, **{"dtype": "float32", **options})
     model.embed_samples(samples[:20], "hiera")
     with pytest.raises(
         ValueError, match=r"(?s)20 vectors.*It holds:.*This run makes:"
@@ -171,6 +179,7 @@ def test_field_that_was_made_otherwise_is_refused(
 
     (name, value), *_ = options.items()
     held = {"pooling": "mean", "normalize": "False", "dtype": "float32", "checkpoint": NANO}
+    held["fast_decoding"] = "False"
     assert f"It holds: checkpoint {NANO}" in str(e.value)
     assert f"{name} {held[name]}" in str(e.value)
     assert f"{name} {value}" in str(e.value)

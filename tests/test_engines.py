@@ -1,0 +1,140 @@
+"""What engines and dtypes do to vectors, and what picks them."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import fiftyone_hiera
+from fiftyone_hiera.hiera.engines import has_bfloat16
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+Vectors = npt.NDArray[np.float32]
+
+NANO = "hiera-nano-digits"
+_BATCH = 128
+
+needs_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16(), reason="this CPU has no bfloat16 instructions"
+)
+
+
+@pytest.fixture(scope="module")
+def pixels(model: HieraEmbeddingModel) -> torch.Tensor:
+    """The 1,797 digits, as the encoder takes them."""
+    from sklearn.datasets import load_digits
+
+    images = (load_digits().images * 15.9).astype(np.uint8)
+    return torch.stack([model.transforms(image) for image in images])
+
+
+def _embed(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Vectors:
+    model.preprocess = False
+    try:
+        return np.concatenate([model.embed_all(part) for part in pixels.split(_BATCH)])
+    finally:
+        model.preprocess = True
+
+
+@pytest.fixture(scope="module")
+def exact(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Vectors:
+    """By float32 and torch, which other tests compare with transformers."""
+    return _embed(model, pixels)
+
+
+def _cosines(some: Vectors, others: Vectors) -> Vectors:
+    products: Vectors = (_unit(some) * _unit(others)).sum(axis=1)
+    return products
+
+
+def _agreement(some: Vectors, others: Vectors) -> float:
+    """Return how many of the ten nearest neighbors are the same."""
+    pairs = zip(_neighbors(some), _neighbors(others), strict=True)
+    return float(np.mean([len(set(one) & set(other)) / 10 for one, other in pairs]))
+
+
+def _neighbors(vectors: Vectors) -> npt.NDArray[np.intp]:
+    similarities = _unit(vectors) @ _unit(vectors).T
+    np.fill_diagonal(similarities, -1)
+    return np.argsort(-similarities, axis=1)[:, :10]
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype", "least_cosine", "least_agreement"),
+    [
+        ("torch", "bfloat16", 0.9999, 0.99),
+        ("torch", "float16", 0.99999, 0.995),
+        ("openvino", "float32", 0.999999, 0.999),
+        pytest.param("openvino", "bfloat16", 0.9999, 0.99, marks=needs_bfloat16),
+    ],
+)
+def test_fidelity(
+    pixels: torch.Tensor,
+    exact: Vectors,
+    engine: str,
+    dtype: str,
+    least_cosine: float,
+    least_agreement: float,
+) -> None:
+    model = fiftyone_hiera.load_model(NANO, engine=engine, dtype=dtype)
+    vectors = _embed(model, pixels)
+    assert vectors.dtype == np.float32
+    assert not np.array_equal(vectors, exact), "it was computed as usual"
+    assert _cosines(vectors, exact).min() >= least_cosine
+    assert _agreement(vectors, exact) >= least_agreement
+    if dtype == "float32":
+        assert np.abs(vectors - exact).max() < 1e-4
+
+    few = pixels[:9]
+    single = np.concatenate([_embed(model, one[None]) for one in few])
+    assert _cosines(single, vectors[:9]).min() > 0.999999
+    assert np.abs(single - vectors[:9]).max() < (1e-4 if dtype == "float32" else 1e-3)
+
+
+def test_compiled_once_for_all_batch_sizes(
+    monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor, exact: Vectors
+) -> None:
+    model = fiftyone_hiera.load_model(NANO, engine="compile", dtype="bfloat16")
+    monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
+    sizes = (1, 2, 7, 32)
+    vectors = np.concatenate([_embed(model, pixels[:size]) for size in sizes])
+    expected = np.concatenate([exact[:size] for size in sizes])
+    assert not np.array_equal(vectors, expected)
+    assert _cosines(vectors, expected).min() >= 0.9999
+
+
+def test_openvino_in_several_threads(pixels: torch.Tensor, exact: Vectors) -> None:
+    model = fiftyone_hiera.load_model(NANO, engine="openvino", dtype="float32")
+    model.preprocess = False
+    parts = pixels[:512].split(16)
+    with ThreadPoolExecutor(4) as pool:
+        vectors = np.concatenate([*pool.map(model.embed_all, parts)])
+
+    assert np.abs(vectors - exact[:512]).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [({}, 1), ({"dtype": "float32"}, 1), ({"dtype": "float32", "engine": "torch"}, 0)],
+    ids=str,
+)
+def test_what_was_picked_is_said(
+    caplog: pytest.LogCaptureFixture, options: dict[str, Any], lines: int
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = fiftyone_hiera.load_model(NANO, **options)
+
+    settings = model.settings
+    said = f"{NANO} computes in {settings.dtype} by the engine {settings.engine!r} on cpu"
+    assert [said in line for line in caplog.messages] == [True] * lines
