@@ -10,6 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 EXTRAS_demo := demo
 EXTRAS_test := demo test
 EXTRAS_app := demo test app
+EXTRAS_bench := demo test
 
 # Embed images, search them and draw their map, with nothing but this checkout
 .PHONY: demo
@@ -22,7 +23,7 @@ test: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	MYPYPATH=$(SOURCES) $(BIN)/mypy
-	MYPYPATH=$(SOURCES):examples:scripts $(BIN)/mypy --explicit-package-bases examples/*.py scripts/*.py
+	MYPYPATH=$(SOURCES):benchmarks:examples:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py examples/*.py scripts/*.py
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Test the plugin in FiftyOne's App, in a real browser
@@ -31,6 +32,13 @@ test-app: .venv/.app
 	command -v chromium > /dev/null || { $(SUDO) apt-get update -q; \
 		$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 	$(BIN)/pytest -m app
+
+# Measure the speed of everything, and of what users have otherwise
+.PHONY: bench
+bench: .venv/.bench
+	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/jobs.py
+	$(BIN)/python benchmarks/report.py
 
 .venv/.%: pyproject.toml scripts/install.py | .venv/bin/python
 	$(BIN)/python scripts/install.py $(EXTRAS_$*)

@@ -43,6 +43,7 @@ class Encoder:
         """The length of a token."""
         return self.norm.normalized_shape[0]
 
+    @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Run the network once over a batch.
 

@@ -38,18 +38,20 @@ def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
     device = trunk.order.device
     run = run_torch(trunk, dtype, image_size)
     # Weights in the layout that the kernels want; only CPU kernels want one
-    compiled = torch.compile(run, dynamic=True, options={"freezing": device.type == "cpu"})
+    compiled = torch.compile(run, options={"freezing": device.type == "cpu"})
 
     def run_batch(pixels: torch.Tensor) -> torch.Tensor:
         # For a batch of one, torch would compile once more
         if len(pixels) == 1:
-            return compiled(pixels.expand(2, -1, -1, -1))[:1]
+            return compiled(pixels.repeat(2, 1, 1, 1))[:1]
 
         return compiled(pixels)
 
     # Compiling is part of loading, and so are its errors
     with torch.inference_mode():
-        run_batch(torch.zeros(2, 3, *image_size, device=device))
+        example = torch.zeros(2, 3, *image_size, device=device)
+        torch._dynamo.mark_dynamic(example, 0)
+        compiled(example)
 
     return run_batch
 

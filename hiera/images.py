@@ -181,14 +181,16 @@ def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image |
     # Of other modes (CMYK), and where the user chose a size, only whether it is intact:
     # an eighth of the size costs a tenth of Pillow's decoding, and sees each coefficient
     is_plain = image.mode in ("RGB", "L") and not image.decoderconfig
-    least = (shortest_edge or 0) if is_plain else 1
+    # Fractions above a half take as long as the whole
+    is_scaled = shortest_edge is not None and min(image.size) >= 2 * shortest_edge
+    least = shortest_edge if is_plain and is_scaled else 0
     try:
         array = simplejpeg.decode_jpeg(
             data,
             "RGB" if is_plain else "GRAY",
             min_height=least,
             min_width=least,
-            min_factor=1 if is_plain else 8,  # never enlarged
+            min_factor=1 if is_plain else 8,
         )
     except ValueError as error:
         if str(error).startswith(("Corrupt JPEG", "Premature end")):

@@ -1,0 +1,171 @@
+"""Comparing speeds on a machine that others use too, and what that machine can do."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MATMUL = (4096, 1024, 4096)
+_MATMULS_AT_ONCE = 8
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, *, baseline: str
+) -> dict[str, dict[str, Any]]:
+    """Run contenders in turns, so that what else the machine does hits each of them.
+
+    Args:
+        contenders: callables by name that do some work and return how many images
+            that was
+        rounds: how many times to run each, after once to warm up
+        baseline: the contender that the others are compared with
+
+    Returns:
+        by name ``images_per_second``, the median; ``ratio``, the median of the ratios
+        to the baseline in the same round; and ``rates``, of all rounds
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in range(rounds + 1):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            count = run()
+            if index:
+                rates[name].append(count / (time.perf_counter() - start))
+
+    return {
+        name: {
+            "images_per_second": statistics.median(values),
+            "ratio": statistics.median(
+                one / other for one, other in zip(values, rates[baseline], strict=True)
+            ),
+            "rates": values,
+        }
+        for name, values in rates.items()
+    }
+
+
+def matrix_products(
+    dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, Callable[[], Any]], float]:
+    """Return matrix products, whose best rate no network can exceed.
+
+    Returns:
+        the products by torch and, on CPUs, by OpenVINO; and the FLOP of each
+    """
+    rows, inner, columns = _MATMUL
+    product = torch.nn.Linear(inner, columns, bias=False, dtype=dtype, device=device)
+    matrix = torch.randn(rows, inner, dtype=dtype, device=device)
+
+    def by_torch() -> None:
+        for _ in range(_MATMULS_AT_ONCE):
+            product(matrix)
+
+        synchronize(device)
+
+    products: dict[str, Callable[[], Any]] = {"torch": by_torch}
+    if device.type == "cpu" and dtype != torch.float16:
+        with contextlib.suppress(ImportError):
+            products["openvino"] = _openvino_product(dtype)
+
+    return products, 2.0 * rows * inner * columns * _MATMULS_AT_ONCE
+
+
+def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
+    import openvino
+    from openvino import opset13 as ops
+
+    rows, inner, columns = _MATMUL
+    wanted = openvino.Type.bf16 if dtype == torch.bfloat16 else openvino.Type.f32
+    matrix = ops.parameter([rows, inner], openvino.Type.f32)
+    weights = ops.constant(torch.randn(columns, inner).numpy())
+    product = ops.matmul(
+        ops.convert(matrix, wanted), ops.convert(weights, wanted), False, True
+    )
+    model = openvino.Model([product], [matrix])
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+        },
+    )
+    request = compiled.create_infer_request()
+    numbers = torch.randn(rows, inner).numpy()
+
+    def by_openvino() -> None:
+        for _ in range(_MATMULS_AT_ONCE):
+            request.infer(numbers, share_inputs=True, share_outputs=True)
+
+    return by_openvino
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe what a result depends on."""
+    packages = {}
+    for name in (
+        "torch",
+        "transformers",
+        "fiftyone",
+        "openvino",
+        "timm",
+        "hiera-transformer",
+        "pillow",
+        "simplejpeg",
+    ):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "bfloat16_instructions": torch.cpu._is_avx512_bf16_supported(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+
+    return platform.processor()
+
+
+def memory(key: str) -> float:
+    """Return one of this process's figures of memory, in MB.
+
+    Args:
+        key: ``VmRSS`` for what it uses, ``VmHWM`` for the most that it ever used
+    """
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) / 1000
+
+    raise KeyError(key)
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    """Write results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2), "utf-8")
