@@ -62,15 +62,12 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
 
     trunk.reduce(dtype)
     trunk.fuse_attention(False)
-    with warnings.catch_warnings():
-        # It traces the network in a way that new torch releases advise against
+    with warnings.catch_warnings(), torch.inference_mode():
+        # New torch releases advise against tracing, by which OpenVINO reads networks
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(
-            trunk,
-            example_input=torch.zeros(1, 3, *image_size),
-            input=[openvino.PartialShape([-1, 3, *image_size])],
-            share_weights=False,
-        )
+        example = torch.zeros(1, 3, *image_size)
+        traced = torch.jit.trace(trunk, example, check_trace=False)
+        model = openvino.convert_model(traced, share_weights=False)
 
     compiled = openvino.Core().compile_model(
         model,

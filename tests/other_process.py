@@ -28,7 +28,8 @@ def main():
     import fiftyone as fo
     import fiftyone_hiera
 
-    model = fiftyone_hiera.load_model("hiera-nano-digits")
+    exact = {"dtype": "float32", "engine": "torch"}
+    model = fiftyone_hiera.load_model("hiera-nano-digits", **exact)
 
     def slowly(bar):
         say(stored=bar.iteration)

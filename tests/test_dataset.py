@@ -258,7 +258,7 @@ def test_pooler_is_what_fiftyones_own_integration_gives(
 
     theirs = dataset.compute_embeddings(AutoModel.from_pretrained(folder), num_workers=0)
     model = fiftyone_hiera.load_model(
-        "hiera-nano-digits", checkpoint=str(folder), pooling="pooler"
+        "hiera-nano-digits", checkpoint=str(folder), pooling="pooler", dtype="float32"
     )
     ours = dataset.compute_embeddings(model, num_workers=0)
     assert np.abs(ours - np.asarray(theirs)).max() < 1e-4

@@ -162,7 +162,7 @@ def test_two_processes_with_different_settings(
     tmp_path: Path,
 ) -> None:
     code = """
-        other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls")
+        other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", **exact)
         dataset = fo.load_dataset({name!r})
         try:
             other.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
@@ -188,7 +188,7 @@ _LITTLE_MEMORY = """
 
     dataset = fo.load_dataset({name!r})
     model.embed_samples(dataset[:8], "warm", batch_size=4, num_workers=0)
-    large = fiftyone_hiera.load_model("hiera-nano-digits", checkpoint={checkpoint!r})
+    large = fiftyone_hiera.load_model("hiera-nano-digits", checkpoint={checkpoint!r}, **exact)
     leave({megabytes})
     try:
         report = large.embed_samples(dataset[:48], "hiera", batch_size=48, num_workers=0)
@@ -219,7 +219,9 @@ def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     assert next(some.said()) == {"embedded": 48}
     _, log = some.wait()
     assert "Out of memory at 48 images in one batch: going on with 24" in log
-    unlimited = fiftyone_hiera.load_model("hiera-nano-digits", checkpoint=checkpoint)
+    unlimited = fiftyone_hiera.load_model(
+        "hiera-nano-digits", checkpoint=checkpoint, dtype="float32"
+    )
     samples.reload()
     paths, stored = samples.exists("hiera").values(["filepath", "hiera"])
     assert len(paths) == 48
@@ -246,7 +248,7 @@ def test_memory_does_not_grow(model: HieraEmbeddingModel, digits: list[Digit]) -
 def test_another_run_takes_the_field_over(
     samples: Any, model: HieraEmbeddingModel, expected: dict[str, np.ndarray]
 ) -> None:
-    other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls")
+    other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", dtype="float32")
     started: list[int] = []
 
     def take_over(bar: Any) -> None:

@@ -39,13 +39,18 @@ assert np.allclose(norm.bias.numpy(), 0.02), norm.bias
 _TOKENS = """
 import sys, torch, fiftyone_hiera
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import HieraConfig, HieraModel
 from fiftyone_hiera.hiera.preprocessing import Preprocessing, normalize
 
-encoder = fiftyone_hiera.load_model("facebook/hiera-tiny-224-hf")._encoder
+model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-hf", dtype="float32")
+encoder = model._encoder
+hiera = HieraModel(HieraConfig(depths=(1, 2, 7, 2))).eval()
+hiera.load_state_dict(load_file(model._origin.weights))
 pixels = Preprocessing(448, (448, 448))(Image.open(sys.argv[1])).unsqueeze(0)
 inputs = normalize(pixels, encoder.mean, encoder.std)
 with torch.inference_mode():
-    tokens = encoder.hiera(inputs, interpolate_pos_encoding=True).last_hidden_state
+    tokens = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state
 
 expected = torch.tensor(
     [[1.7853, 0.0690, 0.3177], [2.6853, -0.2334, 0.0889], [1.5445, -0.1515, -0.0300]]

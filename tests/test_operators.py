@@ -570,12 +570,8 @@ def test_search_in_indexes_made_by_other_means(
     samples: Any, options: dict[str, Any]
 ) -> None:
     # By the name of a model and options: no field, and so no record
-    vectors = np.stack(
-        [
-            fiftyone_hiera.load_model(NANO, **options).embed(Image.open(path))
-            for path in samples.values("filepath")
-        ]
-    )
+    embed_all = fiftyone_hiera.load_model(NANO, **options).embed_all
+    vectors = embed_all([Image.open(path) for path in samples.values("filepath")])
     index = fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
     index.config.model, index.config.model_kwargs = NANO, options or None
     index.save_config()

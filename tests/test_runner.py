@@ -82,7 +82,8 @@ def test_batches_are_full_and_in_order_of_the_files(
     monkeypatch.setattr(model, "_vectors", lambda x: sizes.append(len(x)) or forward(x))
     paths: list[str] = []
     monkeypatch.setattr(
-        "fiftyone_hiera.reading.read_image", lambda p: paths.append(p) or Image.open(p)
+        "fiftyone_hiera.hiera.preprocessing.read_image",
+        lambda path, _: paths.append(path) or Image.open(path),
     )
     model.embed_samples(samples, "hiera", batch_size=16, num_workers=0)
     assert sizes == [16, 16, 5]
@@ -206,7 +207,7 @@ def test_overwriting_otherwise_leaves_no_old_vector(
     sample = samples.first()
     sample.filepath = _absent(sample)
     sample.save()
-    other = fiftyone_hiera.load_model(NANO, pooling="cls")
+    other = fiftyone_hiera.load_model(NANO, pooling="cls", dtype="float32")
     other.embed_samples(samples, "hiera", overwrite=True)
     assert samples.exists("hiera", False).values("id") == [sample.id]
 
@@ -217,7 +218,7 @@ def test_nothing_is_overwritten_before_there_is_a_vector(
     model.embed_samples(samples, "hiera")
     paths = samples.values("filepath")
     samples.set_values("filepath", [path + ".unmounted.png" for path in paths])
-    other = fiftyone_hiera.load_model(NANO, pooling="cls")
+    other = fiftyone_hiera.load_model(NANO, pooling="cls", dtype="float32")
     with pytest.raises(RuntimeError, match="None of 37 could be embedded"):
         other.embed_samples(samples, "hiera", overwrite=True)
 
@@ -232,7 +233,7 @@ def test_same_weights_under_another_name_go_on(
     folder = _another_checkpoint(nano, tmp_path)
     shutil.copy(nano, tmp_path / "model.safetensors")
     model.embed_samples(samples[:20], "hiera")
-    copy = fiftyone_hiera.load_model(NANO, checkpoint=folder)
+    copy = fiftyone_hiera.load_model(NANO, checkpoint=folder, dtype="float32")
     assert copy.embed_samples(samples, "hiera").embedded == 17
 
 
@@ -666,12 +667,12 @@ def test_report_prints_as_a_table(samples: Any, model: HieraEmbeddingModel) -> N
 
 
 def _overflowing(nano: Path, folder: Path) -> str:
-    """Weights that overflow in float16 for bright images, and not for dark ones."""
+    """Weights that overflow even float32 for bright images, and not for dark ones."""
     checkpoint = _another_checkpoint(nano, folder)
     tensors = load_file(nano)
     for name, tensor in tensors.items():
         if name.endswith("patch_embeddings.projection.weight"):
-            tensors[name] = torch.full_like(tensor, 500.0)
+            tensors[name] = torch.full_like(tensor, 1e37)
 
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return checkpoint
