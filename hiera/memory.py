@@ -16,7 +16,13 @@ Pixels: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
 logger = logging.getLogger(__name__)
 
 # RuntimeErrors by which torch says so where it has no class of its own for it
-_MESSAGES = ("out of memory", "can't allocate memory", "bad_alloc", "could not create a")
+_MESSAGES = (
+    "out of memory",
+    "can't alloc",
+    "bad_alloc",
+    "could not create a",
+    "Failed to allocate",
+)
 
 
 class Halving:
@@ -68,7 +74,7 @@ class Halving:
             if not _is_out_of_memory(error):
                 raise
 
-            self._reason = str(error).partition("\n")[0]
+            self._reason = _reason(error)
             return None
 
     def _halve(self, size: int) -> None:
@@ -91,3 +97,10 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
         return True
 
     return any(message in str(error) for message in _MESSAGES)
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that says it; OpenVINO begins with where it was."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    named = [line for line in lines if any(message in line for message in _MESSAGES)]
+    return (named or lines)[0]

@@ -188,7 +188,8 @@ _LITTLE_MEMORY = """
 
     dataset = fo.load_dataset({name!r})
     model.embed_samples(dataset[:8], "warm", batch_size=4, num_workers=0)
-    large = fiftyone_hiera.load_model("hiera-nano-digits", checkpoint={checkpoint!r}, **exact)
+    exact |= {{"checkpoint": {checkpoint!r}, "engine": {engine!r}}}
+    large = fiftyone_hiera.load_model("hiera-nano-digits", **exact)
     leave({megabytes})
     try:
         report = large.embed_samples(dataset[:48], "hiera", batch_size=48, num_workers=0)
@@ -205,11 +206,14 @@ def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     some, none = (
         OtherProcess(
             _LITTLE_MEMORY.format(
-                name=samples.name, checkpoint=checkpoint, megabytes=megabytes
+                name=samples.name,
+                checkpoint=checkpoint,
+                engine=engine,
+                megabytes=megabytes,
             ),
             tmp_path,
         )
-        for megabytes in (500, 10)
+        for megabytes, engine in ((400, "openvino"), (10, "torch"))
     )
     (stopped,) = none.said()
     assert stopped["error"].startswith("Out of memory while embedding a single image")
