@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from network import import_package
+
 _MATMUL = (4096, 1024, 4096)
 _MATMULS_AT_ONCE = 8
 
@@ -81,7 +83,10 @@ def matrix_products(
 
 
 def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
-    import openvino
+    import_package()
+    from fiftyone_hiera.hiera.engines import import_openvino
+
+    openvino = import_openvino()
     from openvino import opset13 as ops
 
     rows, inner, columns = _MATMUL

@@ -6,11 +6,13 @@ Which of them is the fastest on which machine is in ``docs/performance.md``.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import sys
 import threading
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -58,7 +60,9 @@ def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
 
 def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
     """Hand the network to OpenVINO; the trunk is needed no more."""
-    import openvino
+    openvino = import_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     trunk.reduce(dtype)
     trunk.fuse_attention(False)
@@ -67,7 +71,10 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
         warnings.simplefilter("ignore")
         example = torch.zeros(1, 3, *image_size)
         traced = torch.jit.trace(trunk, example, check_trace=False)
-        model = openvino.convert_model(traced, share_weights=False)
+        # What openvino.convert_model() does, but not slowly
+        decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = frontend.convert(frontend.load(decoder))
 
     compiled = openvino.Core().compile_model(
         model,
@@ -101,6 +108,26 @@ ENGINES: dict[str, Engine] = {
 def has_openvino() -> bool:
     """Return whether OpenVINO is installed."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry.
+
+    Unless the user opted out, importing it would report that over the network, and
+    write files into the user's home.
+
+    Returns:
+        the module
+    """
+    telemetry = "openvino_telemetry"
+    previous = sys.modules.get(telemetry)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # as if not installed
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[telemetry]
+        if previous is not None:
+            sys.modules[telemetry] = previous
 
 
 def has_bfloat16() -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +126,24 @@ def test_openvino_in_several_threads(pixels: torch.Tensor, exact: Vectors) -> No
         vectors = np.concatenate([*pool.map(model.embed_all, parts)])
 
     assert np.abs(vectors - exact[:512]).max() < 1e-4
+
+
+_ALONE = """
+import numpy as np, fiftyone_hiera
+model = fiftyone_hiera.load_model("hiera-nano-digits", engine="openvino")
+assert np.isfinite(model.embed(np.zeros((9, 9, 3), np.uint8))).all()
+"""
+
+
+def test_openvino_keeps_to_itself(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_telemetry")
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    subprocess.run([sys.executable, "-c", _ALONE], env=environment, check=True)
+    assert not (tmp_path / "intel").exists(), "OpenVINO reported to its authors"
 
 
 @pytest.mark.parametrize(

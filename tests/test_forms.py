@@ -29,6 +29,12 @@ TINY = "facebook/hiera-tiny-224-hf"
 pytestmark = pytest.mark.usefixtures("plugin")
 
 
+@pytest.fixture(scope="module")
+def model() -> HieraEmbeddingModel:
+    """What the form proposes: with the dtype and engine that are picked here."""
+    return fiftyone_hiera.load_model(NANO)
+
+
 @pytest.fixture
 def samples(dataset: Any, digits: list[Digit]) -> Any:
     """12 digits with a patch each."""
