@@ -73,7 +73,8 @@ class Stranger:
         script.write_text("\n".join(lines), "utf-8")
         done = self._run([sys.executable, str(script)])
         assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout.rpartition("RESULT")[2])
+        # Other libraries may have last words
+        return json.loads(done.stdout.rpartition("RESULT")[2].splitlines()[0])
 
     def cli(self, *arguments: str) -> str:
         """Run ``fiftyone``, and return what it prints."""
