@@ -50,6 +50,14 @@ def test_entries() -> None:
     assert set(CHECKPOINTS) == expected | {"hiera-nano-digits"}
 
 
+def test_benchmarks_have_the_layouts_of_the_table() -> None:
+    from network import LAYOUTS
+
+    expected = {v: CHECKPOINTS[f"facebook/hiera-{v}-224-hf"] for v in VARIANTS}
+    layouts = {v: (e.depths, e.embed_dim, e.num_heads) for v, e in expected.items()}
+    assert layouts == LAYOUTS
+
+
 def test_names_and_files_are_unique() -> None:
     assert all(name == c.name for name, c in CHECKPOINTS.items())
     assert len({c.filename for c in CHECKPOINTS.values()}) == len(CHECKPOINTS)
