@@ -91,6 +91,9 @@ def test_fidelity(
     least_cosine: float,
     least_agreement: float,
 ) -> None:
+    if dtype == "float16":  # which CPUs are slow at
+        pixels, exact = pixels[:600], exact[:600]
+
     model = fiftyone_hiera.load_model(NANO, engine=engine, dtype=dtype)
     vectors = _embed(model, pixels)
     assert vectors.dtype == np.float32
