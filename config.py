@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .hiera.checkpoint import validate_checkpoint
-from .hiera.engines import ENGINES, has_bfloat16, has_openvino
+from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino
 from .hiera.pooling import POOLINGS
 from .hiera.preprocessing import Preprocessing, for_image_size
 from .hiera.weights import BundledFile, HubFile
@@ -225,13 +225,13 @@ class Settings:
         normalize (False): whether to scale each vector to length 1 (L2)
         dtype ("auto"): the type to compute in: "float32", "bfloat16" or
             "float16"; vectors are float32 in each case. "auto" is bfloat16 on
-            CPUs with instructions for it, and float32 elsewhere
+            CPUs with AVX512-BF16, and float32 elsewhere
         engine ("auto"): what runs the network: "torch", "compile" (by
             torch.compile) or "openvino". "auto" is OpenVINO on CPUs, if it is
             installed and can compute in the dtype there, and torch elsewhere
         device (None): the torch device; None is cuda, else mps, else cpu
-        fast_decoding (False): whether to read images a few times faster, to
-            pixels that are a grey level or so off
+        fast_decoding (False): whether to read images faster, large JPEGs
+            several times, to pixels that are a grey level or so off
         checkpoint (None): weights of your own instead of the entry's: a
             folder, a ``.safetensors`` file, or ``<owner>/<name>@<revision>``
     """
@@ -330,7 +330,7 @@ def _openvino_obstacle(settings: Settings) -> str | None:
         return f"cannot compute in {settings.dtype!r} on this CPU, only in {dtypes}"
 
     if not has_openvino():
-        return "is not installed: pip install openvino"
+        return f"is not installed: pip install '{OPENVINO}'"
 
     return None
 

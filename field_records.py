@@ -34,6 +34,11 @@ _KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
 # for writes that are under way
 _SETTLE_SECONDS = 0.5
 
+# What fields have that were recorded before there were such options
+_BEFORE = {"engine": "torch", "fast_decoding": False}
+
+_OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding")
+
 _UNKNOWN = "unknown"
 _BEING_REPLACED = "none, the vectors are being replaced by run "
 
@@ -158,7 +163,8 @@ def read_record(dataset: Any, path: str) -> Record:
     """
     field = stored_field(dataset, path) or {}
     info = field.get("info") or {}
-    return {name: info[name] for name in _KEYS if name in info}
+    record = {name: info[name] for name in _KEYS if name in info}
+    return {**_BEFORE, **record} if record else {}
 
 
 def differing(found: Record, record: Record) -> list[str]:
@@ -208,9 +214,11 @@ class FieldClaim:
         """
         names = differing(self._found, self._record)
         raise ValueError(
-            f"{reason} They differ in {', '.join(names)}."
-            f"\n  It holds: {_describe(self._found, names)}."
-            f"\n  This run makes: {_describe(self._record, names)}."
+            reason
+            + (f" They differ in {', '.join(names)}." if self._found else "")
+            + f"\n  It holds: {_describe(self._found, names)}."
+            + f"\n  This run makes: {_describe(self._record, names)}."
+            + _advise(self._found, names)
         )
 
     def claim(self, clear: Callable[[], None] | None) -> None:
@@ -265,6 +273,18 @@ class FieldClaim:
             self.refuse(
                 f"Another run began to write to the field {self._path!r} meanwhile."
             )
+
+
+def _advise(found: Record, names: list[str]) -> str:
+    """Say by which options a model makes what there is, if by options alone."""
+    if not found or not set(names) <= set(_OPTIONS):
+        return ""
+
+    if found["dtype"] == "float32":
+        names = [name for name in names if name != "engine"]
+
+    options = ", ".join(f"{name}={found[name]!r}" for name in names)
+    return f"\n  To add to it, load the model with {options}."
 
 
 def _describe(record: Record, names: list[str]) -> str:

@@ -62,6 +62,24 @@ def load(
         local = _pinned_checkpoint(checkpoint, weights)
         source = checkpoint.origin
 
+    picked = [
+        f"{option} {getattr(settings, option)!r}"
+        for option in ("dtype", "engine")
+        if options.get(option, AUTO) == AUTO
+    ]
+    if picked:
+        # A warning, so that it is seen: hosts rarely show what is merely informative
+        logger.warning(
+            "%s on %s: auto picked %s", name, settings.device, " and ".join(picked)
+        )
+
+    if settings.checkpoint is not None:
+        local = open_checkpoint(settings.checkpoint)
+        source = settings.checkpoint
+    else:
+        local = _pinned_checkpoint(checkpoint, weights)
+        source = checkpoint.origin
+
     if AUTO in (options.get("dtype", AUTO), options.get("engine", AUTO)):
         # A warning, so that it is seen: hosts rarely show what is merely informative
         logger.warning(

@@ -44,7 +44,7 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         "dtype",
         [AUTO, *DTYPES],
         label="Type to compute in",
-        description="auto is bfloat16 on CPUs with instructions for it, else float32",
+        description="auto is bfloat16 on CPUs with AVX512-BF16, else float32",
     )
     _ask_choice(
         inputs,
@@ -57,7 +57,7 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         "fast_decoding",
         default=Settings.fast_decoding,
         label="Fast decoding",
-        description="Read images a few times faster, to pixels a grey level or so off",
+        description="Read large JPEGs several times faster, to pixels a grey level off",
     )
     inputs.str(
         "device",

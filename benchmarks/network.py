@@ -36,10 +36,10 @@ GMACS = {
 
 def import_package() -> None:
     """Make this checkout importable as ``fiftyone_hiera``, without FiftyOne."""
-    if importlib.util.find_spec("fiftyone_hiera"):
+    name = "fiftyone_hiera"
+    if name in sys.modules:
         return
 
-    name = "fiftyone_hiera"
     spec = importlib.util.spec_from_file_location(name, _ROOT / "__init__.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

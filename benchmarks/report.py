@@ -18,11 +18,15 @@ def main() -> None:
     """Write the tables and the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
+    parser.add_argument("--forward", type=Path, help="default: forward-cpu.json in there")
     parser.add_argument("--into", type=Path, help="a document whose figures to replace")
     args = parser.parse_args()
 
-    forward = json.loads((args.folder / "forward.json").read_text("utf-8"))
-    jobs = json.loads((args.folder / "jobs.json").read_text("utf-8"))
+    path = args.forward or args.folder / "forward-cpu.json"
+    forward = json.loads(path.read_text("utf-8"))
+    # On a machine without FiftyOne there are no jobs
+    path = args.folder / "jobs.json"
+    jobs = json.loads(path.read_text("utf-8")) if path.exists() else None
     text = "\n".join(_write(forward, jobs))
     (args.folder / "figures.md").write_text(text, "utf-8")
     plot = args.folder / "performance.png"
@@ -38,7 +42,7 @@ def main() -> None:
     print(text)
 
 
-def _write(forward: Result, jobs: Result) -> Iterator[str]:
+def _write(forward: Result, jobs: Result | None) -> Iterator[str]:
     machine = forward["machine"]
     packages = ", ".join(f"{name} {v}" for name, v in machine["packages"].items())
     has = "with" if machine["bfloat16_instructions"] else "without"
@@ -62,6 +66,11 @@ def _write(forward: Result, jobs: Result) -> Iterator[str]:
             ),
         )
 
+    if jobs is not None:
+        yield from _write_jobs(forward, jobs)
+
+
+def _write_jobs(forward: Result, jobs: Result) -> Iterator[str]:
     yield f"### Whole jobs, tiny, batches of {jobs['batch_size']}, VGA\n"
     yield from _table(
         ["", "images/s", "to the integration"],
@@ -136,14 +145,19 @@ def _write_processes(processes: Result) -> Iterator[str]:
 def _allowed(forward: Result, jobs: Result) -> str:
     """Say what the runner reaches of what its parts allow on these cores."""
     job = jobs["jobs"]["ours, embed_samples, auto"]
-    (run,) = (run for run in forward["runs"] if run["variant"] == "tiny")
-    ahead = run["contenders"][f"ours, {job['engine']} {job['dtype']}"]
+    runs = [run for run in forward["runs"] if run["variant"] == "tiny"]
+    name = f"ours, {job['engine']} {job['dtype']}"
+    if not runs or name not in runs[0]["contenders"]:
+        return ""
+
+    ahead = runs[0]["contenders"][name]
     read = jobs["reading"]["VGA"]["ours, a thread per core"]["images_per_second"]
     allowed = 1 / (1 / ahead["images_per_second"] + 1 / read)
     return (
         f"Reading and the network, one after the other on all cores, allow "
         f"{allowed:.1f} images/s; `embed_samples` reaches "
-        f"{job['images_per_second'] / allowed:.2f} of that.\n"
+        f"{job['images_per_second'] / allowed:.2f} of that. (These three were not measured "
+        "in the same turns.)\n"
     )
 
 
@@ -165,19 +179,24 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     yield ""
 
 
-def _plot(forward: Result, jobs: Result, path: Path) -> None:
+def _plot(forward: Result, jobs: Result | None, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    run = next(run for run in forward["runs"] if run["variant"] == "tiny")
-    bars = (
-        (axes[0], f"Forward, tiny, batches of {run['batch_size']}", run["contenders"]),
-        (axes[1], "Whole jobs, tiny, VGA", jobs["jobs"]),
+    bars = [
+        (f"Forward, {run['variant']}, batches of {run['batch_size']}", run["contenders"])
+        for run in forward["runs"]
+    ]
+    if jobs is not None:
+        bars.append(("Whole jobs, tiny, VGA", jobs["jobs"]))
+
+    size = (6.5 * len(bars), 5)
+    figure, axes = pyplot.subplots(
+        1, len(bars), figsize=size, layout="constrained", squeeze=False
     )
-    for axis, title, results in bars:
+    for axis, (title, results) in zip(axes[0], bars, strict=True):
         names = [name for name in results if not name.startswith("matrix product")]
         rates = [results[name]["images_per_second"] for name in names]
         colors = ["#f4731b" if name.startswith("ours") else "#999999" for name in names]

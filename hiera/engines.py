@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
+import importlib.metadata
 import sys
 import threading
 import warnings
@@ -96,6 +96,11 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
     return run
 
 
+OPENVINO = "openvino>=2025.2,<2027"
+"""What to install for the engine of that name."""
+
+_OPENVINO_YEAR = 2025
+
 ENGINES: dict[str, Engine] = {
     "torch": run_torch,
     "compile": run_compiled,
@@ -106,8 +111,13 @@ ENGINES: dict[str, Engine] = {
 
 @functools.cache
 def has_openvino() -> bool:
-    """Return whether OpenVINO is installed."""
-    return importlib.util.find_spec("openvino") is not None
+    """Return whether an OpenVINO that can be used is installed."""
+    try:
+        version = importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+    return int(version.partition(".")[0]) >= _OPENVINO_YEAR
 
 
 def import_openvino() -> Any:
@@ -131,5 +141,5 @@ def import_openvino() -> Any:
 
 
 def has_bfloat16() -> bool:
-    """Return whether the CPU has instructions for bfloat16."""
+    """Return whether the CPU has instructions for bfloat16: AVX512-BF16."""
     return bool(torch.cpu._is_avx512_bf16_supported())

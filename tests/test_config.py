@@ -27,6 +27,7 @@ from fiftyone_hiera.config import (
     get_checkpoint,
     parse_settings,
 )
+from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.weights import BundledFile, HubFile
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,8 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
         required = model.requirements.packages
         assert {re.split("[<>=]", name)[0] for name in required} == expected
         assert set(required) < set(project["dependencies"])
+
+    assert project["optional-dependencies"]["openvino"] == [OPENVINO]
 
     # What `fiftyone plugins requirements` installs
     (umap,) = (
@@ -264,7 +267,7 @@ def test_auto(
 @pytest.mark.parametrize(
     ("given", "has_bfloat16", "has_openvino", "message"),
     [
-        ({}, True, False, "not installed: pip install openvino"),
+        ({}, True, False, "not installed: pip install 'openvino>=2025"),
         ({"device": "cuda"}, True, True, "is for device 'cpu', not 'cuda'"),
         (
             {"dtype": "float16"},

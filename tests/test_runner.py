@@ -179,11 +179,15 @@ def test_field_that_was_made_otherwise_is_refused(
         other.embed_samples(samples, "hiera")
 
     (name, value), *_ = options.items()
+    samples.reload()
+    info = samples.get_field("hiera").info
     held = {"pooling": "mean", "normalize": "False", "dtype": "float32", "checkpoint": NANO}
     held["fast_decoding"] = "False"
     assert f"It holds: checkpoint {NANO}" in str(e.value)
     assert f"{name} {held[name]}" in str(e.value)
     assert f"{name} {value}" in str(e.value)
+    advised = f"To add to it, load the model with {name}={info[name]!r}"
+    assert (advised in str(e.value)) == (name != "checkpoint")
     assert samples.count("hiera") == 20
 
     # Never mixed: neither by a part of the samples nor by a shard
@@ -225,6 +229,18 @@ def test_nothing_is_overwritten_before_there_is_a_vector(
     samples.set_values("filepath", paths)
     _check(samples, model)
     assert model.embed_samples(samples, "hiera").skipped == 37
+
+
+def test_fields_recorded_before_there_were_engines_go_on(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    model.embed_samples(samples[:20], "hiera")
+    samples.reload()
+    field = samples.get_field("hiera")
+    new = ("engine", "fast_decoding")
+    field.info = {name: value for name, value in field.info.items() if name not in new}
+    field.save()
+    assert model.embed_samples(samples, "hiera").embedded == 17
 
 
 def test_same_weights_under_another_name_go_on(
