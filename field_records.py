@@ -164,7 +164,11 @@ def read_record(dataset: Any, path: str) -> Record:
     field = stored_field(dataset, path) or {}
     info = field.get("info") or {}
     record = {name: info[name] for name in _KEYS if name in info}
-    return {**_BEFORE, **record} if record else {}
+    if record:
+        for name, value in _BEFORE.items():
+            record.setdefault(name, value)
+
+    return record
 
 
 def differing(found: Record, record: Record) -> list[str]:

@@ -84,9 +84,10 @@ def matrix_products(
 
 def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
     import_package()
-    from fiftyone_hiera.hiera.engines import import_openvino
+    from fiftyone_hiera.hiera.engines import openvino_core
 
-    openvino = import_openvino()
+    core = openvino_core()
+    import openvino
     from openvino import opset13 as ops
 
     rows, inner, columns = _MATMUL
@@ -97,7 +98,7 @@ def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
         ops.convert(matrix, wanted), ops.convert(weights, wanted), False, True
     )
     model = openvino.Model([product], [matrix])
-    compiled = openvino.Core().compile_model(
+    compiled = core.compile_model(
         model,
         "CPU",
         {

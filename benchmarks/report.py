@@ -110,7 +110,8 @@ def _write_jobs(forward: Result, jobs: Result) -> Iterator[str]:
         ["", "vectors/s", "to SaveContext"],
         ([name, *_rates(result)] for name, result in jobs["writing"].items()),
     )
-    yield from _write_processes(jobs["processes"])
+    if "processes" in jobs:  # the last step, of a run that may have been cut
+        yield from _write_processes(jobs["processes"])
 
 
 def _write_processes(processes: Result) -> Iterator[str]:

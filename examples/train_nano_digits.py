@@ -24,7 +24,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from transformers import HieraConfig, HieraForImageClassification
 
 from digits import write_digits
-from fiftyone_hiera.hiera.encoder import Encoder
 from fiftyone_hiera.hiera.preprocessing import for_image_size, normalize
 
 _OUTPUT = Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"
@@ -58,12 +57,16 @@ def main() -> None:
     )
     config.num_labels = 10
     model = HieraForImageClassification(config)
-    encoder = Encoder(model.hiera, preprocessing)
-    _train(model, normalize(pixels[is_train], encoder.mean, encoder.std), labels[is_train])
+    mean, std = (
+        torch.tensor(constants).view(3, 1, 1)
+        for constants in (preprocessing.mean, preprocessing.std)
+    )
+    inputs = normalize(pixels, mean, std)
+    _train(model, inputs[is_train], labels[is_train])
 
-    encoder.eval()
+    model.eval()
     with torch.inference_mode():
-        vectors = encoder(pixels).mean(dim=1).numpy()
+        vectors = model.hiera(inputs).last_hidden_state.mean(dim=1).numpy()
 
     knn = KNeighborsClassifier(5).fit(vectors[is_train], labels[is_train])
     accuracy = knn.score(vectors[~is_train], labels[~is_train])

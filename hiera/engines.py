@@ -60,7 +60,7 @@ def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
 
 def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
     """Hand the network to OpenVINO; the trunk is needed no more."""
-    openvino = import_openvino()
+    core = openvino_core()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -76,7 +76,7 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
 
-    compiled = openvino.Core().compile_model(
+    compiled = core.compile_model(
         model,
         "CPU",
         {
@@ -91,7 +91,7 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         with lock:
-            return torch.from_numpy(request.infer(pixels.numpy(), share_inputs=True)[0])
+            return torch.from_numpy(request.infer(pixels.numpy())[0])
 
     return run
 
@@ -138,6 +138,20 @@ def import_openvino() -> Any:
         del sys.modules[telemetry]
         if previous is not None:
             sys.modules[telemetry] = previous
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one core of this process, which is never destroyed.
+
+    A core gives the thread that makes it another stack for signals, and takes that
+    stack's memory away with it, in whichever thread it is destroyed. The next signal
+    would then end the process.
+
+    Returns:
+        an ``openvino.Core``
+    """
+    return import_openvino().Core()
 
 
 def has_bfloat16() -> bool:
