@@ -19,15 +19,8 @@ Record = dict[str, Any]
 """Flat and of plain values, so that FiftyOne's App can show it."""
 
 # Vectors are equal where these are; the engine matters in the reduced dtypes
-_DECISIVE = (
-    "sha256",
-    "pooling",
-    "normalize",
-    "dtype",
-    "engine",
-    "fast_decoding",
-    "preprocessing",
-)
+_OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding")
+_DECISIVE = ("sha256", *_OPTIONS, "preprocessing")
 _KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
 
 # Runs look at the record before each write: how long a run that changes it waits
@@ -36,8 +29,6 @@ _SETTLE_SECONDS = 0.5
 
 # What fields have that were recorded before there were such options
 _BEFORE = {"engine": "torch", "fast_decoding": False}
-
-_OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding")
 
 _UNKNOWN = "unknown"
 _BEING_REPLACED = "none, the vectors are being replaced by run "

@@ -55,13 +55,6 @@ def load(
     checkpoint = get_checkpoint(name)
     settings = parse_settings(checkpoint, options)
 
-    if settings.checkpoint is not None:
-        local = open_checkpoint(settings.checkpoint)
-        source = settings.checkpoint
-    else:
-        local = _pinned_checkpoint(checkpoint, weights)
-        source = checkpoint.origin
-
     picked = [
         f"{option} {getattr(settings, option)!r}"
         for option in ("dtype", "engine")
@@ -79,16 +72,6 @@ def load(
     else:
         local = _pinned_checkpoint(checkpoint, weights)
         source = checkpoint.origin
-
-    if AUTO in (options.get("dtype", AUTO), options.get("engine", AUTO)):
-        # A warning, so that it is seen: hosts rarely show what is merely informative
-        logger.warning(
-            "%s computes in %s by the engine %r on %s, the fastest here",
-            name,
-            settings.dtype,
-            settings.engine,
-            settings.device,
-        )
 
     preprocessing = settings.apply(local.preprocessing)
     encoder = load_encoder(

@@ -84,10 +84,9 @@ def matrix_products(
 
 def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
     import_package()
-    from fiftyone_hiera.hiera.engines import openvino_core
+    from fiftyone_hiera.hiera.engines import compile_openvino, import_openvino
 
-    core = openvino_core()
-    import openvino
+    openvino = import_openvino()
     from openvino import opset13 as ops
 
     rows, inner, columns = _MATMUL
@@ -98,16 +97,7 @@ def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
         ops.convert(matrix, wanted), ops.convert(weights, wanted), False, True
     )
     model = openvino.Model([product], [matrix])
-    compiled = core.compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-        },
-    )
-    request = compiled.create_infer_request()
+    request = compile_openvino(model)
     numbers = torch.randn(rows, inner).numpy()
 
     def by_openvino() -> None:

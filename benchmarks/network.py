@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+import runpy
 from pathlib import Path
 
 from transformers import HieraConfig, HieraModel
@@ -36,15 +35,8 @@ GMACS = {
 
 def import_package() -> None:
     """Make this checkout importable as ``fiftyone_hiera``, without FiftyOne."""
-    name = "fiftyone_hiera"
-    if name in sys.modules:
-        return
-
-    spec = importlib.util.spec_from_file_location(name, _ROOT / "__init__.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    portable = str(_ROOT / "hiera" / "portable.py")
+    runpy.run_path(portable, {"IMPORT": ("fiftyone_hiera", str(_ROOT))})
 
 
 def make_hiera(variant: str) -> HieraModel:

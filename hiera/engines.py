@@ -60,7 +60,7 @@ def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
 
 def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
     """Hand the network to OpenVINO; the trunk is needed no more."""
-    core = openvino_core()
+    import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -76,17 +76,7 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
 
-    compiled = core.compile_model(
-        model,
-        "CPU",
-        {
-            # The network has the types that it is to be computed in
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-        },
-    )
-    request = compiled.create_infer_request()
+    request = compile_openvino(model)
     lock = threading.Lock()  # a request serves one thread at a time
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
@@ -140,16 +130,30 @@ def import_openvino() -> Any:
             sys.modules[telemetry] = previous
 
 
+def compile_openvino(model: Any) -> Any:
+    """Compile a model for the CPU, to be computed in the types that it has.
+
+    Args:
+        model: an ``openvino.Model``
+
+    Returns:
+        an ``openvino.InferRequest``
+    """
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",  # else it would choose other types
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+    }
+    return _openvino_core().compile_model(model, "CPU", options).create_infer_request()
+
+
 @functools.cache
-def openvino_core() -> Any:
+def _openvino_core() -> Any:
     """Return the one core of this process, which is never destroyed.
 
     A core gives the thread that makes it another stack for signals, and takes that
     stack's memory away with it, in whichever thread it is destroyed. The next signal
     would then end the process.
-
-    Returns:
-        an ``openvino.Core``
     """
     return import_openvino().Core()
 

@@ -234,6 +234,15 @@ def test_pooling_of_a_cls_entry_is_fixed() -> None:
         parse_settings(TINY_CLS, {"pooling": "mean"})
 
 
+def _pretend(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, has_openvino: bool
+) -> None:
+    """Pretend to be on a machine with a GPU, and perhaps with the others."""
+    monkeypatch.setattr(config, "has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
+    monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
+
+
 @pytest.mark.parametrize(
     ("given", "has_bfloat16", "has_openvino", "chosen"),
     [
@@ -257,9 +266,7 @@ def test_auto(
     has_openvino: bool,
     chosen: tuple[str, str],
 ) -> None:
-    monkeypatch.setattr(config, "has_bfloat16", lambda: has_bfloat16)
-    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
-    monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
+    _pretend(monkeypatch, has_bfloat16, has_openvino)
     settings = parse_settings(TINY, given)
     assert (settings.dtype, settings.engine) == chosen
 
@@ -286,8 +293,6 @@ def test_openvino_where_it_cannot_be(
     has_openvino: bool,
     message: str,
 ) -> None:
-    monkeypatch.setattr(config, "has_bfloat16", lambda: has_bfloat16)
-    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
-    monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
+    _pretend(monkeypatch, has_bfloat16, has_openvino)
     with pytest.raises(ValueError, match=f"Invalid engine: 'openvino' .*{message}"):
         parse_settings(TINY, {"engine": "openvino", **given})
