@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from transformers import HieraModel
 
-from measure import describe_machine, interleave, matrix_products, save, synchronize
+from measure import (
+    describe_machine,
+    interleave,
+    matrix_products,
+    peak_memory,
+    save,
+    synchronize,
+)
 from network import GMACS, LAYOUTS, import_package, make_hiera
 
 import_package()
@@ -202,23 +209,18 @@ class _Tokens(torch.nn.Module):
 def _examine(
     forward: Forward, pixels: torch.Tensor, exact: torch.Tensor
 ) -> dict[str, float]:
-    """Compare the vectors; on a GPU, measure the memory beyond that of all weights."""
-    device = pixels.device
-    before = 0
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    """Compare the vectors, and measure the memory beyond that of all weights."""
+    forward(pixels[:2])  # what a first run compiles is not the pass's memory
+    details = {}
+    peak = peak_memory(lambda: forward(pixels), pixels.device)
+    if peak is not None:
+        details["peak_mb"] = peak
 
     output = forward(pixels)
-    details = {}
     if output.ndim == 3:  # tokens, of the same weights; the others have their own
         vectors = output.float().mean(dim=1)
         cosines = torch.nn.functional.cosine_similarity(vectors, exact)
         details["cosine"] = cosines.min().item()
-
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) - before
-        details["gpu_peak_mb"] = peak / 1e6
 
     return details
 

@@ -83,21 +83,11 @@ def _measure_reading(files: dict[str, list[str]], rounds: int) -> dict[str, Any]
         "transformers, torchvision": BitImageProcessor(**options),
     }
 
-    def ours(prepare: Any, paths: list[str]) -> int:
-        for path in paths:
-            prepare(prepare.read(path))
-
-        return len(paths)
-
     def theirs(processor: Any, paths: list[str]) -> int:
         for path in paths:
             processor(Image.open(path).convert("RGB"), return_tensors="pt")
 
         return len(paths)
-
-    def in_threads(prepare: Any, paths: list[str]) -> int:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return sum(pool.map(lambda path: ours(prepare, [path]), paths))
 
     results = {}
     threads = torch.get_num_threads()
@@ -106,10 +96,10 @@ def _measure_reading(files: dict[str, list[str]], rounds: int) -> dict[str, Any]
         few = paths[: max(8, len(paths) // 4)]
         contenders: dict[str, Callable[[], int]] = {
             **{name: partial(theirs, p, few) for name, p in processors.items()},
-            "ours": partial(ours, exact, few),
-            "ours, fast_decoding": partial(ours, fast, few),
-            "ours, a thread per core": partial(in_threads, exact, few),
-            "ours, fast_decoding, a thread per core": partial(in_threads, fast, few),
+            "ours": partial(_read, exact, few),
+            "ours, fast_decoding": partial(_read, fast, few),
+            "ours, a thread per core": partial(_read_in_threads, exact, few),
+            "ours, fast_decoding, a thread per core": partial(_read_in_threads, fast, few),
         }
         results[size] = interleave(contenders, rounds, baseline="transformers, Pillow")
         difference = [
@@ -123,6 +113,18 @@ def _measure_reading(files: dict[str, list[str]], rounds: int) -> dict[str, Any]
 
     torch.set_num_threads(threads)
     return results
+
+
+def _read(prepare: Any, paths: list[str]) -> int:
+    for path in paths:
+        prepare(prepare.read(path))
+
+    return len(paths)
+
+
+def _read_in_threads(prepare: Any, paths: list[str]) -> int:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(lambda path: _read(prepare, [path]), paths))
 
 
 def _measure_writing(rounds: int) -> dict[str, Any]:
@@ -213,6 +215,19 @@ def _measure_jobs(files: list[str], tiny: Path, rounds: int) -> dict[str, Any]:
         run = partial(runner, model, f"runner_{index}")
         contenders[f"ours, embed_samples, {name}"] = run
 
+    auto = models["auto"]
+    pixels = torch.stack([auto.transforms(Image.open(path)) for path in files])
+
+    def network() -> int:
+        for batch in pixels.split(BATCH_SIZE):
+            auto.embedder.embed(batch)
+
+        return len(pixels)
+
+    contenders["part: the network alone, auto"] = network
+    contenders["part: reading alone, a thread per core"] = partial(
+        _read_in_threads, auto.transforms, files
+    )
     results = interleave(contenders, rounds, baseline=INTEGRATION)
     for name, model in models.items():
         for way in ("compute_embeddings", "embed_samples"):
@@ -259,7 +274,7 @@ def _measure_processes(
     with served_archive(folder / "served") as url:
         foz.register_zoo_model_source(url, overwrite=True)
 
-    results: dict[str, Any] = {"start": {}, "memory": {}, "samples": {}}
+    results: dict[str, Any] = {"start": {}, "memory": {}, "sizes": {}, "samples": {}}
     dataset = _make_dataset(files["VGA"])
     options: dict[str, Any] = {"checkpoint": str(tiny)}
     for engine in ("torch", "openvino"):
@@ -272,6 +287,11 @@ def _measure_processes(
             )
 
     dataset.delete()
+    for size, paths in files.items():
+        dataset = _make_dataset(paths)
+        results["sizes"][size] = _run_alone(dataset.name, "runner", options)
+        dataset.delete()
+
     for count in counts:
         dataset = _make_dataset(digits * count)
         results["samples"][count] = _run_alone(dataset.name, "runner", {})

@@ -161,6 +161,29 @@ def memory(key: str) -> float:
     raise KeyError(key)
 
 
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
+    """Run something and return how much more memory there was in use meanwhile, in MB.
+
+    Returns:
+        the GPU's memory, or else the process's; None where the system does not tell
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+    try:
+        # Linux then begins anew to look for the most that the process uses
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    except OSError:
+        return None
+
+    used = memory("VmRSS")
+    run()
+    return memory("VmHWM") - used
+
+
 def save(results: dict[str, Any], path: Path) -> None:
     """Write results as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -188,11 +188,11 @@ _LITTLE_MEMORY = """
 
     dataset = fo.load_dataset({name!r})
     model.embed_samples(dataset[:8], "warm", batch_size=4, num_workers=0)
-    exact["checkpoint"] = {checkpoint!r}
-    large = fiftyone_hiera.load_model("hiera-nano-digits", **exact)
+    options = {{"checkpoint": {checkpoint!r}, "dtype": "float32", "engine": {engine!r}}}
+    large = fiftyone_hiera.load_model("hiera-nano-digits", **options)
     leave({megabytes})
     try:
-        report = large.embed_samples(dataset[:48], "hiera", batch_size=48, num_workers=0)
+        report = large.embed_samples(dataset[:48], {field!r}, batch_size=48, num_workers=0)
         say(embedded=report.embedded)
     except RuntimeError as error:
         say(error=str(error), stored=error.report.embedded)
@@ -203,31 +203,41 @@ _LITTLE_MEMORY = """
 def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     large = make_hiera(make_config(image_size=(448, 448)))
     checkpoint = str(save_checkpoint(tmp_path / "large", large))
-    some, none = (
-        OtherProcess(
-            _LITTLE_MEMORY.format(
-                name=samples.name, checkpoint=checkpoint, megabytes=megabytes
-            ),
-            tmp_path,
+
+    def run_with(megabytes: int, engine: str) -> OtherProcess:
+        code = _LITTLE_MEMORY.format(
+            name=samples.name,
+            field=f"{engine}_{megabytes}",
+            checkpoint=checkpoint,
+            engine=engine,
+            megabytes=megabytes,
         )
-        for megabytes in (500, 10)
+        return OtherProcess(code, tmp_path)
+
+    none, *some = (
+        run_with(10, "torch"),
+        run_with(500, "torch"),
+        run_with(700, "openvino"),
     )
     (stopped,) = none.said()
     assert stopped["error"].startswith("Out of memory while embedding a single image")
     assert stopped["stored"] == 0
     none.wait()
 
-    assert next(some.said()) == {"embedded": 48}
-    _, log = some.wait()
-    assert "Out of memory at 48 images in one batch: going on with 24" in log
+    for process in some:
+        assert next(process.said()) == {"embedded": 48}
+        _, log = process.wait()
+        assert "Out of memory at 48 images in one batch: going on with 24" in log
+
     unlimited = fiftyone_hiera.load_model(
         "hiera-nano-digits", checkpoint=checkpoint, dtype="float32"
     )
     samples.reload()
-    paths, stored = samples.exists("hiera").values(["filepath", "hiera"])
-    assert len(paths) == 48
-    vectors = unlimited.embed_all([Image.open(path) for path in paths])
-    assert np.abs(np.stack(stored) - vectors).max() < 1e-4
+    for field in ("torch_500", "openvino_700"):
+        paths, stored = samples.exists(field).values(["filepath", field])
+        assert len(paths) == 48
+        vectors = unlimited.embed_all([Image.open(path) for path in paths])
+        assert np.abs(np.stack(stored) - vectors).max() < 1e-4
 
 
 def test_memory_does_not_grow(model: HieraEmbeddingModel, digits: list[Digit]) -> None:
