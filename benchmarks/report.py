@@ -270,7 +270,8 @@ def _plot(forward: Result, jobs: Result | None, path: Path) -> None:
         1, len(bars), figsize=size, layout="constrained", squeeze=False
     )
     for axis, (title, results) in zip(axes[0], bars, strict=True):
-        names = [name for name in results if not name.startswith("matrix product")]
+        left_out = ("matrix product", "part: ")
+        names = [name for name in results if not name.startswith(left_out)]
         rates = [results[name]["images_per_second"] for name in names]
         colors = ["#f4731b" if name.startswith("ours") else "#999999" for name in names]
         drawn = axis.barh(names, rates, color=colors)
