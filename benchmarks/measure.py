@@ -97,7 +97,7 @@ def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
         ops.convert(matrix, wanted), ops.convert(weights, wanted), False, True
     )
     model = openvino.Model([product], [matrix])
-    request = compile_openvino(model)
+    request = compile_openvino(model).create_infer_request()
     numbers = torch.randn(rows, inner).numpy()
 
     def by_openvino() -> None:

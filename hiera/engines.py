@@ -76,14 +76,77 @@ def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
 
-    request = compile_openvino(model)
-    lock = threading.Lock()  # a request serves one thread at a time
+    return _Compiled(model, torch.zeros(2, 3, *image_size))
 
-    def run(pixels: torch.Tensor) -> torch.Tensor:
-        with lock:
-            return torch.from_numpy(request.infer(pixels.numpy())[0])
 
-    return run
+class _Compiled:
+    """A network compiled by OpenVINO, that never returns what it did not compute.
+
+    Where memory runs out, OpenVINO raises an error, or on one thread returns without one
+    and leaves what was there. From then on it may compute wrong numbers, and it does not
+    give memory back. So each batch has a request of its own, whose results must be as
+    many, and after a failure the network is compiled anew.
+
+    Args:
+        model: the ``openvino.Model``
+        example: a small batch of pixels
+    """
+
+    def __init__(self, model: Any, example: torch.Tensor) -> None:
+        self._model = model
+        self._example = example
+        self._lock = threading.Lock()  # one stream serves one thread at a time
+        self._compiled: Any = compile_openvino(model)
+        self._expected = self._infer(example)
+        self._unfinished: list[Any] = []
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        with self._lock:
+            if self._compiled is None:
+                self._compile_anew()
+
+            try:
+                return self._infer(pixels)
+            except _NoResultError:
+                # It is still at work: destroyed now, it would end the process
+                self._unfinished.append(self._compiled)
+                self._compiled = None
+                raise
+            except (MemoryError, RuntimeError):
+                self._compiled = None
+                raise
+
+    def _infer(self, pixels: torch.Tensor) -> torch.Tensor:
+        request = self._compiled.create_infer_request()
+        tokens = torch.from_numpy(request.infer(pixels.numpy())[0])
+        if len(tokens) != len(pixels):
+            raise _NoResultError("OpenVINO ran out of memory, and gave no result")
+
+        return tokens
+
+    def _compile_anew(self) -> None:
+        compiled = None
+        try:
+            compiled = self._compiled = compile_openvino(self._model)
+            is_right = torch.equal(self._infer(self._example), self._expected)
+        except (MemoryError, RuntimeError) as error:
+            self._unfinished.append(compiled)
+            self._compiled = None
+            raise MemoryError(f"{_NO_RESTART} ({error})") from error
+
+        if not is_right:
+            self._compiled = None
+            raise MemoryError(_NO_RESTART)
+
+
+class _NoResultError(MemoryError):
+    """A batch for which there was no memory, and no error either."""
+
+
+_NO_RESTART = (
+    "OpenVINO ran out of memory, and cannot start anew: use a smaller batch_size, or "
+    "engine='torch'"
+)
 
 
 OPENVINO = "openvino>=2025.2,<2027"
@@ -137,14 +200,14 @@ def compile_openvino(model: Any) -> Any:
         model: an ``openvino.Model``
 
     Returns:
-        an ``openvino.InferRequest``
+        an ``openvino.CompiledModel``
     """
     options = {
         "INFERENCE_PRECISION_HINT": "f32",  # else it would choose other types
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
     }
-    return _openvino_core().compile_model(model, "CPU", options).create_infer_request()
+    return _openvino_core().compile_model(model, "CPU", options)
 
 
 @functools.cache

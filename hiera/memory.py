@@ -60,6 +60,9 @@ class Halving:
                 self._halve(len(part))
                 continue
 
+            if len(vectors) != len(part):
+                raise RuntimeError(f"{len(vectors)} results for {len(part)} images")
+
             rows.append(vectors)
             rest = rest[len(part) :]
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from random_hiera import make_config, make_hiera, save_checkpoint
 
 import fiftyone_hiera
 from fiftyone_hiera.hiera.engines import has_bfloat16
@@ -133,10 +134,11 @@ def test_openvino_in_several_threads(pixels: torch.Tensor, exact: Vectors) -> No
     assert np.abs(vectors - exact[:512]).max() < 1e-4
 
 
-def _run(script: str, **variables: str) -> None:
+def _run(script: str, *arguments: str, **variables: str) -> None:
     """Run a script in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    command = [sys.executable, "-c", script, *arguments]
+    subprocess.run(command, env=environment, check=True)
 
 
 _ALONE = """
@@ -167,6 +169,52 @@ subprocess.run(["true"])
 
 def test_openvino_freed_in_another_thread() -> None:
     _run(_FREED_ELSEWHERE)
+
+
+_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import fiftyone_hiera
+
+checkpoint, threads, megabytes, is_used = sys.argv[1:]
+torch.set_num_threads(int(threads))
+options = {"checkpoint": checkpoint, "dtype": "float32"}
+images = torch.randint(0, 256, (48, 3, 448, 448), dtype=torch.uint8)
+exact = fiftyone_hiera.load_model("hiera-nano-digits", engine="torch", **options)
+exact.preprocess = False
+expected = np.concatenate([exact.embed_all(part) for part in images.split(4)])
+model = fiftyone_hiera.load_model("hiera-nano-digits", engine="openvino", **options)
+model.preprocess = False
+if is_used == "True":
+    model.embed_all(images[:24])
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + int(megabytes) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+for order in (range(48), range(47, -1, -1)):
+    try:
+        vectors = model.embed_all(images[list(order)])
+    except MemoryError as error:
+        print("stopped:", error)
+        break
+
+    assert vectors.shape == expected.shape
+    assert np.abs(vectors - expected[list(order)]).max() < 1e-4
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("megabytes", "is_used"), [(500, False), (300, True)])
+def test_openvino_without_memory_is_never_wrong(
+    tmp_path: Path, threads: int, megabytes: int, is_used: bool
+) -> None:
+    large = make_hiera(make_config(image_size=(448, 448)))
+    checkpoint = str(save_checkpoint(tmp_path, large))
+    _run(_LITTLE_MEMORY, checkpoint, str(threads), str(megabytes), str(is_used))
 
 
 @pytest.mark.parametrize(

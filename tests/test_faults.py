@@ -179,7 +179,8 @@ def test_two_processes_with_different_settings(
 
 
 _LITTLE_MEMORY = """
-    import resource
+    import resource, torch
+    torch.set_num_threads(2)
 
     def leave(megabytes):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
