@@ -40,6 +40,11 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/report.py
 
+# Measure how well vectors of checkpoints, stages and poolings tell labels apart
+.PHONY: evaluate
+evaluate: .venv/.demo
+	$(BIN)/python examples/evaluate.py
+
 .venv/.%: pyproject.toml scripts/install.py | .venv/bin/python
 	$(BIN)/python scripts/install.py $(EXTRAS_$*)
 	touch $@

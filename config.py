@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,17 @@ DTYPES = {
 }
 """The types to compute in by name."""
 
+LAST_STAGE = 4
+"""The last of Hiera's stages; they are counted from 1."""
+
+_MOST_MASKS = 64
+
+SIZE_STEP = 32
+"""The side in pixels of a mask unit: what sizes of images are multiples of."""
+
+LARGEST_SIZE = 1024
+"""The longest side in pixels that images may be prepared at."""
+
 AUTO = "auto"
 """The choice of what is fastest on this machine; see ``docs/performance.md``."""
 
@@ -41,12 +52,14 @@ class Checkpoint:
         embed_dim: the width of the stem; each stage doubles it
         num_heads: the number of attention heads in each stage
         image_size: the length in pixels of both sides of the input
-        parameters: the number of parameters of the encoder
+        parameters: the number of parameters in the file
         trained: what the weights are, for the description
         training_data: the (name, URL) of the data they were trained on
         author: who made them
         source: where they are documented
         license: their licence, as FiftyOne's own manifests spell it
+        architecture ("HieraModel"): what the file holds, one of
+            :data:`hiera.tensors.ARCHITECTURES`
         pooling (None): the only pooling under this name; None allows each
     """
 
@@ -63,6 +76,7 @@ class Checkpoint:
     author: str
     source: str
     license: str
+    architecture: str = "HieraModel"
     pooling: str | None = None
 
     @property
@@ -73,7 +87,10 @@ class Checkpoint:
     @property
     def poolings(self) -> list[str]:
         """The poolings under this name, the default first."""
-        return [self.pooling] if self.pooling else list(POOLINGS)
+        if self.pooling:
+            return [self.pooling]
+
+        return _poolings(self.architecture)
 
     @property
     def size_bytes(self) -> int:
@@ -96,98 +113,194 @@ class Checkpoint:
         return self.weights.revision if isinstance(self.weights, HubFile) else None
 
 
-def _hub_checkpoints(
-    variant: str,
-    *,
-    depths: tuple[int, ...],
-    embed_dim: int,
-    num_heads: tuple[int, ...],
-    parameters: int,
-    revision: str | None,
-    sha256: str | None,
-) -> list[Checkpoint]:
-    """Return both entries of one of Meta's variants."""
-    repo_id = f"facebook/hiera-{variant}-224-hf"
-    return [
-        Checkpoint(
-            name=repo_id + suffix,
-            filename=f"hiera-{variant}-224-hf{suffix}.safetensors",
-            weights=HubFile(repo_id, revision, sha256),
-            depths=depths,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            image_size=224,
-            parameters=parameters,
-            trained="pretrained as a masked autoencoder (MAE), not fine-tuned",
-            training_data=("ImageNet-1K", "https://www.image-net.org/download.php"),
-            author="Chaitanya Ryali, et al.",
-            source=f"https://huggingface.co/{repo_id}",
-            license="CC BY-NC 4.0",
-            pooling=pooling,
-        )
-        for suffix, pooling in (("", None), ("-cls", "cls"))
-    ]
+@dataclass(frozen=True)
+class _Variant:
+    """One of Meta's sizes.
 
+    Args:
+        name: the name of the variant
+        depths, embed_dim, num_heads: see :class:`Checkpoint`
+        files: of each kind the number of parameters, the revision and the sha256
+    """
+
+    name: str
+    depths: tuple[int, ...]
+    embed_dim: int
+    num_heads: tuple[int, ...]
+    files: dict[str, tuple[int, str | None, str | None]]
+
+
+# By the last part of their names, what each kind of checkpoint is
+_KINDS = {
+    "hf": (
+        "HieraModel",
+        "pretrained as a masked autoencoder (MAE), not fine-tuned",
+    ),
+    "in1k-hf": (
+        "HieraForImageClassification",
+        "pretrained as a masked autoencoder (MAE), then fine-tuned on labels",
+    ),
+    "mae-hf": (
+        "HieraForPreTraining",
+        "pretrained as a masked autoencoder (MAE), with its decoder",
+    ),
+}
 
 # A revision or a sha256 that is missing here was not to be had from a public
 # page: the other of the two pins the file. None was completed or guessed
+_VARIANTS = (
+    _Variant(
+        "tiny",
+        depths=(1, 2, 7, 2),
+        embed_dim=96,
+        num_heads=(1, 2, 4, 8),
+        files={
+            "hf": (27_141_216, "d801c4d51cda6051d231ef2dae7467a5b8a4cc7f", None),
+            "in1k-hf": (27_910_216, "338416869b968d22be84f4f70c3bc8a118df9fa7", None),
+            "mae-hf": (55_020_896, "69fe13599be39d20119ed5e03a7ba7f2d83a0830", None),
+        },
+    ),
+    _Variant(
+        "small",
+        depths=(1, 2, 11, 2),
+        embed_dim=96,
+        num_heads=(1, 2, 4, 8),
+        files={
+            "hf": (
+                34_239_072,
+                None,
+                "a795c673ccdd15ab5f89d701415633587e03ff5a1a656f8cc20d60485be373f6",
+            ),
+            "in1k-hf": (
+                35_008_072,
+                None,
+                "d71064248e0ebd5248d129809c4243df795b9ee35c79f6d5637ad1c1c9cf437a",
+            ),
+            "mae-hf": (
+                62_118_752,
+                None,
+                "6a1ebcaf716d4a980e89098a383222e96af9f89b1e70dd712216dcdfa90a74c2",
+            ),
+        },
+    ),
+    _Variant(
+        "base",
+        depths=(2, 3, 16, 3),
+        embed_dim=96,
+        num_heads=(1, 2, 4, 8),
+        files={
+            "hf": (50_755_968, "0b578d16a6e38b63fd594c2d8f210d63975e7fc4", None),
+            "in1k-hf": (51_524_968, "901f17bc4cdf77b2721df755fbf3799d06cad7f2", None),
+            "mae-hf": (
+                78_635_648,
+                "5d448e9dd3058fa3584c564b1b749b60aca259c4",
+                "e59fe8c1412a18c4ab693d510f174460cdac5f3614ebe2e8d6a7a250ed0ebc5f",
+            ),
+        },
+    ),
+    _Variant(
+        "base-plus",
+        depths=(2, 3, 16, 3),
+        embed_dim=112,
+        num_heads=(2, 4, 8, 16),
+        files={
+            "hf": (
+                68_999_616,
+                "6da4c853960cfa015094820318b0be7e971aef74",
+                "d03fcd2c2d5a3ea20fd300a82a2c7911b881a7d9e78f270e8e3e8450fbfadcbf",
+            ),
+            "in1k-hf": (
+                69_896_616,
+                "0ec12171b8ac0f0fa74189a2b48b39ee631830a4",
+                "c48e5feeae4637131e7b824064acc6e782e1b419fea3d9aff3d4d0982db8981a",
+            ),
+            "mae-hf": (
+                97_584_064,
+                "4bf0c16c3edc232ac75e506854049ef5dbb0b159",
+                "576e598b304cc094c4e6786a5b85cd5e94520f5518a083e4e1697976bd0abbde",
+            ),
+        },
+    ),
+    _Variant(
+        "large",
+        depths=(2, 6, 36, 4),
+        embed_dim=144,
+        num_heads=(2, 4, 8, 16),
+        files={
+            "hf": (
+                212_586_912,
+                "323cce3c7fc67cece13ab62026d7bdb80f109794",
+                "1578c85276c01c729c8b4071045956cf8f12003e42babc85acd1412d1625025a",
+            ),
+            "in1k-hf": (
+                213_739_912,
+                "d38f02be80f4cb134a790a5a7d5b39dcf54091a1",
+                "7e147080cee461cc42ba0af42319c7753490340d58e3a0e09d9de828c815149c",
+            ),
+            "mae-hf": (242_875_808, "bf7e0db68143a8daa48554a8aa033b7eb81ba26d", None),
+        },
+    ),
+    _Variant(
+        "huge",
+        depths=(2, 6, 36, 4),
+        embed_dim=256,
+        num_heads=(4, 8, 16, 32),
+        files={
+            "hf": (
+                670_730_752,
+                "25e61b8270e6beab77625ab07373374d76d36224",
+                "d222b3c1dd62ca8a33adb7ef9630dc9f081fe60b1680234197223503aab6d209",
+            ),
+            "in1k-hf": (
+                672_779_752,
+                "3cfffad3fe9e410f70f2ba60ce7aee935303a7d2",
+                "6a0eb0662621428526b0f92797722b7ffff102db2e24ed714cb55157efe8e34d",
+            ),
+            "mae-hf": (
+                710_081_792,
+                "e2efd90ac40fa001a4ef67d99132d382ca81de51",
+                "64a0eeaf755e5ac0a0481cfa214216a8a8713c3cce1a28f99ddf9e5921ce9547",
+            ),
+        },
+    ),
+)
+
+
+def _meta_checkpoints() -> Iterator[Checkpoint]:
+    for kind, (architecture, trained) in _KINDS.items():
+        for variant in _VARIANTS:
+            parameters, revision, sha256 = variant.files[kind]
+            filename = f"hiera-{variant.name}-224-{kind}"
+            checkpoint = Checkpoint(
+                name=f"facebook/{filename}",
+                filename=f"{filename}.safetensors",
+                weights=HubFile(f"facebook/{filename}", revision, sha256),
+                depths=variant.depths,
+                embed_dim=variant.embed_dim,
+                num_heads=variant.num_heads,
+                image_size=224,
+                parameters=parameters,
+                trained=trained,
+                training_data=("ImageNet-1K", "https://www.image-net.org/download.php"),
+                author="Chaitanya Ryali, et al.",
+                source=f"https://huggingface.co/facebook/{filename}",
+                license="CC BY-NC 4.0",
+                architecture=architecture,
+            )
+            yield checkpoint
+            if architecture == "HieraModel":
+                yield replace(
+                    checkpoint,
+                    name=f"{checkpoint.name}-cls",
+                    filename=f"{filename}-cls.safetensors",
+                    pooling="cls",
+                )
+
+
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
-        *_hub_checkpoints(
-            "tiny",
-            depths=(1, 2, 7, 2),
-            embed_dim=96,
-            num_heads=(1, 2, 4, 8),
-            parameters=27_141_216,
-            revision="d801c4d51cda6051d231ef2dae7467a5b8a4cc7f",
-            sha256=None,
-        ),
-        *_hub_checkpoints(
-            "small",
-            depths=(1, 2, 11, 2),
-            embed_dim=96,
-            num_heads=(1, 2, 4, 8),
-            parameters=34_239_072,
-            revision=None,
-            sha256="a795c673ccdd15ab5f89d701415633587e03ff5a1a656f8cc20d60485be373f6",
-        ),
-        *_hub_checkpoints(
-            "base",
-            depths=(2, 3, 16, 3),
-            embed_dim=96,
-            num_heads=(1, 2, 4, 8),
-            parameters=50_755_968,
-            revision="0b578d16a6e38b63fd594c2d8f210d63975e7fc4",
-            sha256=None,
-        ),
-        *_hub_checkpoints(
-            "base-plus",
-            depths=(2, 3, 16, 3),
-            embed_dim=112,
-            num_heads=(2, 4, 8, 16),
-            parameters=68_999_616,
-            revision="6da4c853960cfa015094820318b0be7e971aef74",
-            sha256="d03fcd2c2d5a3ea20fd300a82a2c7911b881a7d9e78f270e8e3e8450fbfadcbf",
-        ),
-        *_hub_checkpoints(
-            "large",
-            depths=(2, 6, 36, 4),
-            embed_dim=144,
-            num_heads=(2, 4, 8, 16),
-            parameters=212_586_912,
-            revision="323cce3c7fc67cece13ab62026d7bdb80f109794",
-            sha256="1578c85276c01c729c8b4071045956cf8f12003e42babc85acd1412d1625025a",
-        ),
-        *_hub_checkpoints(
-            "huge",
-            depths=(2, 6, 36, 4),
-            embed_dim=256,
-            num_heads=(4, 8, 16, 32),
-            parameters=670_730_752,
-            revision="25e61b8270e6beab77625ab07373374d76d36224",
-            sha256="d222b3c1dd62ca8a33adb7ef9630dc9f081fe60b1680234197223503aab6d209",
-        ),
+        *_meta_checkpoints(),
         Checkpoint(
             name="hiera-nano-digits",
             filename="hiera-nano-digits.safetensors",
@@ -214,6 +327,14 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 """The entries of the zoo by name."""
 
 
+OUTPUTS = {
+    "HieraModel": ("embeddings", "heatmap"),
+    "HieraForImageClassification": ("classification", "heatmap"),
+    "HieraForPreTraining": ("reconstruction_error", "heatmap"),
+}
+"""What ``apply_model`` can give, the default first; "embeddings" is no label at all."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options of a model.
@@ -232,6 +353,18 @@ class Settings:
         device (None): the torch device; None is cuda, else mps, else cpu
         fast_decoding (False): whether to read images faster, large JPEGs
             several times, to pixels that are a grey level or so off
+        stage (4): the stage whose tokens become the vector, 1 to 4
+        image_size (None): the size in pixels that images are prepared at, as an
+            int or as (height, width), multiples of 32 up to 1024. None is that
+            of the checkpoint
+        squash (False): whether to squash images to that size instead of
+            cropping them, so that the ends of elongated ones are seen
+        output (None): what ``apply_model`` gives: "classification",
+            "reconstruction_error" or "heatmap". None is the first of the
+            checkpoint's :data:`OUTPUTS`
+        heatmap_basis (None): the path of the basis of heatmaps that
+            ``fit_heatmap`` kept
+        num_masks (4): through how many masks an autoencoder looks at an image
         checkpoint (None): weights of your own instead of the entry's: a
             folder, a ``.safetensors`` file, or ``<owner>/<name>@<revision>``
     """
@@ -242,11 +375,47 @@ class Settings:
     engine: str = AUTO
     device: str | None = None
     fast_decoding: bool = False
+    stage: int = LAST_STAGE
+    image_size: tuple[int, int] | None = None
+    squash: bool = False
+    output: str | None = None
+    heatmap_basis: str | None = None
+    num_masks: int = 4
     checkpoint: str | None = None
 
     def apply(self, preprocessing: Preprocessing) -> Preprocessing:
         """Return a checkpoint's preprocessing as these options ask for it."""
-        return replace(preprocessing, is_fast=self.fast_decoding)
+        if self.image_size is not None:
+            preprocessing = preprocessing.at(self.image_size)
+
+        return replace(preprocessing, is_fast=self.fast_decoding, is_squashed=self.squash)
+
+
+def choose_output(settings: Settings, architecture: str) -> str:
+    """Return what ``apply_model`` gives, once it is known what the weights are.
+
+    Args:
+        settings: the options
+        architecture: one of :data:`hiera.tensors.ARCHITECTURES`
+
+    Returns:
+        one of its :data:`OUTPUTS`
+
+    Raises:
+        ValueError: if an option is not for such weights
+    """
+    outputs = list(OUTPUTS[architecture])
+    output = settings.output or outputs[0]
+    _check_choice(f"output of a {architecture}", output, outputs)
+    poolings = _poolings(architecture)
+    _check_choice(f"pooling of a {architecture}", settings.pooling, poolings)
+    return output
+
+
+def _poolings(architecture: str) -> list[str]:
+    # An autoencoder's LayerNorm is one of all stages together
+    has_pooler = architecture != "HieraForPreTraining"
+    return [name for name in POOLINGS if name != "pooler" or has_pooler]
 
 
 def get_checkpoint(name: str) -> Checkpoint:
@@ -292,6 +461,21 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
     _check_choice("dtype", settings.dtype, [AUTO, *DTYPES])
     _check_choice("engine", settings.engine, [AUTO, *ENGINES])
     _check_choice("fast_decoding", settings.fast_decoding, [False, True])
+    _check_choice("stage", settings.stage, list(range(1, LAST_STAGE + 1)))
+    _check_choice("squash", settings.squash, [False, True])
+    if settings.pooling == "pooler" and settings.stage != LAST_STAGE:
+        raise ValueError(
+            f"Invalid stage: {settings.stage}. Pooling 'pooler' applies the LayerNorm of "
+            f"stage {LAST_STAGE}; for another stage, use another pooling"
+        )
+
+    _check_choice("num_masks", settings.num_masks, list(range(1, _MOST_MASKS + 1)))
+    _check_path("heatmap_basis", settings.heatmap_basis)
+    if settings.checkpoint is None:
+        output = choose_output(settings, checkpoint.architecture)
+        settings = replace(settings, output=output)
+
+    settings = replace(settings, image_size=_parse_image_size(settings.image_size))
 
     if settings.checkpoint is not None:
         settings = replace(settings, checkpoint=str(settings.checkpoint))
@@ -300,6 +484,27 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
     settings = replace(settings, device=_parse_device(settings.device))
     settings = replace(settings, dtype=_choose_dtype(settings))
     return replace(settings, engine=_choose_engine(settings))
+
+
+def _check_path(option: str, path: object) -> None:
+    if path is not None and not (isinstance(path, str) and Path(path).is_file()):
+        raise ValueError(f"Invalid {option}: {path!r} is no file")
+
+
+def _parse_image_size(size: object) -> tuple[int, int] | None:
+    if size is None:
+        return None
+
+    sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    valid = range(SIZE_STEP, LARGEST_SIZE + 1, SIZE_STEP)
+    if len(sides) != 2 or not all(type(side) is int and side in valid for side in sides):
+        raise ValueError(
+            f"Invalid image_size: {size!r}. Valid are the multiples of {SIZE_STEP} up to "
+            f"{LARGEST_SIZE}, as an int or as (height, width)"
+        )
+
+    height, width = sides
+    return height, width
 
 
 def _choose_dtype(settings: Settings) -> str:

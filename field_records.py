@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import fiftyone.core.odm as foo
 
-from .config import VERSION, Checkpoint, Settings
+from .config import LAST_STAGE, VERSION, Checkpoint, Settings
 from .hiera.preprocessing import Preprocessing
 from .hiera.weights import sha256
 
@@ -19,16 +19,23 @@ Record = dict[str, Any]
 """Flat and of plain values, so that FiftyOne's App can show it."""
 
 # Vectors are equal where these are; the engine matters in the reduced dtypes
-_OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding")
+_OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding", "stage")
 _DECISIVE = ("sha256", *_OPTIONS, "preprocessing")
-_KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE)
+_PREPARING = ("image_size", "squash")  # options that the preprocessing follows
+_KEYS = ("made_with", "checkpoint", "revision", *_DECISIVE, *_PREPARING)
 
 # Runs look at the record before each write: how long a run that changes it waits
 # for writes that are under way
 _SETTLE_SECONDS = 0.5
 
 # What fields have that were recorded before there were such options
-_BEFORE = {"engine": "torch", "fast_decoding": False}
+_BEFORE = {
+    "engine": "torch",
+    "fast_decoding": False,
+    "stage": LAST_STAGE,
+    "image_size": None,
+    "squash": False,
+}
 
 _UNKNOWN = "unknown"
 _BEING_REPLACED = "none, the vectors are being replaced by run "
@@ -81,7 +88,7 @@ def foresee_record(checkpoint: Checkpoint, settings: Settings) -> Record:
         checkpoint.origin,
         checkpoint.revision,
         checkpoint.weights.sha256 or _UNKNOWN,
-        checkpoint.preprocessing,
+        settings.apply(checkpoint.preprocessing),
         settings,
     )
 
@@ -93,7 +100,6 @@ def _describe_run(
     preprocessing: Preprocessing,
     settings: Settings,
 ) -> Record:
-    height, width = preprocessing.crop_size
     return {
         "made_with": f"fiftyone-hiera {VERSION}",
         "checkpoint": checkpoint,
@@ -104,11 +110,22 @@ def _describe_run(
         "dtype": settings.dtype,
         "engine": settings.engine,
         "fast_decoding": settings.fast_decoding,
-        "preprocessing": (
-            f"resize {preprocessing.shortest_edge} by filter {preprocessing.resample}, "
-            f"crop {height}x{width}, mean {preprocessing.mean}, std {preprocessing.std}"
-        ),
+        "stage": settings.stage,
+        "image_size": [*settings.image_size] if settings.image_size else None,
+        "squash": settings.squash,
+        "preprocessing": _describe_preprocessing(preprocessing),
     }
+
+
+def _describe_preprocessing(preprocessing: Preprocessing) -> str:
+    height, width = preprocessing.crop_size
+    way = f"by filter {preprocessing.resample}"
+    geometry = (
+        f"squash to {height}x{width} {way}"
+        if preprocessing.is_squashed
+        else f"resize {preprocessing.shortest_edge} {way}, crop {height}x{width}"
+    )
+    return f"{geometry}, mean {preprocessing.mean}, std {preprocessing.std}"
 
 
 def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
@@ -213,7 +230,7 @@ class FieldClaim:
             + (f" They differ in {', '.join(names)}." if self._found else "")
             + f"\n  It holds: {_describe(self._found, names)}."
             + f"\n  This run makes: {_describe(self._record, names)}."
-            + _advise(self._found, names)
+            + _advise(self._found, self._record, names)
         )
 
     def claim(self, clear: Callable[[], None] | None) -> None:
@@ -270,16 +287,21 @@ class FieldClaim:
             )
 
 
-def _advise(found: Record, names: list[str]) -> str:
+def _advise(found: Record, record: Record, names: list[str]) -> str:
     """Say by which options a model makes what there is, if by options alone."""
-    if not found or not set(names) <= set(_OPTIONS):
+    if not found:
         return ""
 
-    if found["dtype"] == "float32":
-        names = [name for name in names if name != "engine"]
+    options = [name for name in (*_OPTIONS, *_PREPARING) if found.get(name) != record[name]]
+    explained = {*options, *(["preprocessing"] if {*_PREPARING} & {*options} else [])}
+    if not set(names) <= explained:
+        return ""
 
-    options = ", ".join(f"{name}={found[name]!r}" for name in names)
-    return f"\n  To add to it, load the model with {options}."
+    if found["dtype"] == "float32" and "engine" in options:
+        options.remove("engine")
+
+    advice = ", ".join(f"{name}={found[name]!r}" for name in options)
+    return f"\n  To add to it, load the model with {advice}."
 
 
 def _describe(record: Record, names: list[str]) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import fiftyone.utils.torch as fout
-import torch
 
+from .hiera.images import upright_size
 from .hiera.portable import Portable
 from .hiera.preprocessing import Preprocessing
 
@@ -32,7 +32,7 @@ class ImageGetItem(Portable, fout.GetItem):
         """The keys that :meth:`__call__` reads."""
         return ["filepath"]
 
-    def __call__(self, d: Mapping[str, Any]) -> torch.Tensor:
+    def __call__(self, d: Mapping[str, Any]) -> Any:
         """Read and prepare one image.
 
         Args:
@@ -45,3 +45,27 @@ class ImageGetItem(Portable, fout.GetItem):
             ValueError: if the file cannot be read; the message names it
         """
         return self._preprocessing(self._preprocessing.read(d["filepath"]))
+
+
+class SizedGetItem(ImageGetItem):
+    """Reads image files into the encoder's input, and says how large they are."""
+
+    def __call__(self, d: Mapping[str, Any]) -> dict[str, Any]:
+        """Read and prepare one image.
+
+        Args:
+            d: a dict whose ``"filepath"`` is the path of the image
+
+        Returns:
+            a dict: ``"pixels"``, a uint8 tensor of shape (3, H, W), ``"width"`` and
+            ``"height"``
+
+        Raises:
+            ValueError: if the file cannot be read; the message names it
+        """
+        path = d["filepath"]
+        picture = self._preprocessing.read(path)
+        # Decoded fast, it may be a fraction of its size
+        size = upright_size(path) if self._preprocessing.is_fast else picture.size
+        pixels = self._preprocessing(picture)
+        return {"pixels": pixels, "width": size[0], "height": size[1]}

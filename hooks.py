@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import HieraConfig
 
-from .config import AUTO, DTYPES, Checkpoint, get_checkpoint, parse_settings
+from .autoencoder_model import HieraAutoencoderModel
+from .classifier_model import HieraClassifierModel
+from .config import (
+    AUTO,
+    DTYPES,
+    Checkpoint,
+    choose_output,
+    get_checkpoint,
+    parse_settings,
+)
 from .field_records import Origin
+from .heatmap_model import HieraFeatureHeatmapModel
+from .hiera.autoencoder import load_autoencoder
 from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
+from .hiera.classifier import load_classifier
 from .hiera.encoder import load_encoder
+from .hiera.tensors import architecture_name, class_names
 from .hiera.weights import BundledFile, download, link, verify
+from .imagenet import imagenet_classes
 from .zoo_model import HieraEmbeddingModel
+
+_Parts = dict[str, Any]
+"""The arguments of any :class:`HieraEmbeddingModel`."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +90,7 @@ def load(
         local = _pinned_checkpoint(checkpoint, weights)
         source = checkpoint.origin
 
+    output = choose_output(settings, architecture_name(local.config))
     preprocessing = settings.apply(local.preprocessing)
     encoder = load_encoder(
         local.config,
@@ -82,13 +100,49 @@ def load(
         dtype=DTYPES[settings.dtype],
         device=torch.device(settings.device or "cpu"),
     )
-    origin = Origin(source, local.revision, local.weights)
-    return HieraEmbeddingModel(encoder, preprocessing, settings, origin)
+    encoder.prepare(settings.stage)
+    parts: _Parts = {
+        "encoder": encoder,
+        "preprocessing": preprocessing,
+        "settings": settings,
+        "origin": Origin(source, local.revision, local.weights),
+    }
+    return _MODELS[output](local, parts)
+
+
+def _make_classifier(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingModel:
+    classifier = load_classifier(local.config, local.weights, parts["encoder"])
+    return HieraClassifierModel(classifier, class_names(local.config), **parts)
+
+
+def _make_autoencoder(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingModel:
+    autoencoder = load_autoencoder(
+        local.config,
+        local.weights,
+        parts["preprocessing"],
+        parts["settings"].num_masks,
+        parts["encoder"].device,
+    )
+    return HieraAutoencoderModel(autoencoder, **parts)
+
+
+def _make_heatmap_model(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingModel:
+    basis = parts["settings"].heatmap_basis
+    return HieraFeatureHeatmapModel(Path(basis) if basis else None, **parts)
+
+
+_MODELS: dict[str, Callable[[LocalCheckpoint, _Parts], HieraEmbeddingModel]] = {
+    "embeddings": lambda local, parts: HieraEmbeddingModel(**parts),
+    "classification": _make_classifier,
+    "reconstruction_error": _make_autoencoder,
+    "heatmap": _make_heatmap_model,
+}
+"""By what ``apply_model`` gives."""
 
 
 def _pinned_checkpoint(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
     return LocalCheckpoint(
-        _hiera_config(checkpoint),
+        hiera_config(checkpoint),
         weights or _verified_weights(checkpoint, None),
         checkpoint.preprocessing,
         checkpoint.revision,
@@ -104,10 +158,29 @@ def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
     return download(checkpoint.weights, destination)
 
 
-def _hiera_config(checkpoint: Checkpoint) -> HieraConfig:
-    return HieraConfig(
+# The same in all of Meta's autoencoders
+_DECODER = {
+    "num_query_pool": 2,
+    "decoder_depth": 8,
+    "decoder_hidden_size": 512,
+    "decoder_num_heads": 16,
+    "mask_ratio": 0.6,
+    "normalize_pixel_loss": True,
+}
+
+
+def hiera_config(checkpoint: Checkpoint) -> HieraConfig:
+    """Return the transformers configuration of an entry of the zoo."""
+    config = HieraConfig(
+        architectures=[checkpoint.architecture],
         depths=checkpoint.depths,
         embed_dim=checkpoint.embed_dim,
         num_heads=checkpoint.num_heads,
         image_size=(checkpoint.image_size, checkpoint.image_size),
     )
+    if checkpoint.architecture == "HieraForImageClassification":
+        config.id2label = dict(enumerate(imagenet_classes()))
+    elif checkpoint.architecture == "HieraForPreTraining":
+        config.update(_DECODER)
+
+    return config

@@ -96,6 +96,7 @@ def load_index_model(dataset: Any, brain_key: str) -> Any:
 
 def _from_record(record: Record) -> IndexModel:
     names = ["pooling", "normalize", "dtype", "fast_decoding"]
+    names += ["stage", "image_size", "squash"]
     if record["dtype"] != "float32":
         names.append("engine")  # in float32, this machine's best gives the same
 

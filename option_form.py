@@ -6,7 +6,18 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from .config import AUTO, DTYPES, Checkpoint, Settings, get_checkpoint, parse_settings
+from .config import (
+    AUTO,
+    DTYPES,
+    LARGEST_SIZE,
+    LAST_STAGE,
+    OUTPUTS,
+    SIZE_STEP,
+    Checkpoint,
+    Settings,
+    get_checkpoint,
+    parse_settings,
+)
 from .form_parts import mark_invalid
 from .hiera.engines import ENGINES
 
@@ -31,7 +42,31 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         the form, with what is wrong marked
     """
     entry = get_checkpoint(model_name)
+    outputs = OUTPUTS[entry.architecture]
     inputs = types.Object()
+    _ask_choice(
+        inputs,
+        "output",
+        [*outputs],
+        default=outputs[0],
+        label="Output",
+        description="What applying the model gives; embeddings are to be had in any case",
+    )
+    inputs.str(
+        "heatmap_basis",
+        label="Basis of heatmaps",
+        description=(
+            "For output heatmap, a file that model.fit_heatmap(dataset, path) wrote"
+        ),
+    )
+    if "reconstruction_error" in outputs:
+        inputs.int(
+            "num_masks",
+            default=Settings.num_masks,
+            label="Number of masks",
+            description="Through how many masks an image is looked at",
+        )
+
     ask_pooling(inputs, entry)
     inputs.bool(
         "normalize",
@@ -59,6 +94,28 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         label="Fast decoding",
         description="Read large JPEGs several times faster, to pixels a grey level off",
     )
+    _ask_choice(
+        inputs,
+        "stage",
+        [*range(1, LAST_STAGE + 1)],
+        default=LAST_STAGE,
+        label="Stage",
+        description="The stage whose tokens become the vector; 3 sees finer, 4 means more",
+    )
+    inputs.int(
+        "image_size",
+        label="Image size",
+        description=(
+            f"A multiple of {SIZE_STEP} up to {LARGEST_SIZE}; empty for that of the "
+            "checkpoint"
+        ),
+    )
+    inputs.bool(
+        "squash",
+        default=Settings.squash,
+        label="Squash",
+        description="Squash elongated images instead of cropping them",
+    )
     inputs.str(
         "device",
         label="Device",
@@ -83,14 +140,20 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
 
 
 def _ask_choice(
-    inputs: types.Object, name: str, choices: list[str], *, label: str, description: str
+    inputs: types.Object,
+    name: str,
+    choices: list[Any],
+    *,
+    label: str,
+    description: str,
+    default: Any = AUTO,
 ) -> None:
     view = types.Dropdown()
     for choice in choices:
-        view.add_choice(choice, label=choice)
+        view.add_choice(choice, label=str(choice))
 
     inputs.enum(
-        name, choices, default=AUTO, label=label, description=description, view=view
+        name, choices, default=default, label=label, description=description, view=view
     )
 
 

@@ -17,10 +17,8 @@ from typing import Any, TypeAlias
 from transformers import HieraConfig
 
 from .preprocessing import Preprocessing, for_image_size, from_file
+from .tensors import ARCHITECTURES
 from .weights import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
-
-ARCHITECTURES = ("HieraModel", "HieraForImageClassification")
-"""What a weights file may hold; of a classifier, the head is left unused."""
 
 _CONFIG_NAME = "config.json"
 _PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -160,6 +158,10 @@ def _read_config(path: Path) -> HieraConfig:
 
     if config.get("num_channels", 3) != 3:
         raise ValueError(f"{path}: num_channels is {config['num_channels']}, not 3")
+
+    # Meta's own files have an older name for it, which transformers does not know
+    if "norm_pix_loss" in config:
+        config.setdefault("normalize_pixel_loss", config["norm_pix_loss"])
 
     return HieraConfig.from_dict(config)
 

@@ -3,59 +3,118 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import HieraConfig
 
 from .engines import ENGINES, Run
 from .preprocessing import Preprocessing, normalize
-from .trunk import Trunk
+from .tensors import ARCHITECTURES, architecture_name, read_tensors
+from .trunk import Trunk, grid_size, resize_positions, stage_dim
+
+_POSITIONS = "embeddings.position_embeddings"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage gives.
+
+    Args:
+        grid: the number of its tokens, down and across
+        embedding_dim: the length of each
+    """
+
+    grid: tuple[int, int]
+    embedding_dim: int
 
 
 class Encoder:
-    """Pixels to the tokens of the last stage.
+    """Pixels to the tokens of stages.
 
     Args:
-        run: from normalized pixels to tokens
-        norm: the final LayerNorm, for pooling
+        start: from the stages that are wanted to what runs the network up to them
+        stages: of each stage the grid and the length of its tokens
+        norm: the final LayerNorm, for pooling the last stage
         preprocessing: supplies mean and standard deviation
         device: where the network is
     """
 
     def __init__(
         self,
-        run: Run,
+        start: Callable[[tuple[int, ...]], Run],
+        stages: Sequence[Stage],
         norm: nn.LayerNorm,
         preprocessing: Preprocessing,
         device: torch.device,
     ) -> None:
+        self.stages = stages
         self.norm = norm
         self.device = device
         self.mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
-        self._run = run
+        self._start = start
+        self._runs: dict[tuple[int, ...], Run] = {}
+        self._lock = threading.Lock()
 
-    @property
-    def embedding_dim(self) -> int:
-        """The length of a token."""
-        return self.norm.normalized_shape[0]
+    def prepare(self, *stages: int) -> Run:
+        """Make ready what runs the network up to some stages; once for each choice.
+
+        Args:
+            *stages: the stages whose tokens are wanted, from 1, ascending
+
+        Returns:
+            what runs it, over normalized pixels
+
+        Raises:
+            ValueError: if there is no such stage
+        """
+        if not set(stages) <= set(range(1, len(self.stages) + 1)):
+            raise ValueError(
+                f"Invalid stages: {stages}. This checkpoint has stages 1 to "
+                f"{len(self.stages)}"
+            )
+
+        with self._lock:
+            if stages not in self._runs:
+                self._runs[stages] = self._start(stages)
+
+            return self._runs[stages]
 
     @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, *stages: int) -> Sequence[torch.Tensor]:
         """Run the network once over a batch.
 
         Args:
             pixels: a uint8 tensor of shape (N, 3, H, W) on any device
+            *stages: as for :meth:`prepare`
 
         Returns:
-            a float32 tensor of shape (N, T, D) on the encoder's device, in
-            raster order; T = 49 for 224 px
+            of each stage a float32 tensor of shape (N, T, D) on the encoder's device,
+            in raster order; T = 49 in stage 4 for 224 px
         """
+        run = self.prepare(*stages)
         pixels = pixels.to(self.device, non_blocking=True)
-        return self._run(normalize(pixels, self.mean, self.std))
+        return run(normalize(pixels, self.mean, self.std))
+
+    def maps(self, pixels: torch.Tensor, *stages: int) -> list[torch.Tensor]:
+        """Run the network once over a batch.
+
+        Args:
+            pixels: as for :meth:`__call__`
+            *stages: as for :meth:`prepare`
+
+        Returns:
+            of each stage a float32 tensor of shape (N, D, h, w)
+        """
+        return [
+            tokens.transpose(1, 2).unflatten(2, self.stages[stage - 1].grid)
+            for stage, tokens in zip(stages, self(pixels, *stages), strict=True)
+        ]
 
 
 def load_encoder(
@@ -71,9 +130,10 @@ def load_encoder(
 
     Args:
         config: the transformers configuration; its ``architectures`` is one
-            of :data:`hiera.checkpoint.ARCHITECTURES`, none is ``HieraModel``
+            of :data:`hiera.tensors.ARCHITECTURES`, none is ``HieraModel``
         weights: the path of the file
-        preprocessing: the checkpoint's preprocessing
+        preprocessing: the preprocessing; to a crop of another size than the
+            configuration's, position embeddings are interpolated
         engine ("torch"): one of :data:`hiera.engines.ENGINES`
         dtype (torch.float32): the type to compute in; the final LayerNorm
             stays float32
@@ -88,62 +148,31 @@ def load_encoder(
             engine cannot compute in the dtype
     """
     device = device or torch.device("cpu")
-    with torch.device("meta"):
-        trunk = Trunk(config)
+    resized = copy.copy(config)
+    resized.image_size = list(preprocessing.crop_size)
 
-    # Nothing is ever initialised: each parameter is a tensor of the file
-    tensors = _read_tensors(weights, trunk, config)
-    trunk.load_state_dict(tensors, strict=True, assign=True)
-    trunk.eval().requires_grad_(False).float().to(device)
+    architecture = ARCHITECTURES[architecture_name(config)]
 
-    norm = copy.deepcopy(trunk.pooler.layernorm)  # engines change the trunk
-    run = ENGINES[engine](trunk, dtype, preprocessing.crop_size)
-    return Encoder(run, norm, preprocessing, device)
+    def start(stages: tuple[int, ...]) -> Run:
+        with torch.device("meta"):
+            trunk = Trunk(resized, stages)
 
+        # Nothing is ever initialised: each parameter is a tensor of the file. The file is
+        # read each time, so that weights that an engine has its own copy of can go
+        tensors = read_tensors(weights, config, architecture.trunk)
+        old, new = grid_size(config, 1), grid_size(resized, 1)
+        tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], old, new)
+        needed = {name: tensors[name] for name in trunk.state_dict()}
+        trunk.load_state_dict(needed, strict=True, assign=True)
+        trunk.eval().requires_grad_(False).float().to(device)
+        return ENGINES[engine](trunk, dtype, preprocessing.crop_size)
 
-def _read_tensors(path: Path, trunk: Trunk, config: HieraConfig) -> dict[str, torch.Tensor]:
-    # A classifier's file holds the trunk under a prefix, and a head
-    is_classifier = (config.architectures or [""])[0] == "HieraForImageClassification"
-    prefix = "hiera." if is_classifier else ""
-    expected = {
-        prefix + name: [*weight.shape] for name, weight in trunk.state_dict().items()
-    }
-    if is_classifier:
-        expected["classifier.weight"] = [config.num_labels, trunk.embedding_dim]
-        expected["classifier.bias"] = [config.num_labels]
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no dict
-            problems = _differences(expected, found)
-            if problems:
-                raise ValueError(
-                    f"{path} does not hold the weights of this model: "
-                    + "; ".join(problems)
-                )
-
-            return {name: file.get_tensor(prefix + name) for name in trunk.state_dict()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}). Pickle files are "
-            "never loaded; delete a partial file and download it again"
-        ) from error
-
-
-def _differences(expected: dict[str, list[int]], found: dict[str, list[int]]) -> list[str]:
-    missing = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
+    stages = [
+        Stage(grid_size(resized, stage), stage_dim(config, stage))
+        for stage in range(1, len(config.depths) + 1)
     ]
-    return [
-        f"{len(names)} {what} (first: {names[0]})"
-        for what, names in (
-            ("tensors missing", missing),
-            ("tensors too many", extra),
-            ("tensors of another shape", misshapen),
-        )
-        if names
-    ]
+    norm = nn.LayerNorm(stages[-1].embedding_dim, config.layer_norm_eps, device="meta")
+    tensors = read_tensors(weights, config, architecture.norm)
+    norm.load_state_dict(tensors, assign=True)
+    norm.requires_grad_(False).float().to(device)
+    return Encoder(start, stages, norm, preprocessing, device)

@@ -11,15 +11,15 @@ import importlib.metadata
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from .trunk import Trunk
 
-Run: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D)."""
+Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) of stages."""
 
 Engine: TypeAlias = Callable[[Trunk, torch.dtype, tuple[int, int]], Run]
 """Takes a trunk in float32 on its device, the dtype to compute in, and (H, W)."""
@@ -42,10 +42,10 @@ def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
     # Weights in the layout that the kernels want; only CPU kernels want one
     compiled = torch.compile(run, options={"freezing": device.type == "cpu"})
 
-    def run_batch(pixels: torch.Tensor) -> torch.Tensor:
+    def run_batch(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         # For a batch of one, torch would compile once more
         if len(pixels) == 1:
-            return compiled(pixels.repeat(2, 1, 1, 1))[:1]
+            return [tokens[:1] for tokens in compiled(pixels.repeat(2, 1, 1, 1))]
 
         return compiled(pixels)
 
@@ -100,7 +100,7 @@ class _Compiled:
         self._expected = self._infer(example)
         self._unfinished: list[Any] = []
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         with self._lock:
             if self._compiled is None:
                 self._compile_anew()
@@ -116,10 +116,11 @@ class _Compiled:
                 self._compiled = None
                 raise
 
-    def _infer(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _infer(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         request = self._compiled.create_infer_request()
-        tokens = torch.from_numpy(request.infer(pixels.numpy())[0])
-        if len(tokens) != len(pixels):
+        results = request.infer(pixels.numpy())
+        tokens = [torch.from_numpy(results[index]) for index in range(len(results))]
+        if any(len(rows) != len(pixels) for rows in tokens):
             raise _NoResultError("OpenVINO ran out of memory, and gave no result")
 
         return tokens
@@ -128,7 +129,8 @@ class _Compiled:
         compiled = None
         try:
             compiled = self._compiled = compile_openvino(self._model)
-            is_right = torch.equal(self._infer(self._example), self._expected)
+            pairs = zip(self._infer(self._example), self._expected, strict=True)
+            is_right = all(torch.equal(one, other) for one, other in pairs)
         except (MemoryError, RuntimeError) as error:
             self._unfinished.append(compiled)
             self._compiled = None

@@ -51,6 +51,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_SWAPPING = [_UPRIGHT[value] for value in (5, 6, 7, 8)]
+
 _strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
@@ -86,6 +88,17 @@ def read_image(
         raise ValueError(
             f"Cannot read image {os.fspath(path)!r}: {_reason(error)}"
         ) from error
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the (width, height) in pixels of an image file as it is displayed.
+
+    Args:
+        path: the path of an image that can be read
+    """
+    with Image.open(path) as image:
+        turn = _orientation(image)
+        return image.size[::-1] if turn in _SWAPPING else image.size
 
 
 def to_rgb(image: ImageLike) -> Image.Image:
@@ -203,12 +216,16 @@ def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image |
 
 def _upright(picture: Image.Image, file: Image.Image) -> Image.Image:
     """Turn a picture as the EXIF data of its file say."""
-    try:
-        orientation = file.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # noqa: BLE001  # broken EXIF raises nearly anything
-        return picture
+    turn = _orientation(file)
+    return picture if turn is None else picture.transpose(turn)
 
-    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+def _orientation(file: Image.Image) -> Image.Transpose | None:
+    """Return what turns the picture of a file upright."""
+    try:
+        return _UPRIGHT.get(file.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  # broken EXIF raises nearly anything
+        return None
 
 
 def _warn_if_large(path: str | os.PathLike[str], image: Image.Image) -> None:

@@ -13,6 +13,8 @@ import torch
 Pixels: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
 """The encoder's input for N images, stacked or one by one."""
 
+Arrays: TypeAlias = Sequence[npt.NDArray[np.float32]]
+
 logger = logging.getLogger(__name__)
 
 # RuntimeErrors by which torch says so where it has no class of its own for it
@@ -31,44 +33,49 @@ class Halving:
     A size that failed once is not tried again.
 
     Args:
-        forward: maps pixels of N images to an array of N rows
+        forward: maps pixels of N images to arrays of N rows each
     """
 
-    def __init__(self, forward: Callable[[Pixels], npt.NDArray[np.float32]]) -> None:
+    def __init__(self, forward: Callable[[Pixels], Arrays]) -> None:
         self._forward = forward
         self._largest: int | None = None
         self._reason = ""
 
-    def __call__(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+    def __call__(self, pixels: Pixels) -> Arrays:
         """Run the function over a batch.
 
         Args:
             pixels: the pixels of N >= 1 images
 
         Returns:
-            an array of N rows
+            the arrays of N rows each
 
         Raises:
             MemoryError: if there is not enough memory even for one image
         """
-        rows: list[npt.NDArray[np.float32]] = []
+        parts: list[Arrays] = []
         rest = pixels
         while len(rest):
             part = rest[: self._largest]
-            vectors = self._try(part)
-            if vectors is None:
+            arrays = self._try(part)
+            if arrays is None:
                 self._halve(len(part))
                 continue
 
-            if len(vectors) != len(part):
-                raise RuntimeError(f"{len(vectors)} results for {len(part)} images")
+            if any(len(rows) != len(part) for rows in arrays):
+                raise RuntimeError(
+                    f"{[len(rows) for rows in arrays]} results for {len(part)} images"
+                )
 
-            rows.append(vectors)
+            parts.append(arrays)
             rest = rest[len(part) :]
 
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        if len(parts) == 1:
+            return parts[0]
 
-    def _try(self, pixels: Pixels) -> npt.NDArray[np.float32] | None:
+        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+
+    def _try(self, pixels: Pixels) -> Arrays | None:
         # The failed attempt's tensors live as long as its exception, so that
         # must be gone before the next attempt
         try:

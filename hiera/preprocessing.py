@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Preprocessing(Portable):
         mean: the mean of each channel, for values in [0, 1]
         std: the standard deviation of each channel, for values in [0, 1]
         is_fast (False): whether to be fast instead of exact to the last bit
+        is_squashed (False): whether to resize to the very size of the crop instead,
+            so that all of an image is seen, distorted
     """
 
     shortest_edge: int
@@ -61,6 +63,7 @@ class Preprocessing(Portable):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     is_fast: bool = False
+    is_squashed: bool = False
 
     def read(self, path: str | os.PathLike[str]) -> Image.Image:
         """Read an image that will be prepared as a whole.
@@ -86,26 +89,73 @@ class Preprocessing(Portable):
             a uint8 tensor of shape (3, height, width)
         """
         picture = to_rgb(image)
-        resized = _resized(picture.size, self.shortest_edge)
-
-        height, width = self.crop_size
-        left = (resized[0] - width) // 2
-        top = (resized[1] - height) // 2
-        crop = (left, top, left + width, top + height)
-
+        resized = self._resized(picture.size)
+        crop = self._crop(resized)
         if resized[0] * resized[1] > _LARGEST_RESIZED:
             picture = _resize_inside(picture, resized, crop, self.resample)
         elif self.is_fast and self.resample in _TORCH_MODES:
             pixels = _resize_fast(picture, resized, _TORCH_MODES[self.resample])
-            return pixels[:, top : top + height, left : left + width].contiguous()
+            left, top, right, bottom = crop
+            return pixels[:, top:bottom, left:right].contiguous()
         else:
             picture = picture.resize(resized, self.resample).crop(crop)
 
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return which part of an image the encoder sees.
+
+        Args:
+            size: the (width, height) in pixels of the image
+
+        Returns:
+            the (left, top, right, bottom) edges in pixels of the image
+        """
+        crop = self._crop(self._resized(size))
+        resized = self._resized(size) * 2
+        left, top, right, bottom = (
+            edge * whole / scaled
+            for edge, whole, scaled in zip(crop, size * 2, resized, strict=True)
+        )
+        return left, top, right, bottom
+
+    def at(self, image_size: tuple[int, int]) -> Preprocessing:
+        """Return the same for another size of the encoder's input.
+
+        Args:
+            image_size: the (height, width) in pixels
+
+        Returns:
+            a :class:`Preprocessing` whose shortest edge is as much longer than the
+            larger side as here
+        """
+        shortest_edge = max(image_size) * self.shortest_edge // max(self.crop_size)
+        return replace(self, shortest_edge=shortest_edge, crop_size=image_size)
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) that an image is resized to."""
+        if self.is_squashed:
+            return self.crop_size[1], self.crop_size[0]
+
+        width, height = size
+        if width <= height:
+            return self.shortest_edge, int(self.shortest_edge * height / width)
+
+        return int(self.shortest_edge * width / height), self.shortest_edge
+
+    def _crop(self, resized: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return the (left, top, right, bottom) edges of the centre crop."""
+        height, width = self.crop_size
+        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        return left, top, left + width, top + height
+
     @property
     def _least_edge(self) -> int | None:
-        return _FAST_FACTOR * self.shortest_edge if self.is_fast else None
+        if not self.is_fast:
+            return None
+
+        edge = max(self.crop_size) if self.is_squashed else self.shortest_edge
+        return _FAST_FACTOR * edge
 
 
 def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
@@ -191,14 +241,6 @@ def normalize(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
     """
     full_scale = torch.full_like(mean, 255.0)
     return pixels.float().div_(full_scale).sub_(mean).div_(std)
-
-
-def _resized(size: tuple[int, int], shortest_edge: int) -> tuple[int, int]:
-    width, height = size
-    if width <= height:
-        return shortest_edge, int(shortest_edge * height / width)
-
-    return int(shortest_edge * width / height), shortest_edge
 
 
 def _resize_fast(picture: Image.Image, size: tuple[int, int], mode: str) -> torch.Tensor:

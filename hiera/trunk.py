@@ -1,4 +1,4 @@
-"""The network itself: from normalized pixels to the tokens of the last stage.
+"""The network itself: from normalized pixels to the tokens of its stages.
 
 Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles,
 Ryali et al., ICML 2023, https://arxiv.org/abs/2306.00989
@@ -22,10 +22,12 @@ from transformers import HieraConfig
 
 
 class Trunk(nn.Module):
-    """A Hiera without a head.
+    """A Hiera without a head, and without its final LayerNorm.
 
     Args:
         config: the transformers configuration
+        stages (None): the stages whose tokens are wanted, from 1, ascending; None
+            is the last alone. What comes after them is not computed
 
     Raises:
         ValueError: if the configuration asks for what no Hiera does
@@ -33,19 +35,31 @@ class Trunk(nn.Module):
 
     order: torch.Tensor
 
-    def __init__(self, config: HieraConfig) -> None:
+    def __init__(self, config: HieraConfig, stages: Sequence[int] | None = None) -> None:
         super().__init__()
+        unit = [
+            stride * side
+            for stride, side in zip(
+                _pair(config.patch_stride), _pair(config.masked_unit_size), strict=True
+            )
+        ]
+        if any(
+            side % step for side, step in zip(_pair(config.image_size), unit, strict=True)
+        ):
+            raise ValueError(
+                f"Invalid image_size: {_pair(config.image_size)}. This checkpoint takes "
+                f"multiples of {unit}"
+            )
+
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
-        self.pooler = _Pooler(self.encoder.embedding_dim, config.layer_norm_eps)
+        self.stages = tuple(stages or [len(config.depths)])
 
         # On the CPU, even where the parameters are made on the meta device
-        self.register_buffer("order", _unit_order(config), persistent=False)
-
-    @property
-    def embedding_dim(self) -> int:
-        """The length of a token."""
-        return self.encoder.embedding_dim
+        self.register_buffer("order", _unit_order(config, 1), persistent=False)
+        for stage in self.stages:
+            raster = _unit_order(config, stage).argsort()
+            self.register_buffer(f"raster{stage}", raster, persistent=False)
 
     def reduce(self, dtype: torch.dtype) -> None:
         """Compute what the blocks add to the tokens in a dtype.
@@ -71,29 +85,30 @@ class Trunk(nn.Module):
             if isinstance(module, _Attention):
                 module.is_fused = value
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network.
 
         Args:
             pixels: a tensor of shape (N, 3, H, W)
 
         Returns:
-            a tensor of shape (N, T, D), in the order of transformers'
-            ``last_hidden_state``: that of a raster, if each stage but the first
-            pools
+            of each wanted stage a tensor of shape (N, T, D), in raster order
         """
         tokens: torch.Tensor = self.embeddings(pixels).index_select(1, self.order)
-        tokens = self.encoder(tokens)
+        wanted = []
+        for index, stage in enumerate(self.encoder.stages[: max(self.stages)]):
+            tokens = stage(tokens)
+            if index + 1 in self.stages:
+                raster = self.get_buffer(f"raster{index + 1}")
+                wanted.append(tokens.index_select(1, raster))
 
-        # Of a unit that is more than one token yet, transformers has these far apart
-        tokens = _split(tokens, (self.encoder.units, -1)).transpose(1, 2)
-        return tokens.flatten(1, 2)
+        return tuple(wanted)
 
 
 class _Embeddings(nn.Module):
     def __init__(self, config: HieraConfig) -> None:
         super().__init__()
-        shape = (1, math.prod(_grid(config)), config.embed_dim)
+        shape = (1, math.prod(grid_size(config, 1)), config.embed_dim)
         self.patch_embeddings = _PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.empty(shape))
 
@@ -119,12 +134,12 @@ class _Encoder(nn.Module):
 
     def __init__(self, config: HieraConfig) -> None:
         super().__init__()
-        self.units = math.prod(_grid(config)) // math.prod(config.masked_unit_size)
+        units = math.prod(grid_size(config, 1)) // math.prod(config.masked_unit_size)
         self.stages = nn.ModuleList()
         stride = math.prod(config.query_stride)
         dim = config.embed_dim
         for index, depth in enumerate(config.depths):
-            dim_out = int(config.embed_dim * config.embed_dim_multiplier**index)
+            dim_out = stage_dim(config, index + 1)
             stage = _Stage()
             for layer in range(depth):
                 # Between two stages, the first block of the later one pools, and attends
@@ -143,7 +158,7 @@ class _Encoder(nn.Module):
                     dim_in=dim if is_first else dim_out,
                     dim=dim_out,
                     heads=config.num_heads[index],
-                    units=self.units,
+                    units=units,
                     is_local=is_local,
                     stride=stride if is_first and index <= config.num_query_pool else 1,
                 )
@@ -151,14 +166,6 @@ class _Encoder(nn.Module):
 
             self.stages.append(stage)
             dim = dim_out
-
-        self.embedding_dim = dim
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        for stage in self.stages:
-            tokens = stage(tokens)
-
-        return tokens
 
 
 class _Stage(nn.Module):
@@ -268,18 +275,44 @@ class _Mlp(nn.Module):
         return hidden
 
 
-class _Pooler(nn.Module):
-    """Holds the final LayerNorm under its name; :mod:`hiera.pooling` applies it."""
+def grid_size(config: HieraConfig, stage: int) -> tuple[int, int]:
+    """Return the number of tokens of a stage, down and across."""
+    pools = min(stage - 1, config.num_query_pool)
+    sizes = zip(
+        *map(_pair, (config.image_size, config.patch_stride, config.query_stride)),
+        strict=True,
+    )
+    height, width = (side // patch // pool**pools for side, patch, pool in sizes)
+    return height, width
 
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.layernorm = nn.LayerNorm(dim, eps=eps)
+
+def stage_dim(config: HieraConfig, stage: int) -> int:
+    """Return the length of a stage's tokens."""
+    return int(config.embed_dim * config.embed_dim_multiplier ** (stage - 1))
 
 
-def _grid(config: HieraConfig) -> tuple[int, int]:
-    """Return the number of tokens of the first stage, down and across."""
-    (height, width), (down, across) = map(_pair, (config.image_size, config.patch_stride))
-    return height // down, width // across
+def resize_positions(
+    positions: torch.Tensor, old: tuple[int, int], new: tuple[int, int]
+) -> torch.Tensor:
+    """Interpolate position embeddings for images of another size.
+
+    As transformers does with ``interpolate_pos_encoding``, but once instead of in each
+    forward pass.
+
+    Args:
+        positions: a tensor of shape (1, T, D)
+        old: the number of tokens that they are of, down and across
+        new: the number of tokens that they are wanted for
+
+    Returns:
+        a tensor of shape (1, T', D)
+    """
+    if old == new:
+        return positions
+
+    grid = positions.float().unflatten(1, old).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, new, mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).contiguous()
 
 
 def _split(tokens: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
@@ -292,17 +325,19 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return first, second
 
 
-def _unit_order(config: HieraConfig) -> torch.Tensor:
-    """Return where in the raster each token is, those of a mask unit together.
+def _unit_order(config: HieraConfig, stage: int) -> torch.Tensor:
+    """Return where in a stage's raster each token is, those of a mask unit together.
 
     Within a unit the tokens that a stage pools are next to those that they are pooled
     with, first of the first stage, then of the next: what is left of the split in
     :meth:`_Attention.pool`.
     """
-    height, width = _grid(config)
+    pools = min(stage - 1, config.num_query_pool)
+    height, width = grid_size(config, stage)
     raster = torch.arange(height * width, device="cpu").view(1, height, width)
-    for down, across in [config.query_stride] * (len(config.depths) - 1):
+    for down, across in [config.query_stride] * (len(config.depths) - 1 - pools):
         split = raster.unflatten(2, (-1, across)).unflatten(1, (-1, down))
         raster = split.permute(0, 2, 4, 1, 3).flatten(0, 2)
 
-    return raster.reshape(math.prod(config.masked_unit_size), -1).t().flatten()
+    in_unit = math.prod(config.masked_unit_size) // math.prod(config.query_stride) ** pools
+    return raster.reshape(in_unit, -1).t().flatten()

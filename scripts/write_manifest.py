@@ -16,6 +16,17 @@ from typing import Any
 from fiftyone_hiera.config import CHECKPOINTS, Checkpoint
 
 _ROOT = Path(__file__).parents[1]
+# FiftyOne's own tags, by which models are found
+_TASKS = {
+    "HieraModel": [],
+    "HieraForImageClassification": ["classification", "logits", "imagenet"],
+    "HieraForPreTraining": [],
+}
+_GIVES = {
+    "HieraModel": "image embeddings",
+    "HieraForImageClassification": "ImageNet classification and image embeddings",
+    "HieraForPreTraining": "image reconstruction error and image embeddings",
+}
 _DATE_ADDED = "2026-11-21 12:00:00"
 
 
@@ -44,7 +55,10 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
             "cpu": {"support": True},
             "gpu": {"support": True},
         },
-        "tags": ["embeddings", "torch", "transformers", "hiera"],
+        "tags": [
+            *_TASKS[checkpoint.architecture],
+            *("embeddings", "torch", "transformers", "hiera"),
+        ],
         "training_data": [{"name": name, "url": url}],
         "date_added": _DATE_ADDED,
     }
@@ -52,7 +66,7 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _description(checkpoint: Checkpoint) -> str:
     return (
-        f"Hiera image embeddings: {checkpoint.embedding_dim} dimensions, "
+        f"Hiera {_GIVES[checkpoint.architecture]}: {checkpoint.embedding_dim} dimensions, "
         f"{checkpoint.parameters / 1e6:.1f} M parameters, {checkpoint.image_size} px, "
         f"pooling {' or '.join(checkpoint.poolings)}; {checkpoint.trained}"
     )

@@ -72,7 +72,7 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     expected = model.hiera(normalize(pixels, encoder.mean, encoder.std)).last_hidden_state
     assert expected.shape == (2, 6, 128)
-    assert torch.allclose(encoder(pixels), expected, atol=1e-5)
+    assert torch.allclose(encoder(pixels, 4)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
     [
         ({"model_type": "vit"}, r"model_type is 'vit', not 'hiera'"),
         ({"num_heads": None}, r"missing \['num_heads'\]"),
-        ({"architectures": ["HieraForPreTraining"]}, r"architecture 'HieraForPreTraining'"),
+        ({"architectures": ["HieraBackbone"]}, r"architecture 'HieraBackbone'"),
         ({"num_channels": 1}, r"num_channels is 1, not 3"),
     ],
     ids=str,

@@ -47,8 +47,11 @@ def test_manifest_is_the_table() -> None:
 
 
 def test_entries() -> None:
-    expected = {f"facebook/hiera-{v}-224-hf{s}" for v in VARIANTS for s in ("", "-cls")}
+    kinds = ("hf", "hf-cls", "in1k-hf", "mae-hf")
+    expected = {f"facebook/hiera-{v}-224-{kind}" for v in VARIANTS for kind in kinds}
     assert set(CHECKPOINTS) == expected | {"hiera-nano-digits"}
+    assert all(name.endswith(("-hf", "-cls")) for name in list(CHECKPOINTS)[:12])
+    assert "in1k" not in "".join(list(CHECKPOINTS)[:12])
 
 
 def test_benchmarks_have_the_layouts_of_the_table() -> None:
@@ -107,10 +110,18 @@ def test_manifest_is_complete(manifest: RemoteZooModelsManifest) -> None:
 
 
 def test_stated_sizes_are_those_of_the_hub() -> None:
-    megabytes = [
-        round(CHECKPOINTS[f"facebook/hiera-{v}-224-hf"].parameters * 4e-6) for v in VARIANTS
-    ]
-    assert megabytes == [109, 137, 203, 276, 850, 2683]
+    megabytes = {
+        kind: [
+            round(CHECKPOINTS[f"facebook/hiera-{v}-224-{kind}"].parameters * 4e-6)
+            for v in VARIANTS
+        ]
+        for kind in ("hf", "in1k-hf", "mae-hf")
+    }
+    assert megabytes == {
+        "hf": [109, 137, 203, 276, 850, 2683],
+        "in1k-hf": [112, 140, 206, 280, 855, 2691],
+        "mae-hf": [220, 248, 315, 390, 972, 2840],
+    }
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -170,7 +181,7 @@ def test_defaults() -> None:
     settings = parse_settings(TINY, {})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = {"dtype": settings.dtype, "engine": settings.engine, "device": device}
-    assert settings == Settings("mean", False, fast_decoding=False, **chosen)
+    assert settings == Settings("mean", False, output="embeddings", **chosen)
     assert AUTO not in chosen.values()
     assert parse_settings(TINY_CLS, {}).pooling == "cls"
 
@@ -183,10 +194,21 @@ def test_every_option_is_taken() -> None:
         "engine": "compile",
         "device": "cpu",
         "fast_decoding": True,
+        "stage": 4,
+        "image_size": (448, 224),
+        "squash": True,
+        "output": "heatmap",
+        "heatmap_basis": __file__,
+        "num_masks": 3,
         "checkpoint": "owner/name@" + "a" * 40,
     }
     assert set(options) == {field.name for field in fields(Settings)}
     assert parse_settings(TINY, options) == Settings(**options)
+
+
+@pytest.mark.parametrize("size", [448, [448, 448], (448, 448)], ids=str)
+def test_forms_of_an_image_size(size: Any) -> None:
+    assert parse_settings(TINY, {"image_size": size}).image_size == (448, 448)
 
 
 def test_options_are_not_changed() -> None:
@@ -209,6 +231,21 @@ def test_options_are_not_changed() -> None:
         ({"dtype": "int8"}, r"'int8'. Valid are \['auto', 'float32'"),
         ({"engine": "onnx"}, r"engine: 'onnx'. Valid are \['auto', 'torch', 'compile'"),
         ({"fast_decoding": "yes"}, r"fast_decoding: 'yes'. Valid are \[False, True\]"),
+        ({"stage": 5}, r"stage: 5. Valid are \[1, 2, 3, 4\]"),
+        ({"stage": "4"}, r"stage: '4'. Valid are \[1, 2, 3, 4\]"),
+        ({"stage": 3, "pooling": "pooler"}, r"stage: 3. Pooling 'pooler' .* stage 4"),
+        ({"image_size": 225}, r"image_size: 225. Valid are the multiples of 32 up to 1024"),
+        ({"image_size": 1056}, r"image_size: 1056. Valid"),
+        ({"image_size": 0}, r"image_size: 0. Valid"),
+        ({"image_size": True}, r"image_size: True. Valid"),
+        ({"image_size": "224"}, r"image_size: '224'. Valid"),
+        ({"image_size": (224, 224, 3)}, r"image_size: \(224, 224, 3\). Valid"),
+        ({"image_size": (224, 100)}, r"image_size: \(224, 100\). Valid"),
+        ({"output": "labels"}, r"output of a HieraModel: 'labels'. Valid .*'heatmap'"),
+        ({"output": "classification"}, r"output of a HieraModel: 'classification'"),
+        ({"heatmap_basis": "absent"}, r"heatmap_basis: 'absent' is no file"),
+        ({"num_masks": 0}, r"num_masks: 0. Valid"),
+        ({"squash": 1}, r"squash: 1. Valid are \[False, True\]"),
         ({"device": "tpu"}, r"'tpu'. Available are \["),
         ({"device": "cuda:99"}, r"'cuda:99'. Available are \["),
         (

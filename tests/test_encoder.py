@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from random_hiera import (
     make_classifier,
     make_config,
@@ -21,8 +22,9 @@ from fiftyone_hiera.config import CHECKPOINTS, Checkpoint
 from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.preprocessing import for_image_size, normalize
+from fiftyone_hiera.hooks import hiera_config
 
-_META = [c for c in CHECKPOINTS.values() if c.image_size == 224 and c.pooling is None]
+_META = [c for c in CHECKPOINTS.values() if c.name.endswith("-224-hf")]
 _VARIANTS = [pytest.param(checkpoint, id=checkpoint.name) for checkpoint in _META]
 _TOO_LARGE = 100_000_000
 
@@ -71,16 +73,26 @@ def inputs(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def vectors(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
-        tokens = encoder(pixels)
+        (tokens,) = encoder(pixels, 4)
         return {name: pool(tokens, encoder.norm) for name, pool in POOLINGS.items()}
+
+
+@pytest.fixture(scope="module")
+def maps(encoder: Encoder, pixels: torch.Tensor) -> list[torch.Tensor]:
+    return encoder.maps(pixels, 1, 2, 3, 4)
 
 
 @torch.inference_mode()
 def test_vectors_equal_transformers(
-    hiera: HieraModel, inputs: torch.Tensor, vectors: dict[str, torch.Tensor]
+    hiera: HieraModel,
+    inputs: torch.Tensor,
+    vectors: dict[str, torch.Tensor],
+    maps: list[torch.Tensor],
 ) -> None:
-    output = hiera(inputs)
+    output = hiera(inputs, output_hidden_states=True)
     _check_vectors(vectors, output.last_hidden_state, output.pooler_output)
+    stages = output.reshaped_hidden_states[1:]
+    _check_maps(maps, [stage.permute(0, 3, 1, 2) for stage in stages])
 
 
 @torch.inference_mode()
@@ -99,6 +111,7 @@ def test_vectors_equal_the_authors_code(
     hiera: HieraModel,
     inputs: torch.Tensor,
     vectors: dict[str, torch.Tensor],
+    maps: list[torch.Tensor],
 ) -> None:
     from hiera import Hiera
 
@@ -111,6 +124,7 @@ def test_vectors_equal_the_authors_code(
     reference.head = torch.nn.Identity()
     pooled, stages = reference(inputs, return_intermediates=True)
     _check_vectors(vectors, stages[-1].flatten(1, 2), pooled)
+    _check_maps(maps, [stage.permute(0, 3, 1, 2) for stage in stages])
 
 
 @torch.inference_mode()
@@ -119,6 +133,7 @@ def test_vectors_equal_timm(
     hiera: HieraModel,
     inputs: torch.Tensor,
     vectors: dict[str, torch.Tensor],
+    maps: list[torch.Tensor],
 ) -> None:
     from timm.models.hiera import Hiera
 
@@ -126,6 +141,7 @@ def test_vectors_equal_timm(
     reference.load_state_dict(to_reference_names(hiera, "head.norm"))
     stages = reference.forward_intermediates(inputs, intermediates_only=True)
     _check_vectors(vectors, stages[-1].flatten(2).transpose(1, 2), reference(inputs))
+    _check_maps(maps, stages)
 
 
 def _reference_layout(config: HieraConfig) -> dict[str, Any]:
@@ -144,23 +160,27 @@ def _check_vectors(
     assert torch.allclose(vectors["pooler"], pooled, atol=1e-4)
 
 
+def _check_maps(maps: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    sides = [56, 28, 14, 7]
+    for found, stage, side in zip(maps, expected, sides, strict=True):
+        assert found.shape == stage.shape
+        assert found.shape[2:] == (side, side)
+        assert torch.allclose(found, stage, atol=1e-4)
+
+
 def test_poolings_differ(vectors: dict[str, torch.Tensor]) -> None:
     for one, other in (("mean", "cls"), ("mean", "pooler"), ("cls", "pooler")):
         assert not torch.allclose(vectors[one], vectors[other], atol=1e-2)
 
 
-def test_real_layout_has_the_stated_parameters(variant: Checkpoint) -> None:
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=list(CHECKPOINTS))
+def test_real_layout_has_the_stated_parameters(checkpoint: Checkpoint) -> None:
     with torch.device("meta"):
-        model = HieraModel(
-            HieraConfig(
-                depths=variant.depths,
-                embed_dim=variant.embed_dim,
-                num_heads=variant.num_heads,
-            )
-        )
+        network = getattr(transformers, checkpoint.architecture)(hiera_config(checkpoint))
 
-    assert sum(p.numel() for p in model.parameters()) == variant.parameters
-    assert model.num_features == variant.embedding_dim
+    assert sum(p.numel() for p in network.parameters()) == checkpoint.parameters
+    hiera = getattr(network, "hiera", network)
+    assert hiera.num_features == checkpoint.embedding_dim
 
 
 def test_layout_is_the_authors(
@@ -236,7 +256,7 @@ def test_classifier_gives_its_encoder(tmp_path: Path) -> None:
 
     encoder = _load(path, model.config)
     expected = model.hiera(normalize(pixels, encoder.mean, encoder.std)).pooler_output
-    pooled = POOLINGS["pooler"](encoder(pixels), encoder.norm)
+    pooled = POOLINGS["pooler"](*encoder(pixels, 4), encoder.norm)
     assert torch.allclose(pooled, expected, atol=1e-5)
 
 
@@ -245,7 +265,7 @@ def test_classifier_gives_its_encoder(tmp_path: Path) -> None:
 def test_reduced_dtypes_stay_close(weights: Path, dtype: torch.dtype) -> None:
     pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     encoder = _load(weights, dtype=dtype)
-    exact, reduced = _load(weights)(pixels), encoder(pixels)
+    (exact,), (reduced,) = _load(weights)(pixels, 4), encoder(pixels, 4)
     assert POOLINGS["pooler"](reduced, encoder.norm).dtype == torch.float32
     assert reduced.dtype == torch.float32
     assert not torch.equal(exact, reduced), "it was computed in float32"
@@ -263,9 +283,29 @@ def test_weights_of_another_dtype_are_converted(weights: Path) -> None:
     encoder = _load(weights)
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     expected = hiera(normalize(pixels, encoder.mean, encoder.std)).last_hidden_state
-    assert torch.allclose(encoder(pixels), expected, atol=1e-5)
+    assert torch.allclose(encoder(pixels, 4)[0], expected, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(64, 96), (128, 128), (32, 32), (96, 64)], ids=str)
+def test_other_sizes_equal_transformers(weights: Path, size: tuple[int, int]) -> None:
+    hiera = make_hiera(make_config())
+    encoder = load_encoder(make_config(), weights, for_image_size((64, 64)).at(size))
+    pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    inputs = normalize(pixels, encoder.mean, encoder.std)
+    expected = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state
+    (tokens,) = encoder(pixels, 4)
+    assert tokens.shape == (2, size[0] * size[1] // 32**2, 128)
+    assert torch.allclose(tokens, expected, atol=1e-5)
+    if size != (32, 32):  # of one token, there is nothing to mix up
+        assert not torch.allclose(tokens, expected.flip(1), atol=1e-2)
+
+
+def test_unknown_stage_is_refused(weights: Path) -> None:
+    with pytest.raises(ValueError, match=r"stages: \(3, 5\). .* stages 1 to 4"):
+        _load(weights).prepare(3, 5)
 
 
 def test_nothing_trains(weights: Path) -> None:
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    assert not _load(weights)(pixels).requires_grad
+    assert not _load(weights)(pixels, 4)[0].requires_grad

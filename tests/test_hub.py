@@ -39,24 +39,58 @@ assert np.allclose(norm.bias.numpy(), 0.02), norm.bias
 _TOKENS = """
 import sys, torch, fiftyone_hiera
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import HieraConfig, HieraModel
-from fiftyone_hiera.hiera.preprocessing import Preprocessing, normalize
+from fiftyone_hiera.hiera.preprocessing import Preprocessing
 
-model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-hf", dtype="float32")
-encoder = model._encoder
-hiera = HieraModel(HieraConfig(depths=(1, 2, 7, 2))).eval()
-hiera.load_state_dict(load_file(model._origin.weights))
+options = {"dtype": "float32", "image_size": 448}
+model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-hf", **options)
 pixels = Preprocessing(448, (448, 448))(Image.open(sys.argv[1])).unsqueeze(0)
-inputs = normalize(pixels, encoder.mean, encoder.std)
-with torch.inference_mode():
-    tokens = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state
+(tokens,) = model._encoder(pixels, 4)
 
 expected = torch.tensor(
     [[1.7853, 0.0690, 0.3177], [2.6853, -0.2334, 0.0889], [1.5445, -0.1515, -0.0300]]
 )
 assert tokens.shape == (1, 196, 768)
 assert torch.allclose(tokens[0, :3, :3], expected, atol=1e-4), tokens[0, :3, :3]
+"""
+
+
+# test_inference_image_classification_head of the same file
+_LOGITS = """
+import sys, torch, fiftyone_hiera
+from PIL import Image
+
+model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-in1k-hf", dtype="float32")
+model.store_logits = True
+label = model.predict(Image.open(sys.argv[1]))
+expected = torch.tensor([0.8028, 0.2409, -0.2254, -0.3712, -0.2848])
+assert torch.allclose(torch.tensor(label.logits[:5]), expected, atol=1e-4), label
+print(label.label, label.confidence)
+"""
+
+# test_inference_for_pretraining; its mask comes from torch's generator with seed 2
+_GUESS = """
+import sys, torch, fiftyone_hiera
+from PIL import Image
+
+model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-mae-hf", dtype="float32")
+head = model._autoencoder
+pixels = model.transforms(Image.open(sys.argv[1])).unsqueeze(0)
+torch.manual_seed(2)
+noise = torch.rand(1, 49)
+with torch.inference_mode():
+    logits = head._network(head._normalize(pixels), noise=noise).logits
+
+expected = torch.tensor(
+    [
+        [1.6407, 1.6506, 1.6541, 1.6617, 1.6703],
+        [1.9730, 1.9842, 1.9848, 1.9896, 1.9947],
+        [1.5949, 1.8262, 1.2602, 1.4801, 1.4448],
+        [1.2341, 1.7907, 0.8618, 1.5202, 1.4523],
+        [2.0140, 1.9846, 1.9434, 1.9019, 1.8648],
+    ]
+)
+assert logits.shape == (1, 196, 768)
+assert torch.allclose(logits[0, :5, :5], expected, atol=1e-4), logits[0, :5, :5]
 """
 
 
@@ -80,7 +114,8 @@ def test_checkpoint(name: str) -> None:
     _run(_EMBED, name)
 
 
-def test_tokens_of_tiny(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [_TOKENS, _LOGITS, _GUESS])
+def test_expectations_of_transformers(tmp_path: Path, script: str) -> None:
     image = tmp_path / "000000039769.png"
     urllib.request.urlretrieve(_IMAGE_URL, image)
-    _run(_TOKENS, str(image))
+    _run(script, str(image))

@@ -586,7 +586,8 @@ def test_the_record_of_the_field_knows_best(
     samples: Any, model: HieraEmbeddingModel, nano: Path, tmp_path: Path
 ) -> None:
     # Its config says another pooling than its vectors have
-    cls = fiftyone_hiera.load_model(NANO, pooling="cls", normalize=True)
+    options = {"stage": 3, "image_size": 96, "squash": True}
+    cls = fiftyone_hiera.load_model(NANO, pooling="cls", normalize=True, **options)
     cls.embed_samples(samples, "vectors")
     index = fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
     index.config.model = NANO
@@ -688,8 +689,8 @@ for name, remote in (
     result[len(result)] = [list(shown), shown["pooling"].type.values, wrong, remote]
 """
     )
-    options = ["pooling", "normalize", "dtype", "engine", "fast_decoding", "device"]
-    options += ["checkpoint"]
+    options = ["output", "heatmap_basis", "pooling", "normalize", "dtype", "engine"]
+    options += ["fast_decoding", "stage", "image_size", "squash", "device", "checkpoint"]
     poolings = ["mean", "cls", "pooler"]
     assert result["0"] == [options, poolings, {}, {}]
     assert result["1"] == [options, ["cls"], {}, {}]

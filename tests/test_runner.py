@@ -140,6 +140,9 @@ def test_what_made_the_field_is_recorded(samples: Any, model: HieraEmbeddingMode
         "dtype": "float32",
         "engine": "torch",
         "fast_decoding": False,
+        "stage": 4,
+        "image_size": None,
+        "squash": False,
     }
 
 
@@ -162,6 +165,9 @@ def _another_checkpoint(nano: Path, folder: Path) -> str:
         {"normalize": True},
         {"dtype": "bfloat16"},
         {"fast_decoding": True},
+        {"stage": 3},
+        {"image_size": (96, 64)},
+        {"squash": True},
         "checkpoint",
     ],
 )
@@ -182,10 +188,14 @@ def test_field_that_was_made_otherwise_is_refused(
     samples.reload()
     info = samples.get_field("hiera").info
     held = {"pooling": "mean", "normalize": "False", "dtype": "float32", "checkpoint": NANO}
-    held["fast_decoding"] = "False"
+    held |= {"fast_decoding": "False", "stage": "4"}
     assert f"It holds: checkpoint {NANO}" in str(e.value)
-    assert f"{name} {held[name]}" in str(e.value)
-    assert f"{name} {value}" in str(e.value)
+    if name in ("image_size", "squash"):  # options that the preprocessing follows
+        assert str(e.value).count("preprocessing ") == 2
+    else:
+        assert f"{name} {held[name]}" in str(e.value)
+        assert f"{name} {value}" in str(e.value)
+
     advised = f"To add to it, load the model with {name}={info[name]!r}"
     assert (advised in str(e.value)) == (name != "checkpoint")
     assert samples.count("hiera") == 20
@@ -730,14 +740,22 @@ def test_batches_are_halved_until_they_fit() -> None:
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        return np.asarray(pixels, np.float32)
+        numbers = np.asarray(pixels, np.float32)
+        return numbers, -numbers
 
     halving = Halving(forward)
-    assert halving(torch.arange(10)).tolist() == list(range(10))
+    some, others = halving(torch.arange(10))
+    assert some.tolist() == (-others).tolist() == list(range(10))
     assert sizes == [10, 5, 2, 2, 2, 2, 2]
     sizes.clear()
-    assert halving(torch.arange(5)).tolist() == list(range(5))
+    assert halving(torch.arange(5))[0].tolist() == list(range(5))
     assert sizes == [2, 2, 1]
+
+
+def test_results_that_are_missing_are_noticed() -> None:
+    halving = Halving(lambda pixels: [np.zeros((len(pixels), 3)), np.zeros((2, 3))])
+    with pytest.raises(RuntimeError, match=r"\[4, 2\] results for 4 images"):
+        halving(torch.arange(4))
 
 
 def test_batches_are_halved_natively(

@@ -34,13 +34,30 @@ _LAYOUTS: list[dict[str, Any]] = [
 def test_tokens_equal_transformers(layout: dict[str, Any], is_fused: bool) -> None:
     config = make_config(**layout)
     hiera = make_hiera(config)
-    trunk = Trunk(config).eval()
-    trunk.load_state_dict(hiera.state_dict())
+    stages = range(1, len(config.depths) + 1)
+    trunk = Trunk(config, stages).eval()
+    trunk.load_state_dict(hiera.state_dict(), strict=False)  # less the final norm
     trunk.fuse_attention(is_fused)
 
     pixels = torch.randn(2, 3, *config.image_size)
-    expected = hiera(pixels).last_hidden_state
-    assert torch.allclose(trunk(pixels), expected, atol=1e-5)
+    output = hiera(pixels, output_hidden_states=True)
+    found = trunk(pixels)
+    assert len(found) == len(stages)
+    for stage, tokens in zip(stages, found, strict=True):
+        expected = output.reshaped_hidden_states[stage].flatten(1, 2)
+        assert torch.allclose(tokens, expected, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("stages", [(1,), (2, 3), (4,)], ids=str)
+def test_only_wanted_stages_are_computed(
+    monkeypatch: pytest.MonkeyPatch, stages: tuple[int, ...]
+) -> None:
+    trunk = Trunk(make_config(), stages).eval()
+    for stage in trunk.encoder.stages[max(stages) :]:
+        monkeypatch.setattr(stage, "forward", None)
+
+    assert len(trunk(torch.randn(2, 3, 64, 64))) == len(stages)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +65,7 @@ def test_tokens_equal_transformers(layout: dict[str, Any], is_fused: bool) -> No
     [
         ({"num_query_pool": 1}, "mask units in stage 3 .*num_query_pool = 1"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
+        ({"image_size": (64, 80)}, r"image_size: \(64, 80\).* multiples of \[32, 32\]"),
     ],
 )
 def test_what_no_hiera_does_is_refused(layout: dict[str, Any], message: str) -> None:

@@ -1,0 +1,115 @@
+"""The FiftyOne model of a fine-tuned checkpoint: classifications, logits, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fiftyone.core.labels as fol
+import fiftyone.core.models as fom
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .hiera.classifier import Classifier
+from .hiera.images import ImageLike
+from .hiera.memory import Halving, Pixels
+from .zoo_model import HieraEmbeddingModel, stack
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass
+class LabelFilter:
+    """What ``apply_model`` sets for the time of its run.
+
+    Args:
+        confidence_thresh (None): the least confidence of a label
+        filter_classes (None): the only classes to give
+    """
+
+    confidence_thresh: float | None = None
+    filter_classes: Iterable[str] | None = None
+
+
+class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
+    """A fine-tuned Hiera that classifies images, and embeds them.
+
+    Args:
+        classifier: the head
+        classes: the names of the classes, in the order of the logits
+        **kwargs: see :class:`fiftyone_hiera.zoo_model.HieraEmbeddingModel`
+    """
+
+    def __init__(
+        self, classifier: Classifier, classes: Sequence[str], **kwargs: Any
+    ) -> None:
+        fom.LogitsMixin.__init__(self)
+        HieraEmbeddingModel.__init__(self, **kwargs)
+        self.config = LabelFilter()
+        self.classes = [*classes]
+        self._classifier = classifier
+        self._both = Halving(self._forward_both)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether this model can generate logits."""
+        return True
+
+    def predict(self, arg: ImageLike) -> fol.Classification:
+        """Classify an image.
+
+        Args:
+            arg: see :meth:`predict_all`
+
+        Returns:
+            a :class:`fiftyone.core.labels.Classification`
+        """
+        return self.predict_all([arg])[0]
+
+    def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Classification]:
+        """Classify a batch of images, and embed them in the same forward pass.
+
+        The embeddings are those that :meth:`get_embeddings` then returns.
+
+        Args:
+            args: as for :meth:`embed_all`
+
+        Returns:
+            a list of :class:`fiftyone.core.labels.Classification` instances. They
+            are without a label where :attr:`config` asks for more confidence, or
+            for other classes
+
+        Raises:
+            ValueError, MemoryError: as :meth:`embed_all`
+        """
+        pixels = self._batch(args)
+        if not len(pixels):
+            return []
+
+        vectors, logits = self._both(pixels)
+        self._check_finite(np.concatenate([vectors, logits], axis=1))
+        self._embeddings = vectors
+        return [self._to_label(row) for row in logits]
+
+    def _to_label(self, logits: Logits) -> fol.Classification:
+        odds = np.exp(logits - logits.max())
+        index = int(np.argmax(logits))
+        label, confidence = self.classes[index], float(odds[index] / odds.sum())
+
+        least, wanted = self.config.confidence_thresh, self.config.filter_classes
+        if (least is not None and confidence < least) or (
+            wanted is not None and label not in wanted
+        ):
+            return fol.Classification()
+
+        stored = logits if self.store_logits else None
+        return fol.Classification(label=label, confidence=confidence, logits=stored)
+
+    @torch.inference_mode()
+    def _forward_both(self, pixels: Pixels) -> tuple[npt.NDArray[np.float32], Logits]:
+        stages = sorted({self.settings.stage, len(self._encoder.stages)})
+        tokens = self._encoder(stack(pixels), *stages)
+        vectors = self._pool(tokens[0])
+        return vectors, self._classifier(tokens[-1]).cpu().numpy()

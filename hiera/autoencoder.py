@@ -1,0 +1,233 @@
+"""The masked autoencoder: hide parts of an image, and see how well they are guessed.
+
+Masked Autoencoders Are Scalable Vision Learners, He et al., CVPR 2022,
+https://arxiv.org/abs/2111.06377; for Hiera, https://arxiv.org/abs/2306.00989
+
+The network is transformers' ``HieraForPreTraining``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HieraConfig
+
+from .preprocessing import Preprocessing, normalize
+from .tensors import read_tensors
+from .trunk import grid_size, resize_positions
+
+_SEED = 51
+_POSITIONS = "hiera.embeddings.position_embeddings"
+_DECODER_POSITIONS = "decoder.decoder_position_embeddings"
+
+
+class Autoencoder:
+    """Guesses what was hidden of images.
+
+    Each image is looked at through a few masks, the same for all images, which between
+    them hide each mask unit (32 px) at least once, and as often as the others or once
+    more.
+
+    Args:
+        network: transformers' ``HieraForPreTraining``
+        preprocessing: supplies mean and standard deviation
+        num_masks: the number of masks
+
+    Raises:
+        ValueError: if so few masks cannot hide everything
+    """
+
+    def __init__(self, network: Any, preprocessing: Preprocessing, num_masks: int) -> None:
+        config: HieraConfig = network.config
+        device = network.device
+        self._network = network
+        self._grid = grid_size(config, len(config.depths))
+        self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
+        self._side = network.decoder.pred_stride
+
+        down, across = (
+            side // unit
+            for side, unit in zip(
+                grid_size(config, 1), config.masked_unit_size, strict=True
+            )
+        )
+        self.units = (down, across)
+        self.masks = make_masks(down * across, config.mask_ratio, num_masks).to(device)
+
+    @torch.inference_mode()
+    def errors(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Measure how far the guesses are off.
+
+        Args:
+            pixels: a uint8 tensor of shape (N, 3, H, W)
+
+        Returns:
+            a float32 tensor of shape (N, h, w): of each mask unit the mean squared error
+            of its pixels, over the masks that hide it. Where the network was trained to
+            guess patches that are normalised, as Meta's were, 0 is a perfect guess, and 1
+            that of a plain patch
+        """
+        inputs = self._normalize(pixels)
+        targets = self._to_patches(inputs)
+        if self._network.config.normalize_pixel_loss:
+            mean, std = _statistics(targets)
+            targets = (targets - mean) / std
+
+        total = torch.zeros(targets.shape[:2], device=targets.device)
+        for guess, is_hidden in self._guess(inputs):
+            total += (guess - targets).square().mean(dim=-1) * is_hidden
+
+        counts = sum(self._spread(mask) for mask in self.masks)
+        errors = (total / counts).unflatten(1, self._grid)
+        down, across = (
+            side // unit for side, unit in zip(self._grid, self.units, strict=True)
+        )
+        split: torch.Tensor = errors.unflatten(2, (-1, across)).unflatten(1, (-1, down))
+        return split.mean(dim=(2, 4))
+
+    @torch.inference_mode()
+    def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Guess all of images, each part from what is around it.
+
+        Args:
+            pixels: a uint8 tensor of shape (N, 3, H, W)
+
+        Returns:
+            a uint8 tensor of shape (N, 3, H, W). Where the network was trained to guess
+            patches that are normalised, it cannot know their average colour and
+            contrast: each patch (16 px) has those of the image itself
+        """
+        inputs = self._normalize(pixels)
+        total = torch.zeros_like(self._to_patches(inputs))
+        for guess, is_hidden in self._guess(inputs):
+            total += guess * is_hidden.unsqueeze(-1)
+
+        counts = sum(self._spread(mask) for mask in self.masks)
+        patches = total / torch.as_tensor(counts).unsqueeze(-1)
+        if self._network.config.normalize_pixel_loss:
+            mean, std = _statistics(self._to_patches(inputs))
+            patches = patches * std + mean
+
+        image = self._from_patches(patches) * self._std + self._mean
+        return (255 * image).round().clamp(0, 255).to(torch.uint8)
+
+    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels.to(self._mean.device, non_blocking=True)
+        return normalize(pixels, self._mean, self._std)
+
+    def _guess(self, inputs: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield for each mask the guessed patches (N, P, D), and which of them count."""
+        for mask in self.masks:
+            # transformers hides where the noise is largest
+            noise = mask.float().expand(len(inputs), -1)
+            yield self._network(inputs, noise=noise).logits, self._spread(mask)
+
+    def _spread(self, mask: torch.Tensor) -> torch.Tensor:
+        """From mask units to patches, float32."""
+        spread = mask.view(self.units).float()
+        for axis, (side, unit) in enumerate(zip(self._grid, self.units, strict=True)):
+            spread = spread.repeat_interleave(side // unit, dim=axis)
+
+        return spread.flatten()
+
+    def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
+        """From (N, 3, H, W) to (N, patches in raster order, 3 * side * side)."""
+        side = self._side
+        patches = images.unfold(2, side, side).unfold(3, side, side)
+        return patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
+
+    def _from_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """Undo :meth:`_to_patches`."""
+        split = patches.unflatten(2, (3, self._side, self._side)).unflatten(1, self._grid)
+        images: torch.Tensor = split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return images
+
+
+def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tensor:
+    """Choose what each mask hides: the same each time, and all of an image between them.
+
+    Args:
+        num_units: the number of mask units of an image
+        mask_ratio: the share of them that a mask hides
+        num_masks: the number of masks
+
+    Returns:
+        a bool tensor of shape (num_masks, num_units), True where a unit is hidden
+
+    Raises:
+        ValueError: if so few masks cannot hide everything
+    """
+    num_hidden = num_units - int(num_units * (1 - mask_ratio))
+    least = math.ceil(num_units / num_hidden)
+    if num_hidden == num_units:
+        raise ValueError(
+            f"An image of {num_units} mask units is too small to hide "
+            f"{mask_ratio:.0%} of it: choose a larger image_size"
+        )
+
+    if num_masks < least:
+        raise ValueError(
+            f"Invalid num_masks: {num_masks}. Each hides {num_hidden} of {num_units} mask "
+            f"units, so it takes {least} at least to hide each once"
+        )
+
+    order = torch.randperm(num_units, generator=torch.Generator().manual_seed(_SEED))
+    masks = torch.zeros(num_masks, num_units, dtype=torch.bool)
+    for index in range(num_masks):
+        first = round(index * num_units / num_masks)
+        masks[index, order.roll(-first)[:num_hidden]] = True
+
+    return masks
+
+
+def load_autoencoder(
+    config: HieraConfig,
+    weights: Path,
+    preprocessing: Preprocessing,
+    num_masks: int,
+    device: torch.device,
+) -> Autoencoder:
+    """Load the masked autoencoder that a weights file holds.
+
+    Args:
+        config: the transformers configuration of a ``HieraForPreTraining``
+        weights: the path of the file
+        preprocessing: the preprocessing; to a crop of another size than the
+            configuration's, position embeddings are interpolated
+        num_masks: the number of masks
+        device: the device; the network is computed in float32
+
+    Returns:
+        an :class:`Autoencoder`
+
+    Raises:
+        ValueError: if the file is not what the configuration says, or if so few masks
+            cannot hide everything
+    """
+    from transformers import HieraForPreTraining
+
+    resized = copy.copy(config)
+    resized.image_size = list(preprocessing.crop_size)
+    tensors = read_tensors(weights, config, "")
+    for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, len(config.depths))):
+        old, new = (grid_size(one, stage) for one in (config, resized))
+        tensors[name] = resize_positions(tensors[name], old, new)
+
+    with torch.device("meta"):
+        network = HieraForPreTraining(resized)
+
+    network.load_state_dict(tensors, strict=True, assign=True)
+    network.eval().requires_grad_(False).float().to(device)
+    return Autoencoder(network, preprocessing, num_masks)
+
+
+def _statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each patch, as the network's targets have."""
+    mean = patches.mean(dim=-1, keepdim=True)
+    return mean, (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()

@@ -1,0 +1,47 @@
+"""From the tokens of the last stage to logits: the head of a fine-tuned checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from transformers import HieraConfig
+
+from .encoder import Encoder
+from .pooling import pooler
+from .tensors import class_names, read_tensors
+
+Classifier: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From tokens (N, T, D) to logits (N, C)."""
+
+
+def load_classifier(config: HieraConfig, weights: Path, encoder: Encoder) -> Classifier:
+    """Load the head that a weights file holds.
+
+    As in transformers' ``HieraForImageClassification``: the average of the tokens,
+    through the final LayerNorm, which fine-tuning trained, and a linear layer.
+
+    Args:
+        config: the transformers configuration of a ``HieraForImageClassification``
+        weights: the path of the file
+        encoder: the encoder of the same file
+
+    Returns:
+        a :data:`Classifier`
+
+    Raises:
+        ValueError: if the file is not what the configuration says
+    """
+    dim = encoder.stages[-1].embedding_dim
+    linear = nn.Linear(dim, len(class_names(config)), device="meta")
+    linear.load_state_dict(read_tensors(weights, config, "classifier."), assign=True)
+    linear.requires_grad_(False).float().to(encoder.device)
+
+    def classify(tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = linear(pooler(tokens, encoder.norm))
+        return logits
+
+    return classify

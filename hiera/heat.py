@@ -1,0 +1,106 @@
+"""From tokens to one number per place, on one scale for all images.
+
+A principal component of the tokens of many images: the direction in which they differ
+most. Fitted once and used for all, it is comparable from image to image; fitted anew for
+each, it would change its meaning and its sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What heat is measured along.
+
+    Args:
+        center: the average token, a float32 tensor of shape (D,)
+        direction: a float32 tensor of shape (D,): tokens are projected onto it
+        sha256: the hash of the weights that it was fitted for
+        stage: the stage that it was fitted for
+    """
+
+    center: torch.Tensor
+    direction: torch.Tensor
+    sha256: str
+    stage: int
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Project tokens.
+
+        Args:
+            tokens: a tensor of shape (..., D)
+
+        Returns:
+            a tensor of shape (...), in standard deviations of the tokens that the
+            basis was fitted to
+        """
+        device = tokens.device
+        return (tokens - self.center.to(device)) @ self.direction.to(device)
+
+
+def fit_basis(tokens: Iterable[torch.Tensor], sha256: str, stage: int) -> Basis:
+    """Find the direction in which tokens differ most.
+
+    Args:
+        tokens: tensors of shape (..., D)
+        sha256: the hash of the weights that they are from
+        stage: the stage that they are from
+
+    Returns:
+        a :class:`Basis`, whose sign is that of its largest component
+
+    Raises:
+        ValueError: if there are fewer than two different tokens
+    """
+    count = 0
+    total = products = torch.zeros(())
+    for part in tokens:
+        rows = part.reshape(-1, part.shape[-1]).double().cpu()
+        count += len(rows)
+        total = total + rows.sum(dim=0)
+        products = products + rows.t() @ rows
+
+    if count < 2:
+        raise ValueError(f"There are {count} tokens to fit a basis to: give more images")
+
+    center = total / count
+    covariance = products / count - torch.outer(center, center)
+    variances, directions = torch.linalg.eigh(covariance)
+    variance, direction = variances[-1], directions[:, -1]
+    if variance <= 0:
+        raise ValueError("The tokens to fit a basis to are all the same: give other images")
+
+    direction = direction * direction[direction.abs().argmax()].sign() / variance.sqrt()
+    return Basis(center.float(), direction.float(), sha256, stage)
+
+
+def save_basis(basis: Basis, path: Path) -> None:
+    """Write a basis to a safetensors file."""
+    metadata = {"sha256": basis.sha256, "stage": str(basis.stage)}
+    tensors = {"center": basis.center, "direction": basis.direction}
+    save_file(tensors, path, metadata)
+
+
+def load_basis(path: Path) -> Basis:
+    """Read a basis that :func:`save_basis` wrote.
+
+    Raises:
+        ValueError: if the file is none
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            center, direction = (file.get_tensor(key) for key in ("center", "direction"))
+            return Basis(center, direction, metadata["sha256"], int(metadata["stage"]))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no basis of heatmaps ({error}). model.fit_heatmap() writes one"
+        ) from error

@@ -1,0 +1,53 @@
+"""The measures of examples/evaluate.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from evaluate import measure, parse_model
+
+
+def test_vectors_that_tell_all() -> None:
+    classes = np.array(["ant", "bee", "cat"] * 12)
+    vectors = np.array([[c == "ant", c == "bee", c == "cat"] for c in classes], float)
+    vectors += 0.01 * np.random.default_rng(51).normal(size=vectors.shape)
+    results = measure(vectors, classes)
+    assert results == {
+        "knn": 1.0,
+        "precision": 1.0,
+        "shown_1": 1.0,
+        "shown_5": 1.0,
+        "shown_20": pytest.approx(float("nan"), nan_ok=True),
+    }
+
+
+def test_vectors_that_tell_nothing() -> None:
+    generator = np.random.default_rng(51)
+    classes = generator.choice(["ant", "bee"], 2000)
+    results = measure(generator.normal(size=(2000, 8)), classes)
+    assert results.keys() == {"knn", "precision", "shown_1", "shown_5", "shown_20"}
+    assert all(abs(result - 0.5) < 0.05 for result in results.values())
+
+
+def test_neighbors_are_counted() -> None:
+    """Each image has 3 of its own kind and then 7 others among its 10 nearest."""
+    angles = np.concatenate([0.8 * k + 0.01 * np.arange(4) for k in range(4)])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    classes = np.repeat(["a", "b", "c", "d"], 4)
+    results = measure(vectors, classes)
+    assert results["precision"] == pytest.approx(0.3)
+    assert results["knn"] == 1.0
+
+
+def test_too_few() -> None:
+    with pytest.raises(SystemExit, match="3 labelled images are too few"):
+        measure(np.eye(3), np.array(["a", "b", "c"]))
+
+
+def test_parse_model() -> None:
+    text = "facebook/hiera-tiny-224-hf stage=3 pooling=cls normalize=true"
+    options = {"stage": 3, "pooling": "cls", "normalize": True}
+    assert parse_model(text) == ("facebook/hiera-tiny-224-hf", options)
+    assert parse_model("nano") == ("nano", {})
+    with pytest.raises(SystemExit, match="'stage' is not option=value"):
+        parse_model("nano stage")

@@ -1,0 +1,254 @@
+"""Feature maps and heatmaps, natively in FiftyOne."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fiftyone_hiera
+from digits import Digit
+from fiftyone_hiera.heatmap_model import HieraFeatureHeatmapModel
+from fiftyone_hiera.heatmaps import make_heatmap
+from fiftyone_hiera.hiera.heat import fit_basis
+from fiftyone_hiera.hiera.preprocessing import Preprocessing
+from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+
+NANO = "hiera-nano-digits"
+
+
+def _load(**options: Any) -> HieraFeatureHeatmapModel:
+    options = {"output": "heatmap", "dtype": "float32", "engine": "torch", **options}
+    model = fiftyone_hiera.load_model(NANO, **options)
+    assert isinstance(model, HieraFeatureHeatmapModel)
+    return model
+
+
+@pytest.fixture
+def samples(dataset: fo.Dataset, digits: list[Digit]) -> fo.Dataset:
+    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:40]])
+    return dataset
+
+
+@pytest.fixture
+def fitted(samples: fo.Dataset) -> HieraFeatureHeatmapModel:
+    model = _load(stage=2)
+    model.fit_heatmap(samples)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_feature_maps(model: HieraEmbeddingModel, engine: str) -> None:
+    images = [np.random.default_rng(51).integers(0, 256, (70, 90, 3), np.uint8)] * 2
+    other = fiftyone_hiera.load_model(NANO, dtype="float32", engine=engine)
+    maps = other.feature_maps(images)
+    shapes = {name: values.shape for name, values in maps.items()}
+    assert shapes == {
+        "stage1": (2, 24, 16, 16),
+        "stage2": (2, 48, 8, 8),
+        "stage3": (2, 96, 4, 4),
+        "stage4": (2, 192, 2, 2),
+    }
+    vectors = model.embed_all(images)
+    assert np.allclose(maps["stage4"].mean(axis=(2, 3)), vectors, atol=1e-4)
+
+    for stage in (1, 2, 3):
+        name = f"stage{stage}"
+        (alone,) = other.feature_maps(images[:1], stages=[stage]).items()
+        assert alone[0] == name
+        assert np.allclose(alone[1], maps[name][:1], atol=1e-4)
+        pooled = fiftyone_hiera.load_model(NANO, dtype="float32", stage=stage)
+        expected = maps[name].mean(axis=(2, 3))
+        assert pooled.embedding_dim == expected.shape[1]
+        assert np.allclose(pooled.embed_all(images), expected, atol=1e-4)
+
+
+def test_feature_maps_of_nothing(model: HieraEmbeddingModel) -> None:
+    maps = model.feature_maps([], stages=(4, 1))
+    assert {name: values.shape for name, values in maps.items()} == {
+        "stage1": (0, 24, 16, 16),
+        "stage4": (0, 192, 2, 2),
+    }
+    with pytest.raises(ValueError, match=r"stages: \(5,\).* 1 to 4"):
+        model.feature_maps([], stages=[5])
+
+
+def test_basis_is_the_first_component() -> None:
+    generator = np.random.default_rng(51)
+    tokens = generator.normal(size=(400, 6)) * [1, 2, 9, 1, 1, 3] + 5
+    basis = fit_basis(torch.tensor(tokens).split(50), "hash", 4)
+    values = basis(torch.tensor(tokens).float()).numpy()
+    assert abs(values.mean()) < 1e-4
+    assert values.std() == pytest.approx(1, abs=1e-3)
+    _, _, components = np.linalg.svd(tokens - tokens.mean(axis=0))
+    cosine = basis.direction.numpy() @ components[0] / basis.direction.norm().item()
+    assert abs(cosine) == pytest.approx(1, abs=1e-4)
+    assert basis.direction[basis.direction.abs().argmax()] > 0
+
+    negated = fit_basis([-torch.tensor(tokens)], "hash", 4)
+    assert torch.allclose(negated.direction, basis.direction, atol=1e-5)
+    with pytest.raises(ValueError, match="all the same"):
+        fit_basis([torch.ones(9, 3)], "hash", 4)
+    with pytest.raises(ValueError, match="There are 0 tokens"):
+        fit_basis([], "hash", 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocessing", "seen"),
+    [
+        ((60, 30), Preprocessing(32, (28, 28)), (17, 2, 43, 28)),
+        ((30, 60), Preprocessing(32, (28, 28)), (2, 17, 28, 43)),
+        ((60, 30), Preprocessing(32, (28, 28), is_squashed=True), (0, 0, 60, 30)),
+        ((32, 32), Preprocessing(32, (32, 32)), (0, 0, 32, 32)),
+        ((4, 4), Preprocessing(32, (32, 32)), (0, 0, 4, 4)),
+    ],
+)
+def test_map_lies_on_what_was_seen(
+    size: tuple[int, int], preprocessing: Preprocessing, seen: tuple[int, ...]
+) -> None:
+    values = np.array([[-1, 0], [1, 9]], np.float32)
+    drawn = make_heatmap(values, (-1, 1), preprocessing, size).map
+    assert drawn.shape == size[::-1]
+    assert drawn.dtype == np.uint8
+    rows, columns = np.nonzero(drawn)
+    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert edges == seen
+    left, top, right, bottom = seen
+    assert drawn[top, left] == 1
+    assert drawn[top, right - 1] == 128
+    assert drawn[bottom - 1, left] == drawn[bottom - 1, right - 1] == 255
+
+
+def test_map_shows_what_lies_there() -> None:
+    """The brightness of an image goes through all the way to its place."""
+    picture = np.zeros((100, 300, 3), np.uint8)
+    picture[:, 150:] = 255
+    preprocessing = Preprocessing(64, (64, 64))
+    pixels = preprocessing(picture).float().mean(dim=0)
+    grid = pixels.unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean(dim=(1, 3)).numpy()
+    drawn = make_heatmap(grid, (0, 255), preprocessing, (300, 100)).map
+    seen = drawn > 0
+    assert (drawn[seen] > 128).tolist() == (picture[..., 0][seen] > 128).tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_apply_model(
+    samples: fo.Dataset,
+    fitted: HieraFeatureHeatmapModel,
+    tmp_path: Path,
+    num_workers: int,
+    to_disk: bool,
+) -> None:
+    tall = tmp_path / "tall.png"
+    Image.new("RGB", (30, 90), "gray").save(tall)
+    samples.add_sample(fo.Sample(filepath=str(tall)))
+    output_dir = str(tmp_path / "maps") if to_disk else None
+    samples.apply_model(
+        fitted, "heat", batch_size=16, num_workers=num_workers, output_dir=output_dir
+    )
+    for sample in samples:
+        drawn = sample.heat.get_map()
+        with Image.open(sample.filepath) as image:
+            assert drawn.shape == image.size[::-1]
+            assert np.array_equal(drawn, fitted.predict(image).map)
+
+        assert (sample.heat.map_path is not None) == to_disk
+
+    drawn = np.stack([sample.heat.get_map() for sample in samples[:40]])
+    assert len(np.unique(drawn)) > 20
+
+
+def test_maps_are_comparable(samples: fo.Dataset, fitted: HieraFeatureHeatmapModel) -> None:
+    """What a token is worth does not depend on the image around it."""
+    images = [Image.open(path) for path in samples.values("filepath")]
+    maps = fitted.feature_maps(images, stages=[2])["stage2"]
+    basis = fitted._basis
+    assert basis is not None
+    values = (maps.transpose(0, 2, 3, 1) - basis.center.numpy()) @ basis.direction.numpy()
+    assert np.abs(values.mean()) < 1e-4
+    assert values.std() == pytest.approx(1, abs=1e-3)
+    for label, grid, image in zip(fitted.predict_all(images), values, images, strict=True):
+        expected = make_heatmap(grid, (-3, 3), fitted.transforms, image.size).map
+        assert np.abs(label.map.astype(int) - expected).max() <= 1
+        assert np.array_equal(fitted.predict(image).map, label.map)
+
+
+def test_basis_is_kept(samples: fo.Dataset, tmp_path: Path) -> None:
+    path = str(tmp_path / "basis.safetensors")
+    model = _load()
+    model.fit_heatmap(samples, path, max_samples=20)
+    first = Image.open(samples.first().filepath)
+    again = _load(heatmap_basis=path)
+    assert np.array_equal(again.predict(first).map, model.predict(first).map)
+
+    with pytest.raises(ValueError, match=r"basis\.safetensors.* stage 4, .* and 2"):
+        _load(heatmap_basis=path, stage=2)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no basis of heatmaps"):
+        _load(heatmap_basis=str(other))
+    with pytest.raises(ValueError, match=r"heatmap_basis: .*absent.* is no file"):
+        _load(heatmap_basis=str(tmp_path / "absent"))
+
+
+def test_without_a_basis(samples: fo.Dataset) -> None:
+    with pytest.raises(ValueError, match=r"call model.fit_heatmap\(dataset\) first"):
+        samples.apply_model(_load(), "heat")
+
+    assert not samples.has_field("heat")
+    images = [Image.open(path) for path in samples[:2].values("filepath")]
+    assert _load().embed_all(images).shape == (2, 192)
+
+
+def test_bad_files(
+    samples: fo.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    samples.add_sample(fo.Sample(filepath=str(bad)))
+    model = _load()
+    model.fit_heatmap(samples)
+    assert f"Not used for the basis: Cannot read image '{bad}'" in caplog.text
+    samples.apply_model(model, "heat", batch_size=8)
+    assert samples.count("heat") == 40
+    assert str(bad) in caplog.text
+    with pytest.raises(ValueError, match="There are 0 tokens"):
+        model.fit_heatmap(samples[40:])
+
+
+def test_videos_have_no_basis(dataset: fo.Dataset) -> None:
+    dataset.add_sample(fo.Sample(filepath="/video.mp4"))
+    with pytest.raises(ValueError, match="not to media type 'video'"):
+        _load().fit_heatmap(dataset)
+
+
+def test_embeddings_of_a_heatmap_model(
+    samples: fo.Dataset, fitted: HieraFeatureHeatmapModel
+) -> None:
+    samples.compute_embeddings(fitted, embeddings_field="native", batch_size=16)
+    fitted.embed_samples(samples, "ours")
+    native, ours = (np.stack(samples.values(name)) for name in ("native", "ours"))
+    assert np.allclose(native, ours, atol=1e-4)
+    assert native.shape == (40, 48)
+
+
+def test_decoded_fast_the_map_is_of_full_size(
+    samples: fo.Dataset, tmp_path: Path, fitted: HieraFeatureHeatmapModel
+) -> None:
+    path = tmp_path / "large.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise
+    noise = np.random.default_rng(51).integers(0, 256, (600, 901, 3), np.uint8)
+    Image.fromarray(noise).save(path, exif=exif)
+    samples.add_sample(fo.Sample(filepath=str(path)))
+    model = _load(stage=2, fast_decoding=True)
+    model.fit_heatmap(samples)
+    samples.apply_model(model, "heat", batch_size=16)
+    assert samples.last().heat.map.shape == (901, 600)
