@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .hiera import abswin
 from .hiera.checkpoint import validate_checkpoint
 from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino
 from .hiera.pooling import POOLINGS
@@ -302,6 +303,30 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     for checkpoint in (
         *_meta_checkpoints(),
         Checkpoint(
+            name="birder-project/hiera_abswin_base_mim",
+            filename="hiera_abswin_base_mim.safetensors",
+            weights=HubFile(
+                "birder-project/hiera_abswin_base_mim",
+                None,
+                "48adf5f778081ea2e5aa98e10149d3bf8f1d4ad15e7998cb5611cd450557dfc1",
+                "hiera_abswin_base_mim.safetensors",
+            ),
+            depths=(2, 3, 16, 3),
+            embed_dim=96,
+            num_heads=(1, 2, 4, 8),
+            image_size=224,
+            parameters=50_479_872,
+            trained="pretrained by masked image modeling (MIM), not fine-tuned",
+            training_data=(
+                "about 12 M images",
+                "https://huggingface.co/birder-project/hiera_abswin_base_mim",
+            ),
+            author="birder",
+            source="https://huggingface.co/birder-project/hiera_abswin_base_mim",
+            license="Apache 2.0",
+            architecture=abswin.ARCHITECTURE,
+        ),
+        Checkpoint(
             name="hiera-nano-digits",
             filename="hiera-nano-digits.safetensors",
             weights=BundledFile(
@@ -331,6 +356,7 @@ OUTPUTS = {
     "HieraModel": ("embeddings", "heatmap"),
     "HieraForImageClassification": ("classification", "heatmap"),
     "HieraForPreTraining": ("reconstruction_error", "heatmap"),
+    abswin.ARCHITECTURE: ("embeddings", "heatmap"),
 }
 """What ``apply_model`` can give, the default first; "embeddings" is no label at all."""
 
@@ -388,7 +414,8 @@ class Settings:
         if self.image_size is not None:
             preprocessing = preprocessing.at(self.image_size)
 
-        return replace(preprocessing, is_fast=self.fast_decoding, is_squashed=self.squash)
+        is_squashed = self.squash or preprocessing.is_squashed
+        return replace(preprocessing, is_fast=self.fast_decoding, is_squashed=is_squashed)
 
 
 def choose_output(settings: Settings, architecture: str) -> str:
@@ -414,8 +441,12 @@ def choose_output(settings: Settings, architecture: str) -> str:
 
 def _poolings(architecture: str) -> list[str]:
     # An autoencoder's LayerNorm is one of all stages together
-    has_pooler = architecture != "HieraForPreTraining"
-    return [name for name in POOLINGS if name != "pooler" or has_pooler]
+    if architecture == "HieraForPreTraining":
+        return [name for name in POOLINGS if name != "pooler"]
+
+    # What birder calls the embedding is through the LayerNorm
+    first = "pooler" if architecture == abswin.ARCHITECTURE else next(iter(POOLINGS))
+    return sorted(POOLINGS, key=lambda name: name != first)
 
 
 def get_checkpoint(name: str) -> Checkpoint:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import fiftyone.core.odm as foo
 
 from .config import LAST_STAGE, VERSION, Checkpoint, Settings
+from .hiera import abswin
 from .hiera.preprocessing import Preprocessing
 from .hiera.weights import sha256
 
@@ -84,13 +85,17 @@ def foresee_record(checkpoint: Checkpoint, settings: Settings) -> Record:
         a :data:`Record`; its sha256 is "unknown" where only the revision pins the
         weights
     """
-    return _describe_run(
+    record = _describe_run(
         checkpoint.origin,
         checkpoint.revision,
         checkpoint.weights.sha256 or _UNKNOWN,
         settings.apply(checkpoint.preprocessing),
         settings,
     )
+    if checkpoint.architecture == abswin.ARCHITECTURE:
+        record["preprocessing"] = _UNKNOWN  # the file says it
+
+    return record
 
 
 def _describe_run(
@@ -188,7 +193,12 @@ def differing(found: Record, record: Record) -> list[str]:
     """
     # Of weights that were not read, the revision says which they will be
     first = "revision" if record["sha256"] == _UNKNOWN else "sha256"
-    names = [name for name in (first, *_DECISIVE[1:]) if found.get(name) != record[name]]
+    names = [
+        name
+        for name in (first, *_DECISIVE[1:])
+        if found.get(name) != record[name]
+        and (name, record[name]) != ("preprocessing", _UNKNOWN)
+    ]
     if "engine" in names and found.get("dtype") == record["dtype"] == "float32":
         names.remove("engine")
 

@@ -22,6 +22,7 @@ from .config import (
 )
 from .field_records import Origin
 from .heatmap_model import HieraFeatureHeatmapModel
+from .hiera import abswin
 from .hiera.autoencoder import load_autoencoder
 from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
 from .hiera.classifier import load_classifier
@@ -141,11 +142,13 @@ _MODELS: dict[str, Callable[[LocalCheckpoint, _Parts], HieraEmbeddingModel]] = {
 
 
 def _pinned_checkpoint(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
+    path = weights or _verified_weights(checkpoint, None)
+    preprocessing = checkpoint.preprocessing
+    if checkpoint.architecture == abswin.ARCHITECTURE:
+        preprocessing = abswin.read_preprocessing(path, preprocessing.crop_size)
+
     return LocalCheckpoint(
-        hiera_config(checkpoint),
-        weights or _verified_weights(checkpoint, None),
-        checkpoint.preprocessing,
-        checkpoint.revision,
+        hiera_config(checkpoint), path, preprocessing, checkpoint.revision
     )
 
 

@@ -231,7 +231,7 @@ def _plot(results: Results, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (bars, curves) = plt.subplots(
-        1, 2, figsize=(13, 0.35 * len(results) + 2.5), layout="constrained"
+        1, 2, figsize=(15, 0.35 * len(results) + 2.5), layout="constrained"
     )
     names = list(results)
     drawn = bars.barh(names, [100 * results[name]["precision"] for name in names])
@@ -244,7 +244,7 @@ def _plot(results: Results, path: Path) -> None:
         curves.plot([str(shown) for shown in _SHOWN], shares, marker="o", label=name)
 
     curves.set_title("Labels found, by images shown of each (%)")
-    curves.legend(fontsize="x-small")
+    curves.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     curves.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 

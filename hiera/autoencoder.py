@@ -8,7 +8,6 @@ The network is transformers' ``HieraForPreTraining``.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from transformers import HieraConfig
 
 from .preprocessing import Preprocessing, normalize
-from .tensors import read_tensors
+from .tensors import at_size, read_tensors
 from .trunk import grid_size, resize_positions
 
 _SEED = 51
@@ -212,8 +211,7 @@ def load_autoencoder(
     """
     from transformers import HieraForPreTraining
 
-    resized = copy.copy(config)
-    resized.image_size = list(preprocessing.crop_size)
+    resized = at_size(config, preprocessing.crop_size)
     tensors = read_tensors(weights, config, "")
     for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, len(config.depths))):
         old, new = (grid_size(one, stage) for one in (config, resized))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,14 @@ from transformers import HieraConfig
 
 from .engines import ENGINES, Run
 from .preprocessing import Preprocessing, normalize
-from .tensors import ARCHITECTURES, architecture_name, read_tensors
-from .trunk import Trunk, grid_size, resize_positions, stage_dim
-
-_POSITIONS = "embeddings.position_embeddings"
+from .tensors import (
+    ARCHITECTURES,
+    architecture_name,
+    at_size,
+    read_tensors,
+    read_trunk,
+)
+from .trunk import Trunk, grid_size, stage_dim
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,7 @@ def load_encoder(
             engine cannot compute in the dtype
     """
     device = device or torch.device("cpu")
-    resized = copy.copy(config)
-    resized.image_size = list(preprocessing.crop_size)
-
+    resized = at_size(config, preprocessing.crop_size)
     architecture = ARCHITECTURES[architecture_name(config)]
 
     def start(stages: tuple[int, ...]) -> Run:
@@ -159,11 +160,8 @@ def load_encoder(
 
         # Nothing is ever initialised: each parameter is a tensor of the file. The file is
         # read each time, so that weights that an engine has its own copy of can go
-        tensors = read_tensors(weights, config, architecture.trunk)
-        old, new = grid_size(config, 1), grid_size(resized, 1)
-        tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], old, new)
-        needed = {name: tensors[name] for name in trunk.state_dict()}
-        trunk.load_state_dict(needed, strict=True, assign=True)
+        tensors = read_trunk(weights, config, preprocessing.crop_size)
+        trunk.load_state_dict(tensors, strict=True, assign=True)
         trunk.eval().requires_grad_(False).float().to(device)
         return ENGINES[engine](trunk, dtype, preprocessing.crop_size)
 

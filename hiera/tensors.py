@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import HieraConfig
 
-from .trunk import Trunk, stage_dim
+from . import abswin
+from .trunk import Trunk, grid_size, resize_positions, stage_dim
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ ARCHITECTURES = {
     "HieraModel": Architecture("", "pooler.layernorm."),
     "HieraForImageClassification": Architecture("hiera.", "hiera.pooler.layernorm."),
     "HieraForPreTraining": Architecture("hiera.", "encoder_norm."),
+    abswin.ARCHITECTURE: Architecture("", abswin.NORM),
 }
 """What a weights file may hold, by the names of transformers' classes."""
+
+POSITIONS = "embeddings.position_embeddings"
+"""The trunk's name of its position embeddings."""
 
 
 def architecture_name(config: HieraConfig) -> str:
@@ -83,6 +89,46 @@ def read_tensors(path: Path, config: HieraConfig, prefix: str) -> dict[str, torc
         ) from error
 
 
+def read_trunk(
+    path: Path, config: HieraConfig, image_size: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """Read the trunk, with position embeddings for images of a size.
+
+    Args:
+        path: the path of the file
+        config: the transformers configuration
+        image_size: the (height, width) in pixels
+
+    Returns:
+        the tensors by the trunk's names
+
+    Raises:
+        ValueError: as :func:`read_tensors`
+    """
+    name = architecture_name(config)
+    old, new = grid_size(config, 1), grid_size(at_size(config, image_size), 1)
+    tensors = read_tensors(path, config, ARCHITECTURES[name].trunk)
+    with torch.device("meta"):
+        names = Trunk(config).state_dict()
+
+    if name == abswin.ARCHITECTURE:
+        positions = abswin.join_positions(tensors, image_size, new)
+        tensors = {
+            ours: tensors[abswin.birder_name(ours)] for ours in names if ours != POSITIONS
+        }
+        return {**tensors, POSITIONS: positions}
+
+    tensors = {ours: tensors[ours] for ours in names}
+    return {**tensors, POSITIONS: resize_positions(tensors[POSITIONS], old, new)}
+
+
+def at_size(config: HieraConfig, image_size: tuple[int, int]) -> HieraConfig:
+    """Return the same configuration for images of another size."""
+    resized = copy.copy(config)
+    resized.image_size = list(image_size)
+    return resized
+
+
 def _expected_shapes(config: HieraConfig) -> dict[str, list[int]]:
     name = architecture_name(config)
     with torch.device("meta"):
@@ -95,6 +141,13 @@ def _expected_shapes(config: HieraConfig) -> dict[str, list[int]]:
         dim = stage_dim(config, len(config.depths))
         architecture = ARCHITECTURES[name]
         shapes = _shapes(Trunk(config), architecture.trunk)
+        if name == abswin.ARCHITECTURE:
+            del shapes[POSITIONS]
+            shapes = {abswin.birder_name(key): shape for key, shape in shapes.items()}
+            shapes |= abswin.position_shapes(
+                config.image_size, config.masked_unit_size, config.embed_dim
+            )
+
         shapes |= _shapes(nn.LayerNorm(dim), architecture.norm)
         if name == "HieraForImageClassification":
             shapes |= _shapes(nn.Linear(dim, len(class_names(config))), "classifier.")

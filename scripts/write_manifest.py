@@ -21,11 +21,13 @@ _TASKS = {
     "HieraModel": [],
     "HieraForImageClassification": ["classification", "logits", "imagenet"],
     "HieraForPreTraining": [],
+    "birder.Hiera": [],
 }
 _GIVES = {
     "HieraModel": "image embeddings",
     "HieraForImageClassification": "ImageNet classification and image embeddings",
     "HieraForPreTraining": "image reconstruction error and image embeddings",
+    "birder.Hiera": "image embeddings",
 }
 _DATE_ADDED = "2026-11-21 12:00:00"
 

@@ -28,11 +28,12 @@ from fiftyone_hiera.config import (
     parse_settings,
 )
 from fiftyone_hiera.hiera.engines import OPENVINO
-from fiftyone_hiera.hiera.weights import BundledFile, HubFile
+from fiftyone_hiera.hiera.weights import BundledFile
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("tiny", "small", "base", "base-plus", "large", "huge")
 TINY = CHECKPOINTS["facebook/hiera-tiny-224-hf"]
+BIRDER = "birder-project/hiera_abswin_base_mim"
 TINY_CLS = CHECKPOINTS["facebook/hiera-tiny-224-hf-cls"]
 
 
@@ -49,7 +50,7 @@ def test_manifest_is_the_table() -> None:
 def test_entries() -> None:
     kinds = ("hf", "hf-cls", "in1k-hf", "mae-hf")
     expected = {f"facebook/hiera-{v}-224-{kind}" for v in VARIANTS for kind in kinds}
-    assert set(CHECKPOINTS) == expected | {"hiera-nano-digits"}
+    assert set(CHECKPOINTS) == expected | {BIRDER, "hiera-nano-digits"}
     assert all(name.endswith(("-hf", "-cls")) for name in list(CHECKPOINTS)[:12])
     assert "in1k" not in "".join(list(CHECKPOINTS)[:12])
 
@@ -81,7 +82,8 @@ def test_weights_are_pinned(checkpoint: Checkpoint) -> None:
     assert revision or sha256
     assert revision is None or re.fullmatch("[0-9a-f]{40}", revision)
     assert sha256 is None or re.fullmatch("[0-9a-f]{64}", sha256)
-    assert checkpoint.weights.filename == "model.safetensors"
+    name = "hiera_abswin_base_mim" if checkpoint.name == BIRDER else "model"
+    assert checkpoint.weights.filename == f"{name}.safetensors"
 
 
 def test_cls_entries_share_the_weights() -> None:
@@ -105,7 +107,7 @@ def test_manifest_is_complete(manifest: RemoteZooModelsManifest) -> None:
         assert model.requirements.supports_gpu
         assert f"{checkpoint.embedding_dim} dimensions" in model.description
         assert model.license == (
-            "CC BY-NC 4.0" if isinstance(checkpoint.weights, HubFile) else "Apache 2.0"
+            "CC BY-NC 4.0" if model.name.startswith("facebook/") else "Apache 2.0"
         )
 
 

@@ -31,7 +31,7 @@ def test_table_of_models() -> None:
             str(checkpoint.embedding_dim),
             f"{checkpoint.parameters / 1e6:.1f}",
             f"{checkpoint.parameters * 4 / 1e6:.0f} MB"
-            if checkpoint.name.startswith("facebook/")
+            if checkpoint.name != "hiera-nano-digits"
             else "in this repository",
         )
         for checkpoint in CHECKPOINTS.values()
