@@ -22,6 +22,7 @@ import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
 from PIL import Image
 
+import fiftyone_hiera
 from digits import Digit
 
 pytest.importorskip("playwright")
@@ -378,3 +379,29 @@ def test_schedule(browser: Browser, dataset: Any) -> None:
 
     assert service.get(operation.id).run_state == "completed"
     assert _count(dataset, "scheduled") == 1200
+
+
+def test_heatmaps(browser: Browser, dataset: Any, session: Any) -> None:
+    before = _share_of_color(browser)
+    view = dataset.limit(60)
+
+    def draw() -> None:
+        model = fiftyone_hiera.load_model(NANO, stage=2, output="heatmap")
+        model.fit_heatmap(view)
+        view.apply_model(model, "heat", batch_size=16, num_workers=0)
+
+    with ThreadPoolExecutor(1) as other:  # this thread has the browser's event loop
+        other.submit(draw).result()
+
+    session.view = view
+    browser.open()
+    browser.picture("heatmaps")
+    assert before < 0.01
+    assert _share_of_color(browser) > 0.1
+
+
+def _share_of_color(browser: Browser) -> float:
+    """Return how much of the grid is neither black nor white nor grey."""
+    grid = {"x": 300, "y": 150, "width": 1050, "height": 800}
+    picture = Image.open(io.BytesIO(browser.page.screenshot(clip=grid))).convert("RGB")
+    return float((np.ptp(np.asarray(picture).astype(int), axis=2) > 60).mean())

@@ -135,14 +135,20 @@ images = dataset.compute_embeddings(
 patches = dataset.compute_patch_embeddings(
     model, "patches", batch_size=8, num_workers=2, skip_failures=False
 )
+drawing = foz.load_zoo_model(NANO, output="heatmap")
+drawing.fit_heatmap(dataset)
+field = "heat_{method}"
+dataset.apply_model(drawing, field, batch_size=8, num_workers=2, skip_failures=False)
 result = [
     float(np.abs(images - image).max()),
     max(float(np.abs(patches[key] - patch[key]).max()) for key in patch),
+    dataset.count(field),
     "fiftyone_hiera" in sys.modules and sys.modules["fiftyone_hiera"].__file__,
 ]
 """
     )
-    images, patches, file = result
+    images, patches, drawn, file = result
+    assert drawn == 24
     assert Path(file).is_relative_to(registered.source)
     assert images < 1e-4
     assert patches < 1e-4
