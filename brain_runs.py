@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import fiftyone.brain as fob
 import fiftyone.zoo as foz
 
-from .config import CHECKPOINTS, Checkpoint, Settings
+from .checkpoints import CHECKPOINTS, Checkpoint
+from .config import Settings
 from .embedding_plan import EmbeddingPlan
 
 

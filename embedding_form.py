@@ -10,7 +10,7 @@ import fiftyone as fo
 import fiftyone.core.media as fom
 from fiftyone.operators import types
 
-from .config import CHECKPOINTS, Checkpoint, get_checkpoint
+from .checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from .embedding_params import WHOLE, EmbeddingParams, parse_params
 from .embedding_plan import (
     METHODS,

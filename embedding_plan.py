@@ -11,7 +11,8 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.media as fom
 
-from .config import CHECKPOINTS, Checkpoint, Settings, get_checkpoint, parse_settings
+from .checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from .config import Settings, parse_settings
 from .embedding_params import EmbeddingParams
 from .field_records import FieldClaim, foresee_record
 from .run_options import RunOptions

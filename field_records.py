@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 import fiftyone.core.odm as foo
 
-from .config import LAST_STAGE, VERSION, Checkpoint, Settings
+from .checkpoints import Checkpoint
+from .config import LAST_STAGE, VERSION, Settings
 from .hiera import abswin
 from .hiera.preprocessing import Preprocessing
 from .hiera.weights import sha256

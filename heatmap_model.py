@@ -160,12 +160,16 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
                 is chosen at random, but the same ones each time
 
         Raises:
-            ValueError: if the samples are no images, or if none can be read
+            ValueError: if the samples are no images, if none can be read, or if the
+                path is in no folder
         """
         if samples.media_type != fom.IMAGE:
             raise ValueError(
                 f"A basis is fitted to images, not to media type {samples.media_type!r}"
             )
+
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"Invalid path: {str(path)!r} is in no folder that there is")
 
         chosen = samples.take(max_samples, seed=_SEED).values("filepath")
         tokens = self._tokens_of(sorted(chosen))

@@ -11,15 +11,9 @@ import torch
 from transformers import HieraConfig
 
 from .autoencoder_model import HieraAutoencoderModel
+from .checkpoints import Checkpoint, get_checkpoint
 from .classifier_model import HieraClassifierModel
-from .config import (
-    AUTO,
-    DTYPES,
-    Checkpoint,
-    choose_output,
-    get_checkpoint,
-    parse_settings,
-)
+from .config import AUTO, DTYPES, choose_output, parse_settings
 from .field_records import Origin
 from .heatmap_model import HieraFeatureHeatmapModel
 from .hiera import abswin

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .config import CHECKPOINTS
+from .checkpoints import CHECKPOINTS
 from .field_records import Record, differing, read_record
 from .placed_weights import find_in_zoo, zoo_folder
 

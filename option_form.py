@@ -6,16 +6,14 @@ from typing import Any
 
 from fiftyone.operators import types
 
+from .checkpoints import OUTPUTS, Checkpoint, get_checkpoint
 from .config import (
     AUTO,
     DTYPES,
     LARGEST_SIZE,
     LAST_STAGE,
-    OUTPUTS,
     SIZE_STEP,
-    Checkpoint,
     Settings,
-    get_checkpoint,
     parse_settings,
 )
 from .form_parts import mark_invalid

@@ -7,7 +7,7 @@ from pathlib import Path
 import fiftyone as fo
 import fiftyone.zoo as foz
 
-from .config import CHECKPOINTS, Checkpoint
+from .checkpoints import CHECKPOINTS, Checkpoint
 from .hiera.weights import BundledFile, find_cached
 
 

@@ -12,6 +12,7 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from .config import Settings
 from .field_records import Origin, make_record
@@ -186,6 +187,9 @@ class HieraEmbeddingModel(
             ValueError, MemoryError: as :meth:`embed_all`; and if there is no such
                 stage
         """
+        if isinstance(images, (Image.Image, np.ndarray)) or not stages:
+            raise ValueError("feature_maps() takes a list of images, and one stage or more")
+
         wanted = tuple(sorted({*stages}))
         self._encoder.prepare(*wanted)
         pixels = self._batch(images)
@@ -212,7 +216,9 @@ class HieraEmbeddingModel(
             ValueError: if there was no forward pass yet
         """
         if self._embeddings is None:
-            raise ValueError("No embeddings yet: call embed() or embed_all() first")
+            raise ValueError(
+                "No embeddings yet: call embed(), embed_all() or predict_all() first"
+            )
 
         return self._embeddings
 
@@ -290,7 +296,8 @@ class HieraEmbeddingModel(
             "This model generates embeddings, not labels. Instead of apply_model() and "
             "predict(), call dataset.compute_embeddings(model, embeddings_field=...), "
             "dataset.compute_patch_embeddings(model, patches_field, ...) or "
-            "model.embed_all(images)"
+            "model.embed_all(images). For heatmaps, load it with output='heatmap'; for "
+            "labels, load a checkpoint with 'in1k' in its name"
         )
 
     @cached_property

@@ -1,7 +1,7 @@
 """Which checkpoint, stage and pooling finds alike what you call alike?
 
     make evaluate
-    .venv/bin/python examples/evaluate.py --dataset my-dataset --label-field ground_truth \
+    python examples/evaluate.py --dataset my-dataset --label-field ground_truth \
         --models facebook/hiera-tiny-224-hf "facebook/hiera-tiny-224-hf stage=3 pooling=cls"
 
 Measures vectors of images against their labels: how often the nearest neighbors vote for
@@ -12,6 +12,7 @@ shown a few images of each. Stores nothing in the dataset.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,20 +38,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", help="each: a name, option=value ...")
     parser.add_argument("--dataset", help="one of yours; default: scikit-learn's digits")
-    parser.add_argument("--label-field", default="ground_truth")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--label-field", default="ground_truth", help="of Classifications; %(default)s"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="%(default)s")
     parser.add_argument("--into", type=Path, help="a document whose figures to replace")
     args = parser.parse_args()
 
     _FOLDER.mkdir(exist_ok=True)
-    samples = _digits() if args.dataset is None else _own(args.dataset)
-    labels = samples.values(f"{args.label_field}.label")
+    dataset = _digits() if args.dataset is None else _own(args.dataset)
+    labels_path = f"{args.label_field}.label"
+    samples = dataset.exists(labels_path)
+    labels = samples.values(labels_path)
     results: Results = {}
     for text in args.models or list(_nano_models()):
         results[text] = _measure(samples, labels, text, args.batch_size)
         print(text, json.dumps(results[text]))
+        (_FOLDER / "results.json").write_text(json.dumps(results, indent=2), "utf-8")
 
-    (_FOLDER / "results.json").write_text(json.dumps(results, indent=2), "utf-8")
     table = "\n".join(_table(results))
     (_FOLDER / "results.md").write_text(table, "utf-8")
     _plot(results, _FOLDER / "evaluation.png")
@@ -66,7 +71,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
     """Split the name of a model from its options.
 
     Args:
-        text: ``<name> <option>=<value> ...``, each value as JSON or a plain word
+        text: ``<name> <option>=<value> ...``, each value as Python has it, or a word
 
     Returns:
         the name and the options
@@ -79,9 +84,9 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
             raise SystemExit(f"{text!r}: {pair!r} is not option=value")
 
         try:
-            options[option] = json.loads(value)
-        except json.JSONDecodeError:
-            options[option] = value
+            options[option] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[option] = {"true": True, "false": False}.get(value, value)
 
     return name, options
 
@@ -131,12 +136,26 @@ def _measure(
 
     name, options = parse_model(text)
     model = foz.load_zoo_model(name, **options)
-    embedded = samples.compute_embeddings(model, batch_size=batch_size)
+    embedded = list(samples.compute_embeddings(model, batch_size=batch_size))
+    # A bad file cost its batch: the others of it, one by one
+    missing = [index for index, vector in enumerate(embedded) if vector is None]
+    if missing:
+        ids = samples.values("id")
+        again = samples.select([ids[index] for index in missing], ordered=True)
+        for index, vector in zip(
+            missing, again.compute_embeddings(model, batch_size=1), strict=True
+        ):
+            embedded[index] = vector
+
     pairs = [
         (vector, label)
         for vector, label in zip(embedded, labels, strict=True)
-        if vector is not None and label is not None
+        if vector is not None
     ]
+    print(f"{text}: {len(pairs)} of {len(labels)} images")
+    if len(pairs) <= _RETRIEVED:
+        raise SystemExit(f"{len(pairs)} labelled images are too few to measure anything")
+
     vectors = np.stack([vector for vector, _ in pairs])
     classes = np.array([label for _, label in pairs])
     return {"dimension": vectors.shape[1], **measure(vectors, classes)}
@@ -151,28 +170,30 @@ def measure(vectors: Any, classes: Any) -> dict[str, float]:
 
     Returns:
         ``knn``: of how many the 5 nearest others, by cosine, vote for their label;
-        ``precision``: how many of the 10 nearest others have it; ``shown_<n>``: of how
+        ``precision``: how many of the 10 nearest others have it, of fewer where fewer
+        do; ``shown_<n>``: of how
         many a logistic regression finds it that was shown n of each label, the average
-        of 10 draws
+        of 10 draws, where each label has more images than that
     """
     import numpy as np
     from sklearn.neighbors import NearestNeighbors
-
-    if len(vectors) <= _RETRIEVED:
-        raise SystemExit(f"{len(vectors)} labelled images are too few to measure anything")
 
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     index = NearestNeighbors(n_neighbors=_RETRIEVED, metric="cosine").fit(unit)
     nearest = classes[index.kneighbors(return_distance=False)]
 
+    _, members, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    most = np.clip(sizes[members] - 1, 1, _RETRIEVED)
     votes = [_vote(row) for row in nearest[:, :_NEIGHBORS]]
     results = {
         "knn": float(np.mean(np.array(votes) == classes)),
-        "precision": float(np.mean(nearest == classes[:, None])),
+        "precision": float(np.mean((nearest == classes[:, None]).sum(axis=1) / most)),
     }
     for shown in _SHOWN:
-        scores = [_few_shots(unit, classes, shown, seed) for seed in range(_REPEATS)]
-        results[f"shown_{shown}"] = float(np.mean(scores))
+        # Of each label some must be left to be found
+        if shown < sizes.min():
+            scores = [_few_shots(unit, classes, shown, seed) for seed in range(_REPEATS)]
+            results[f"shown_{shown}"] = float(np.mean(scores))
 
     return results
 
@@ -199,9 +220,6 @@ def _few_shots(unit: Any, classes: Any, shown: int, seed: int) -> float:
         ]
     )
     rest = np.setdiff1d(np.arange(len(classes)), chosen)
-    if not len(rest):
-        return float("nan")
-
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(unit[chosen], classes[chosen])
     return float(classifier.score(unit[rest], classes[rest]))
@@ -212,9 +230,10 @@ def _table(results: Results) -> Iterator[str]:
     yield f"| model | dimension | 5-NN | precision at 10 | {' | '.join(few)} |"
     yield "| --- " * (4 + len(few)) + "|"
     for text, result in results.items():
-        figures = [result["knn"], result["precision"]]
-        figures += [result[f"shown_{shown}"] for shown in _SHOWN]
-        shares = " | ".join(f"{100 * figure:.1f} %" for figure in figures)
+        names = ["knn", "precision", *(f"shown_{shown}" for shown in _SHOWN)]
+        shares = " | ".join(
+            f"{100 * result[name]:.1f} %" if name in result else "-" for name in names
+        )
         yield f"| `{text}` | {result['dimension']} | {shares} |"
 
 
@@ -240,8 +259,9 @@ def _plot(results: Results, path: Path) -> None:
     bars.set_title("Of the 10 nearest, those with the same label (%)")
     bars.spines[["top", "right"]].set_visible(False)
     for name in names:
-        shares = [100 * results[name][f"shown_{shown}"] for shown in _SHOWN]
-        curves.plot([str(shown) for shown in _SHOWN], shares, marker="o", label=name)
+        shown = [n for n in _SHOWN if f"shown_{n}" in results[name]]
+        shares = [100 * results[name][f"shown_{n}"] for n in shown]
+        curves.plot([str(n) for n in shown], shares, marker="o", label=name)
 
     curves.set_title("Labels found, by images shown of each (%)")
     curves.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))

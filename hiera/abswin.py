@@ -105,8 +105,8 @@ def read_preprocessing(path: Path, image_size: tuple[int, int]) -> Preprocessing
         mean, std = tuple(stats["mean"]), tuple(stats["std"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is no safetensors file by birder: it does not say how images are to "
-            f"be normalized ({error})"
+            f"{path} does not hold the weights of this model: it does not say how images "
+            f"are to be normalized, as birder's files do ({error})"
         ) from error
 
     return Preprocessing(max(image_size), image_size, mean=mean, std=std, is_squashed=True)

@@ -101,6 +101,9 @@ class Autoencoder:
             a uint8 tensor of shape (N, 3, H, W). Where the network was trained to guess
             patches that are normalised, it cannot know their average colour and
             contrast: each patch (16 px) has those of the image itself
+
+        Raises:
+            ValueError: if the network gave NaN or infinity
         """
         inputs = self._normalize(pixels)
         total = torch.zeros_like(self._to_patches(inputs))
@@ -114,6 +117,9 @@ class Autoencoder:
             patches = patches * std + mean
 
         image = self._from_patches(patches) * self._std + self._mean
+        if not image.isfinite().all():
+            raise ValueError("The model gave NaN or infinity instead of a picture")
+
         return (255 * image).round().clamp(0, 255).to(torch.uint8)
 
     def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ def fit_basis(tokens: Iterable[torch.Tensor], sha256: str, stage: int) -> Basis:
         a :class:`Basis`, whose sign is that of its largest component
 
     Raises:
-        ValueError: if there are fewer than two different tokens
+        ValueError: if there are fewer than two different tokens, or NaN or infinity
     """
     count = 0
     total = products = torch.zeros(())
@@ -70,6 +70,9 @@ def fit_basis(tokens: Iterable[torch.Tensor], sha256: str, stage: int) -> Basis:
 
     if count < 2:
         raise ValueError(f"There are {count} tokens to fit a basis to: give more images")
+
+    if not total.isfinite().all():
+        raise ValueError("The model gave NaN or infinity for images of the basis")
 
     center = total / count
     covariance = products / count - torch.outer(center, center)

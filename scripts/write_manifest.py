@@ -1,4 +1,4 @@
-"""Write manifest.json from the table in config.py.
+"""Write manifest.json from the table in checkpoints.py.
 
     python scripts/write_manifest.py
 
@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from fiftyone_hiera.config import CHECKPOINTS, Checkpoint
+from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 
 _ROOT = Path(__file__).parents[1]
 # FiftyOne's own tags, by which models are found

@@ -16,7 +16,7 @@ from hub_server import HubServer
 from random_hiera import make_hiera, save_weights
 from transformers import HieraConfig
 
-from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 from sandbox import served_archive
 
 TINY = "facebook/hiera-tiny-224-hf"

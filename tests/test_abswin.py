@@ -14,7 +14,7 @@ from random_hiera import randomize
 from safetensors.torch import load_file, save_file
 
 import fiftyone_hiera
-from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
 pytest.importorskip("birder")

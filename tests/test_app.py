@@ -395,6 +395,8 @@ def test_heatmaps(browser: Browser, dataset: Any, session: Any) -> None:
 
     session.view = view
     browser.open()
+    browser.page.locator("[data-cy=checkbox-heat]").click()
+    browser.wait_for_images()
     browser.picture("heatmaps")
     assert before < 0.01
     assert _share_of_color(browser) > 0.1

@@ -188,6 +188,11 @@ def test_a_perfect_guess_has_no_error(
     )
     assert head.errors(pixels).abs().max() < 1e-9
     assert torch.equal(head.reconstruct(pixels), pixels)
+    broken = perfect * torch.nan
+    monkeypatch.setattr(head, "_guess", lambda _: [(broken, head._spread(head.masks[0]))])
+    with pytest.raises(ValueError, match="NaN or infinity instead of a picture"):
+        head.reconstruct(pixels)
+
     plain = torch.zeros_like(perfect)
     monkeypatch.setattr(
         head, "_guess", lambda _: [(plain, head._spread(mask)) for mask in head.masks]
@@ -235,5 +240,5 @@ def test_embeddings(checkpoint: str, reference: HieraForPreTraining) -> None:
     tokens = encoder(inputs).last_hidden_state
     model.preprocess = False
     assert np.allclose(model.embed_all(pixels), tokens.mean(dim=1).numpy(), atol=1e-4)
-    with pytest.raises(ValueError, match="pooling of a HieraForPreTraining: 'pooler'"):
+    with pytest.raises(ValueError, match="type HieraForPreTraining: 'pooler'"):
         _load(checkpoint, pooling="pooler")

@@ -18,15 +18,8 @@ from fiftyone.zoo.models import RemoteZooModelsManifest
 from write_manifest import build_manifest
 
 from fiftyone_hiera import config
-from fiftyone_hiera.config import (
-    AUTO,
-    CHECKPOINTS,
-    VERSION,
-    Checkpoint,
-    Settings,
-    get_checkpoint,
-    parse_settings,
-)
+from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from fiftyone_hiera.config import AUTO, VERSION, Settings, parse_settings
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.weights import BundledFile
 
@@ -243,10 +236,18 @@ def test_options_are_not_changed() -> None:
         ({"image_size": "224"}, r"image_size: '224'. Valid"),
         ({"image_size": (224, 224, 3)}, r"image_size: \(224, 224, 3\). Valid"),
         ({"image_size": (224, 100)}, r"image_size: \(224, 100\). Valid"),
-        ({"output": "labels"}, r"output of a HieraModel: 'labels'. Valid .*'heatmap'"),
-        ({"output": "classification"}, r"output of a HieraModel: 'classification'"),
+        (
+            {"output": "labels"},
+            r"type HieraModel: 'labels'. Valid .*'heatmap'",
+        ),
+        (
+            {"output": "classification"},
+            r"type HieraModel: 'classification'",
+        ),
         ({"heatmap_basis": "absent"}, r"heatmap_basis: 'absent' is no file"),
-        ({"num_masks": 0}, r"num_masks: 0. Valid"),
+        ({"heatmap_basis": __file__}, r"is for output 'heatmap', and this is 'embeddings'"),
+        ({"num_masks": 0}, r"num_masks: 0. Valid are 1 to 64"),
+        ({"num_masks": True}, r"num_masks: True. Valid are 1 to 64"),
         ({"squash": 1}, r"squash: 1. Valid are \[False, True\]"),
         ({"device": "tpu"}, r"'tpu'. Available are \["),
         ({"device": "cuda:99"}, r"'cuda:99'. Available are \["),

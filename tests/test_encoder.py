@@ -18,7 +18,7 @@ from random_hiera import (
 from safetensors.torch import load_file, save_file
 from transformers import HieraConfig, HieraModel
 
-from fiftyone_hiera.config import CHECKPOINTS, Checkpoint
+from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.preprocessing import for_image_size, normalize

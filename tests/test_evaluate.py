@@ -17,7 +17,6 @@ def test_vectors_that_tell_all() -> None:
         "precision": 1.0,
         "shown_1": 1.0,
         "shown_5": 1.0,
-        "shown_20": pytest.approx(float("nan"), nan_ok=True),
     }
 
 
@@ -30,23 +29,21 @@ def test_vectors_that_tell_nothing() -> None:
 
 
 def test_neighbors_are_counted() -> None:
-    """Each image has 3 of its own kind and then 7 others among its 10 nearest."""
+    """Each image has the 3 others of its kind among its 10 nearest, and no more."""
     angles = np.concatenate([0.8 * k + 0.01 * np.arange(4) for k in range(4)])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     classes = np.repeat(["a", "b", "c", "d"], 4)
     results = measure(vectors, classes)
-    assert results["precision"] == pytest.approx(0.3)
-    assert results["knn"] == 1.0
-
-
-def test_too_few() -> None:
-    with pytest.raises(SystemExit, match="3 labelled images are too few"):
-        measure(np.eye(3), np.array(["a", "b", "c"]))
+    assert results == {"knn": 1.0, "precision": 1.0, "shown_1": 1.0}
+    classes = np.repeat(["a", "b"], 8)
+    assert measure(vectors, classes)["precision"] < 1
 
 
 def test_parse_model() -> None:
-    text = "facebook/hiera-tiny-224-hf stage=3 pooling=cls normalize=true"
-    options = {"stage": 3, "pooling": "cls", "normalize": True}
+    text = "facebook/hiera-tiny-224-hf stage=3 pooling=cls normalize=true squash=True"
+    text += " image_size=(64,96)"
+    options = {"stage": 3, "pooling": "cls", "normalize": True, "squash": True}
+    options["image_size"] = (64, 96)
     assert parse_model(text) == ("facebook/hiera-tiny-224-hf", options)
     assert parse_model("nano") == ("nano", {})
     with pytest.raises(SystemExit, match="'stage' is not option=value"):

@@ -18,7 +18,7 @@ from operator_calls import COMPUTE, SORT, choices, make_context, resolve, resolv
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.weights import HubFile
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel

@@ -77,6 +77,9 @@ def test_feature_maps_of_nothing(model: HieraEmbeddingModel) -> None:
     }
     with pytest.raises(ValueError, match=r"stages: \(5,\).* 1 to 4"):
         model.feature_maps([], stages=[5])
+    for images, stages in ((Image.new("RGB", (9, 9)), [1]), ([], [])):
+        with pytest.raises(ValueError, match="takes a list of images, and one stage"):
+            model.feature_maps(images, stages)
 
 
 def test_basis_is_the_first_component() -> None:
@@ -97,6 +100,8 @@ def test_basis_is_the_first_component() -> None:
         fit_basis([torch.ones(9, 3)], "hash", 4)
     with pytest.raises(ValueError, match="There are 0 tokens"):
         fit_basis([], "hash", 4)
+    with pytest.raises(ValueError, match="NaN or infinity for images of the basis"):
+        fit_basis([torch.full((9, 3), torch.nan)], "hash", 4)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,9 @@ def test_basis_is_kept(samples: fo.Dataset, tmp_path: Path) -> None:
     model = _load()
     model.fit_heatmap(samples, path, max_samples=20)
     first = Image.open(samples.first().filepath)
-    again = _load(heatmap_basis=path)
+    again = _load(heatmap_basis=Path(path))
+    with pytest.raises(ValueError, match="is in no folder that there is"):
+        model.fit_heatmap(samples, str(tmp_path / "absent" / "basis"))
     assert np.array_equal(again.predict(first).map, model.predict(first).map)
 
     with pytest.raises(ValueError, match=r"basis\.safetensors.* stage 4, .* and 2"):

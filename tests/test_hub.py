@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 
 pytestmark = pytest.mark.hub
 

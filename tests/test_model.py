@@ -17,7 +17,7 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 from transformers import HieraModel
 
 import fiftyone_hiera
-from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.preprocessing import normalize
 from fiftyone_hiera.hiera.weights import DownloadError

@@ -12,7 +12,8 @@ from random_hiera import make_classifier, make_config, save_checkpoint
 from stranger import Stranger
 
 from digits import write_digits
-from fiftyone_hiera.config import CHECKPOINTS, Settings
+from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.config import Settings
 from fiftyone_hiera.embedding_params import _OTHER_NAMES, EmbeddingParams
 from fiftyone_hiera.hiera.pooling import POOLINGS
 
@@ -130,7 +131,7 @@ def test_pictures() -> None:
     # All of them are taken by the test in the browser
     source = (Path(__file__).parent / "test_app.py").read_text("utf-8")
     names = re.findall(r"!\[[^]]+\]\(docs/pictures/(\w+)\.jpg\)", README)
-    assert len(names) == README.count("![") == 4
+    assert len(names) == README.count("![") == 5
     for name in names:
         assert f'picture("{name}")' in source
         path = Path(__file__).parents[1] / "docs" / "pictures" / f"{name}.jpg"

@@ -13,7 +13,7 @@ import pytest
 from stranger import TINY, Stranger
 
 from digits import write_digits
-from fiftyone_hiera.config import CHECKPOINTS
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
