@@ -58,6 +58,7 @@ class Autoencoder:
         )
         self.units = (down, across)
         self.masks = make_masks(down * across, config.mask_ratio, num_masks).to(device)
+        self._counts = torch.stack([self._spread(mask) for mask in self.masks]).sum(dim=0)
 
     @torch.inference_mode()
     def errors(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -82,8 +83,7 @@ class Autoencoder:
         for guess, is_hidden in self._guess(inputs):
             total += (guess - targets).square().mean(dim=-1) * is_hidden
 
-        counts = sum(self._spread(mask) for mask in self.masks)
-        errors = (total / counts).unflatten(1, self._grid)
+        errors = (total / self._counts).unflatten(1, self._grid)
         down, across = (
             side // unit for side, unit in zip(self._grid, self.units, strict=True)
         )
@@ -110,8 +110,7 @@ class Autoencoder:
         for guess, is_hidden in self._guess(inputs):
             total += guess * is_hidden.unsqueeze(-1)
 
-        counts = sum(self._spread(mask) for mask in self.masks)
-        patches = total / torch.as_tensor(counts).unsqueeze(-1)
+        patches = total / self._counts.unsqueeze(-1)
         if self._network.config.normalize_pixel_loss:
             mean, std = _statistics(self._to_patches(inputs))
             patches = patches * std + mean
