@@ -89,7 +89,8 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
             return []
 
         vectors, logits = self._both(pixels)
-        self._check_finite(np.concatenate([vectors, logits], axis=1))
+        self._check_finite(vectors)
+        self._check_finite(logits)
         self._embeddings = vectors
         return [self._to_label(row) for row in logits]
 

@@ -197,8 +197,7 @@ def differing(found: Record, record: Record) -> list[str]:
     names = [
         name
         for name in (first, *_DECISIVE[1:])
-        if found.get(name) != record[name]
-        and (name, record[name]) != ("preprocessing", _UNKNOWN)
+        if record[name] not in (found.get(name), _UNKNOWN)
     ]
     if "engine" in names and found.get("dtype") == record["dtype"] == "float32":
         names.remove("engine")

@@ -160,7 +160,8 @@ def load_encoder(
 
         # Nothing is ever initialised: each parameter is a tensor of the file. The file is
         # read each time, so that weights that an engine has its own copy of can go
-        tensors = read_trunk(weights, config, preprocessing.crop_size)
+        names = trunk.state_dict()
+        tensors = read_trunk(weights, config, preprocessing.crop_size, names)
         trunk.load_state_dict(tensors, strict=True, assign=True)
         trunk.eval().requires_grad_(False).float().to(device)
         return ENGINES[engine](trunk, dtype, preprocessing.crop_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def read_tensors(path: Path, config: HieraConfig, prefix: str) -> dict[str, torc
 
 
 def read_trunk(
-    path: Path, config: HieraConfig, image_size: tuple[int, int]
+    path: Path, config: HieraConfig, image_size: tuple[int, int], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
     """Read the trunk, with position embeddings for images of a size.
 
@@ -98,9 +99,10 @@ def read_trunk(
         path: the path of the file
         config: the transformers configuration
         image_size: the (height, width) in pixels
+        names: the names of the trunk's tensors
 
     Returns:
-        the tensors by the trunk's names
+        the tensors by these names
 
     Raises:
         ValueError: as :func:`read_tensors`
@@ -108,9 +110,6 @@ def read_trunk(
     name = architecture_name(config)
     old, new = grid_size(config, 1), grid_size(at_size(config, image_size), 1)
     tensors = read_tensors(path, config, ARCHITECTURES[name].trunk)
-    with torch.device("meta"):
-        names = Trunk(config).state_dict()
-
     if name == abswin.ARCHITECTURE:
         positions = abswin.join_positions(tensors, image_size, new)
         tensors = {
