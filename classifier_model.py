@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import fiftyone.core.labels as fol
@@ -19,18 +19,47 @@ from .zoo_model import HieraEmbeddingModel, stack
 
 Logits = npt.NDArray[np.float32]
 
+logger = logging.getLogger(__name__)
 
-@dataclass
+
 class LabelFilter:
     """What ``apply_model`` sets for the time of its run.
 
+    Attributes:
+        confidence_thresh: the least confidence of a label, or None
+
     Args:
-        confidence_thresh (None): the least confidence of a label
-        filter_classes (None): the only classes to give
+        classes: the names that there are
     """
 
-    confidence_thresh: float | None = None
-    filter_classes: Iterable[str] | None = None
+    def __init__(self, classes: Iterable[str]) -> None:
+        self.confidence_thresh: float | None = None
+        self._classes = frozenset(classes)
+        self._wanted: frozenset[str] | None = None
+
+    @property
+    def filter_classes(self) -> frozenset[str] | None:
+        """The only classes to give, or None.
+
+        Raises:
+            ValueError: if it is set to names that are all unknown
+        """
+        return self._wanted
+
+    @filter_classes.setter
+    def filter_classes(self, names: Iterable[str] | None) -> None:
+        wanted = frozenset(names or [])
+        unknown = wanted - self._classes
+        if unknown:
+            message = (
+                f"Not among this checkpoint's classes: {sorted(unknown)}. See model.classes"
+            )
+            if unknown == wanted:
+                raise ValueError(message)
+
+            logger.warning(message)
+
+        self._wanted = None if names is None else wanted
 
 
 class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
@@ -47,7 +76,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
     ) -> None:
         fom.LogitsMixin.__init__(self)
         HieraEmbeddingModel.__init__(self, **kwargs)
-        self.config = LabelFilter()
+        self.config = LabelFilter(classes)
         self.classes = [*classes]
         self._classifier = classifier
         self._both = Halving(self._forward_both)

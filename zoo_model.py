@@ -187,8 +187,11 @@ class HieraEmbeddingModel(
             ValueError, MemoryError: as :meth:`embed_all`; and if there is no such
                 stage
         """
-        if isinstance(images, (Image.Image, np.ndarray)) or not stages:
-            raise ValueError("feature_maps() takes a list of images, and one stage or more")
+        is_one = isinstance(images, (Image.Image, np.ndarray))
+        if is_one or isinstance(stages, int) or not stages:
+            raise ValueError(
+                "feature_maps() takes a list of images, and a list of one stage or more"
+            )
 
         wanted = tuple(sorted({*stages}))
         self._encoder.prepare(*wanted)

@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from transformers import HieraConfig, HieraForImageClassification
 
 from digits import write_digits
-from fiftyone_hiera.hiera.preprocessing import for_image_size, normalize
+from fiftyone_hiera.hiera.preprocessing import Normalization, for_image_size
 
 _OUTPUT = Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"
 _IMAGE_SIZE = (64, 64)
@@ -57,11 +57,7 @@ def main() -> None:
     )
     config.num_labels = 10
     model = HieraForImageClassification(config)
-    mean, std = (
-        torch.tensor(constants).view(3, 1, 1)
-        for constants in (preprocessing.mean, preprocessing.std)
-    )
-    inputs = normalize(pixels, mean, std)
+    inputs = Normalization(preprocessing, torch.device("cpu"))(pixels)
     _train(model, inputs[is_train], labels[is_train])
 
     model.eval()

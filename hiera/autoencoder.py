@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import HieraConfig
 
-from .preprocessing import Preprocessing, normalize
+from .preprocessing import Normalization, Preprocessing
 from .tensors import at_size, read_tensors
 from .trunk import grid_size, resize_positions
 
@@ -34,20 +34,18 @@ class Autoencoder:
 
     Args:
         network: transformers' ``HieraForPreTraining``
-        preprocessing: supplies mean and standard deviation
+        normalize: from pixels to what the network sees
         num_masks: the number of masks
 
     Raises:
         ValueError: if so few masks cannot hide everything
     """
 
-    def __init__(self, network: Any, preprocessing: Preprocessing, num_masks: int) -> None:
+    def __init__(self, network: Any, normalize: Normalization, num_masks: int) -> None:
         config: HieraConfig = network.config
-        device = network.device
         self._network = network
         self._grid = grid_size(config, len(config.depths))
-        self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
+        self._normalize = normalize
         self._side = network.decoder.pred_stride
 
         down, across = (
@@ -57,7 +55,8 @@ class Autoencoder:
             )
         )
         self.units = (down, across)
-        self.masks = make_masks(down * across, config.mask_ratio, num_masks).to(device)
+        masks = make_masks(down * across, config.mask_ratio, num_masks)
+        self.masks = masks.to(network.device)
         self._counts = torch.stack([self._spread(mask) for mask in self.masks]).sum(dim=0)
 
     @torch.inference_mode()
@@ -115,15 +114,10 @@ class Autoencoder:
             mean, std = _statistics(self._to_patches(inputs))
             patches = patches * std + mean
 
-        image = self._from_patches(patches) * self._std + self._mean
-        if not image.isfinite().all():
+        if not patches.isfinite().all():
             raise ValueError("The model gave NaN or infinity instead of a picture")
 
-        return (255 * image).round().clamp(0, 255).to(torch.uint8)
-
-    def _normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        pixels = pixels.to(self._mean.device, non_blocking=True)
-        return normalize(pixels, self._mean, self._std)
+        return self._normalize.undo(self._from_patches(patches))
 
     def _guess(self, inputs: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield for each mask the guessed patches (N, P, D), and which of them count."""
@@ -227,7 +221,7 @@ def load_autoencoder(
 
     network.load_state_dict(tensors, strict=True, assign=True)
     network.eval().requires_grad_(False).float().to(device)
-    return Autoencoder(network, preprocessing, num_masks)
+    return Autoencoder(network, Normalization(preprocessing, device), num_masks)
 
 
 def _statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import HieraConfig
 
 from .engines import ENGINES, Run
-from .preprocessing import Preprocessing, normalize
+from .preprocessing import Normalization, Preprocessing
 from .tensors import (
     ARCHITECTURES,
     architecture_name,
@@ -43,7 +43,7 @@ class Encoder:
         start: from the stages that are wanted to what runs the network up to them
         stages: of each stage the grid and the length of its tokens
         norm: the final LayerNorm, for pooling the last stage
-        preprocessing: supplies mean and standard deviation
+        normalize: from pixels to what the network sees
         device: where the network is
     """
 
@@ -52,14 +52,13 @@ class Encoder:
         start: Callable[[tuple[int, ...]], Run],
         stages: Sequence[Stage],
         norm: nn.LayerNorm,
-        preprocessing: Preprocessing,
+        normalize: Normalization,
         device: torch.device,
     ) -> None:
         self.stages = stages
         self.norm = norm
         self.device = device
-        self.mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
-        self.std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
+        self.normalize = normalize
         self._start = start
         self._runs: dict[tuple[int, ...], Run] = {}
         self._lock = threading.Lock()
@@ -101,8 +100,7 @@ class Encoder:
             in raster order; T = 49 in stage 4 for 224 px
         """
         run = self.prepare(*stages)
-        pixels = pixels.to(self.device, non_blocking=True)
-        return run(normalize(pixels, self.mean, self.std))
+        return run(self.normalize(pixels))
 
     def maps(self, pixels: torch.Tensor, *stages: int) -> list[torch.Tensor]:
         """Run the network once over a batch.
@@ -174,4 +172,4 @@ def load_encoder(
     tensors = read_tensors(weights, config, architecture.norm)
     norm.load_state_dict(tensors, assign=True)
     norm.requires_grad_(False).float().to(device)
-    return Encoder(start, stages, norm, preprocessing, device)
+    return Encoder(start, stages, norm, Normalization(preprocessing, device), device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import math
 import sys
 import threading
 import warnings
@@ -24,14 +25,18 @@ Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 Engine: TypeAlias = Callable[[Trunk, torch.dtype, tuple[int, int]], Run]
 """Takes a trunk in float32 on its device, the dtype to compute in, and (H, W)."""
 
+_LARGE = 512 * 512  # pixels
+
 
 def run_torch(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
     """Run the network step by step."""
     device = trunk.order.device
     trunk.reduce(dtype)
 
-    # On CPUs, the fused attention of the reduced types is slower than its steps
-    trunk.fuse_attention(device.type != "cpu" or dtype == torch.float32)
+    # On CPUs, the fused attention of the reduced types is slower than its steps, but its
+    # memory does not grow with the square of the tokens
+    is_large = math.prod(image_size) > _LARGE
+    trunk.fuse_attention(device.type != "cpu" or dtype == torch.float32 or is_large)
     return trunk
 
 

@@ -4,7 +4,7 @@ The steps and their order are those of transformers' ``BitImageProcessorPil``
 with the settings of Meta's Hiera repositories: shortest edge to 256, bicubic;
 centre crop of 224, odd margins truncated; 1/255; ImageNet mean and standard
 deviation. The crop is kept as uint8 until it is on the encoder's device, a
-quarter of the bytes to move; :func:`normalize` gives the very same floats.
+quarter of the bytes to move; :class:`Normalization` gives the very same floats.
 
 The fast way, for those who ask for it, decodes large JPEGs to a fraction of their
 size, and resizes with torch's vector instructions.
@@ -225,22 +225,41 @@ def from_file(path: Path) -> Preprocessing:
     )
 
 
-def normalize(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Scale uint8 pixels to [0, 1] and normalise each channel.
-
-    Every operand is a tensor on the pixels' device: dividing by a Python
-    scalar multiplies by a rounded reciprocal on some devices.
+class Normalization:
+    """From uint8 pixels to what the network sees.
 
     Args:
-        pixels: a uint8 tensor of shape (N, 3, H, W)
-        mean: a float32 tensor of shape (3, 1, 1)
-        std: a float32 tensor of shape (3, 1, 1)
-
-    Returns:
-        a float32 tensor of shape (N, 3, H, W)
+        preprocessing: supplies mean and standard deviation
+        device: where the network is
     """
-    full_scale = torch.full_like(mean, 255.0)
-    return pixels.float().div_(full_scale).sub_(mean).div_(std)
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        self._device = device
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+
+        # All are tensors on the device: dividing by a Python scalar multiplies by a
+        # rounded reciprocal on some devices
+        self._full_scale = torch.full_like(self._mean, 255.0)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scale pixels to [0, 1], and normalise each channel.
+
+        Args:
+            pixels: a uint8 tensor of shape (N, 3, H, W) on any device
+
+        Returns:
+            a float32 tensor of that shape on the network's device
+        """
+        pixels = pixels.to(self._device, non_blocking=True)
+        return pixels.float().div_(self._full_scale).sub_(self._mean).div_(self._std)
+
+    def undo(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the pixels that a float32 tensor (N, 3, H, W) stands for, as uint8."""
+        pixels = self._full_scale * (inputs * self._std + self._mean)
+        return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def _resize_fast(picture: Image.Image, size: tuple[int, int], mode: str) -> torch.Tensor:

@@ -20,7 +20,6 @@ import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.autoencoder_model import HieraAutoencoderModel
 from fiftyone_hiera.hiera.autoencoder import make_masks
-from fiftyone_hiera.hiera.preprocessing import normalize
 
 _DECODER: dict[str, Any] = {
     "num_query_pool": 2,
@@ -77,7 +76,7 @@ def test_loss_of_a_mask_is_transformers(tmp_path: Path, normalize_pixel_loss: bo
     assert head.masks.sum(dim=0).eq(1).all()  # 6 and 6 of 12
 
     pixels = _noise(3, (96, 128))
-    inputs = normalize(pixels, head._mean, head._std)
+    inputs = head._normalize(pixels)
     errors = head.errors(pixels)
     assert errors.shape == (3, 3, 4)
     for mask in head.masks:
@@ -144,8 +143,11 @@ def test_apply_model(
 
 
 def _undo(model: HieraAutoencoderModel, values: torch.Tensor) -> torch.Tensor:
-    head = model._autoencoder
-    return (255 * (values * head._std + head._mean)).clamp(0, 255)
+    mean, std = (
+        torch.tensor(channels).view(3, 1, 1)
+        for channels in (model.transforms.mean, model.transforms.std)
+    )
+    return (255 * (values * std + mean)).clamp(0, 255)
 
 
 @torch.inference_mode()
@@ -159,7 +161,7 @@ def test_reconstruction(reference: HieraForPreTraining, checkpoint: str) -> None
 
     # Patch by patch, by transformers' own guesses and the statistics of the image
     pixels = model.transforms(image)
-    inputs = normalize(pixels[None], head._mean, head._std)
+    inputs = head._normalize(pixels[None])
     guesses = [reference(inputs, noise=mask.float()[None]).logits[0] for mask in head.masks]
     for row in range(6):
         for column in range(8):
@@ -179,7 +181,7 @@ def test_a_perfect_guess_has_no_error(
 ) -> None:
     head = autoencoder._autoencoder
     pixels = _noise(1, (96, 128))
-    inputs = normalize(pixels, head._mean, head._std)
+    inputs = head._normalize(pixels)
     patches = head._to_patches(inputs)
     mean, deviation = patches.mean(-1, True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     perfect = (patches - mean) / deviation
@@ -220,7 +222,7 @@ def test_another_size(tmp_path: Path) -> None:
     larger.load_state_dict(state)
 
     pixels = _noise(2, (192, 128))
-    inputs = normalize(pixels, head._mean, head._std)
+    inputs = head._normalize(pixels)
     errors = head.errors(pixels)
     assert errors.shape == (2, 6, 4)
     for mask in head.masks:
@@ -236,7 +238,7 @@ def test_embeddings(checkpoint: str, reference: HieraForPreTraining) -> None:
     state = reference.hiera.state_dict()
     encoder = HieraModel(reference.config, add_pooling_layer=False).eval()
     encoder.load_state_dict(state)
-    inputs = normalize(pixels, model._encoder.mean, model._encoder.std)
+    inputs = model._encoder.normalize(pixels)
     tokens = encoder(inputs).last_hidden_state
     model.preprocess = False
     assert np.allclose(model.embed_all(pixels), tokens.mean(dim=1).numpy(), atol=1e-4)

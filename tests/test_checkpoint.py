@@ -18,7 +18,7 @@ from random_hiera import make_classifier, make_config, make_hiera, save_checkpoi
 
 from fiftyone_hiera.hiera.checkpoint import open_checkpoint, validate_checkpoint
 from fiftyone_hiera.hiera.encoder import load_encoder
-from fiftyone_hiera.hiera.preprocessing import Preprocessing, for_image_size, normalize
+from fiftyone_hiera.hiera.preprocessing import Preprocessing, for_image_size
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
     local = open_checkpoint(str(save_checkpoint(tmp_path, model)))
     encoder = load_encoder(local.config, local.weights, local.preprocessing)
     pixels = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
-    expected = model.hiera(normalize(pixels, encoder.mean, encoder.std)).last_hidden_state
+    expected = model.hiera(encoder.normalize(pixels)).last_hidden_state
     assert expected.shape == (2, 6, 128)
     assert torch.allclose(encoder(pixels, 4)[0], expected, atol=1e-5)
 

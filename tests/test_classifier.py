@@ -17,12 +17,7 @@ from transformers import HieraForImageClassification
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.classifier_model import HieraClassifierModel
-from fiftyone_hiera.hiera.preprocessing import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    for_image_size,
-    normalize,
-)
+from fiftyone_hiera.hiera.preprocessing import Normalization, for_image_size
 from fiftyone_hiera.imagenet import imagenet_classes
 
 _NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
@@ -36,8 +31,8 @@ def reference(digits: list[Digit]) -> HieraForImageClassification:
     classifier.config.id2label = dict(enumerate(_NAMES))
     preprocessing = for_image_size((64, 64))
     images = [preprocessing(Image.open(digit.path)) for digit in digits[:21]]
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    logits = classifier(normalize(torch.stack(images), mean, std)).logits
+    normalize = Normalization(preprocessing, torch.device("cpu"))
+    logits = classifier(normalize(torch.stack(images))).logits
     classifier.classifier.bias -= logits.mean(dim=0)
     scale = 2 / (logits - logits.mean(dim=0)).std()
     classifier.classifier.weight *= scale
@@ -77,7 +72,7 @@ def _expect(
     """Return transformers' logits and pooler outputs."""
     pixels = torch.stack([model.transforms(Image.open(path)) for path in paths])
     encoder = model._encoder
-    inputs = normalize(pixels, encoder.mean, encoder.std)
+    inputs = encoder.normalize(pixels)
     pooled = reference.hiera(inputs).pooler_output
     return reference(inputs).logits.numpy(), pooled.numpy()
 
@@ -149,6 +144,32 @@ def test_labels_are_as_of_fiftyones_own_classifiers(
 
     assert classifier.config.confidence_thresh is None
     assert not classifier.store_logits
+
+
+@pytest.mark.parametrize("classes", [["cow", "dgo"], "cat", []], ids=str)
+def test_classes_that_are_all_unknown_are_refused(
+    samples: fo.Dataset, classifier: HieraClassifierModel, classes: Any
+) -> None:
+    if not classes:  # FiftyOne's own give no label then
+        samples.apply_model(classifier, label_field="predicted", classes=classes)
+        assert samples.distinct("predicted.label") == []
+        return
+
+    with pytest.raises(ValueError, match=r"this checkpoint's classes: \['\w+', '\w+'"):
+        samples.apply_model(classifier, label_field="predicted", classes=classes)
+
+    assert classifier.config.filter_classes is None
+    assert not samples.has_sample_field("predicted")
+
+
+def test_classes_that_are_unknown_are_named(
+    samples: fo.Dataset,
+    classifier: HieraClassifierModel,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    samples.apply_model(classifier, label_field="predicted", classes=["bee", "cow"])
+    assert samples.distinct("predicted.label") == ["bee"]
+    assert "Not among this checkpoint's classes: ['cow']" in caplog.text
 
 
 def test_embeddings_of_the_same_pass(

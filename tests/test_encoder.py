@@ -21,7 +21,7 @@ from transformers import HieraConfig, HieraModel
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.hiera.preprocessing import for_image_size, normalize
+from fiftyone_hiera.hiera.preprocessing import for_image_size
 from fiftyone_hiera.hooks import hiera_config
 
 _META = [c for c in CHECKPOINTS.values() if c.name.endswith("-224-hf")]
@@ -67,7 +67,7 @@ def pixels() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def inputs(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
-    return normalize(pixels, encoder.mean, encoder.std)
+    return encoder.normalize(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_classifier_gives_its_encoder(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
 
     encoder = _load(path, model.config)
-    expected = model.hiera(normalize(pixels, encoder.mean, encoder.std)).pooler_output
+    expected = model.hiera(encoder.normalize(pixels)).pooler_output
     pooled = POOLINGS["pooler"](*encoder(pixels, 4), encoder.norm)
     assert torch.allclose(pooled, expected, atol=1e-5)
 
@@ -289,7 +289,7 @@ def test_weights_of_another_dtype_are_converted(weights: Path) -> None:
 
     encoder = _load(weights)
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    expected = hiera(normalize(pixels, encoder.mean, encoder.std)).last_hidden_state
+    expected = hiera(encoder.normalize(pixels)).last_hidden_state
     assert torch.allclose(encoder(pixels, 4)[0], expected, atol=1e-5)
 
 
@@ -299,7 +299,7 @@ def test_other_sizes_equal_transformers(weights: Path, size: tuple[int, int]) ->
     hiera = make_hiera(make_config())
     encoder = load_encoder(make_config(), weights, for_image_size((64, 64)).at(size))
     pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
-    inputs = normalize(pixels, encoder.mean, encoder.std)
+    inputs = encoder.normalize(pixels)
     expected = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state
     (tokens,) = encoder(pixels, 4)
     assert tokens.shape == (2, size[0] * size[1] // 32**2, 128)

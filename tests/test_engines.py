@@ -15,9 +15,11 @@ import numpy.typing as npt
 import pytest
 import torch
 from random_hiera import make_config, make_hiera, save_checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fiftyone_hiera
-from fiftyone_hiera.hiera.engines import has_bfloat16
+from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
+from fiftyone_hiera.hiera.trunk import Trunk, grid_size
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
 Vectors = npt.NDArray[np.float32]
@@ -236,3 +238,33 @@ def test_what_was_picked_is_said(
     said = " and ".join(f"{name} {settings[name]!r}" for name in picked)
     lines = [f"{NANO} on {settings['device']}: auto picked {said}"] if picked else []
     assert [line for line in caplog.messages if NANO in line] == lines
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Looks for the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+
+        return result
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_does_not_grow_with_the_square_of_the_tokens(dtype: torch.dtype) -> None:
+    size = (768, 512)
+    config = make_config(image_size=size)
+    down, across = grid_size(config, 3)
+    trunk = Trunk(config).eval()
+    trunk.load_state_dict(make_hiera(config).state_dict(), strict=False)
+    run = run_torch(trunk, dtype, size)
+    with _LargestTensor() as largest:
+        run(torch.randn(1, 3, *size))
+
+    assert 0 < largest.numel < config.num_heads[2] * (down * across) ** 2

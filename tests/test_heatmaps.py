@@ -77,8 +77,8 @@ def test_feature_maps_of_nothing(model: HieraEmbeddingModel) -> None:
     }
     with pytest.raises(ValueError, match=r"stages: \(5,\).* 1 to 4"):
         model.feature_maps([], stages=[5])
-    for images, stages in ((Image.new("RGB", (9, 9)), [1]), ([], [])):
-        with pytest.raises(ValueError, match="takes a list of images, and one stage"):
+    for images, stages in ((Image.new("RGB", (9, 9)), [1]), ([], []), ([], 3)):
+        with pytest.raises(ValueError, match="takes a list of images, and a list"):
             model.feature_maps(images, stages)
 
 

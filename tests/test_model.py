@@ -19,7 +19,7 @@ from transformers import HieraModel
 import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.hiera.preprocessing import normalize
+from fiftyone_hiera.hiera.preprocessing import Normalization
 from fiftyone_hiera.hiera.weights import DownloadError
 from fiftyone_hiera.zoo_model import HieraEmbeddingModel
 
@@ -124,9 +124,8 @@ def test_equals_transformers(
     model = load(checkpoint=str(folder), pooling=pooling)
 
     pixels = torch.stack([model.transforms(image) for image in images])
-    mean = torch.tensor(model.transforms.mean).view(3, 1, 1)
-    std = torch.tensor(model.transforms.std).view(3, 1, 1)
-    output = reference(normalize(pixels, mean, std))
+    normalize = Normalization(model.transforms, torch.device("cpu"))
+    output = reference(normalize(pixels))
     expected = {
         "mean": output.last_hidden_state.mean(dim=1),
         "cls": output.last_hidden_state[:, 0],

@@ -15,10 +15,10 @@ from pil_processor import META, PilProcessor
 from fiftyone_hiera.hiera.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Normalization,
     Preprocessing,
     for_image_size,
     from_file,
-    normalize,
 )
 
 _SIZES = [
@@ -44,11 +44,8 @@ def _noise(size: tuple[int, int], seed: int = 51) -> Image.Image:
 
 
 def _normalize(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
-    return normalize(
-        pixels.unsqueeze(0),
-        torch.tensor(mean).view(3, 1, 1),
-        torch.tensor(std).view(3, 1, 1),
-    )
+    preprocessing = Preprocessing(256, (224, 224), mean=mean, std=std)
+    return Normalization(preprocessing, torch.device("cpu"))(pixels.unsqueeze(0))
 
 
 @pytest.mark.parametrize("size", _SIZES, ids=str)
@@ -84,6 +81,13 @@ def test_every_value_is_normalized_exactly() -> None:
     processor = PilProcessor(**{**META, **steps})
     expected = processor(values.numpy(), return_tensors="pt").pixel_values
     assert torch.equal(_normalize(values, IMAGENET_MEAN, IMAGENET_STD), expected)
+
+
+def test_normalizing_is_undone_exactly() -> None:
+    preprocessing = Preprocessing(256, (224, 224))
+    values = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, -1)
+    normalize = Normalization(preprocessing, torch.device("cpu"))
+    assert torch.equal(normalize.undo(normalize(values)), values)
 
 
 def test_normalize_leaves_its_input_alone() -> None:
