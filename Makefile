@@ -8,8 +8,8 @@ SOURCES := .venv/src
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 EXTRAS_demo := demo
-EXTRAS_test := demo test
-EXTRAS_app := demo test app
+EXTRAS_test := demo test birder
+EXTRAS_app := demo test birder app
 EXTRAS_bench := demo test
 
 # Embed images, search them and draw their map, with nothing but this checkout
@@ -39,6 +39,7 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/forward.py
 	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/heads.py
 
 # Measure how well vectors of checkpoints, stages and poolings tell labels apart
 .PHONY: evaluate

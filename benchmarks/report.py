@@ -8,9 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-BEGIN = "<!-- figures -->"
-END = "<!-- /figures -->"
-
 Result = Mapping[str, Any]
 
 
@@ -32,10 +29,7 @@ def main() -> None:
     plot = args.folder / "performance.png"
     _plot(forward, jobs, plot)
     if args.into is not None:
-        document = args.into.read_text("utf-8")
-        head, _, rest = document.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        args.into.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}", "utf-8")
+        insert(text, "figures", args.into)
         pictures = args.into.parent / "pictures"
         (pictures / plot.name).write_bytes(plot.read_bytes())
 
@@ -52,7 +46,7 @@ def _write(forward: Result, jobs: Result | None) -> Iterator[str]:
 
     for run in forward["runs"]:
         yield f"### Forward, {run['variant']}, batches of {run['batch_size']}\n"
-        yield from _table(
+        yield from table(
             ["", "images/s", "to transformers", "of the ceiling", "peak MB", "cosine"],
             (
                 [
@@ -74,7 +68,7 @@ def _write(forward: Result, jobs: Result | None) -> Iterator[str]:
 
 def _write_jobs(jobs: Result) -> Iterator[str]:
     yield f"### Whole jobs, tiny, batches of {jobs['batch_size']}, VGA\n"
-    yield from _table(
+    yield from table(
         ["", "images/s", "to the integration"],
         ([_name(n, r), *_rates(r)] for n, r in jobs["jobs"].items()),
     )
@@ -84,7 +78,7 @@ def _write_jobs(jobs: Result) -> Iterator[str]:
         f"{_allowed(jobs):.1f} images/s; `embed_samples` reaches {share:.2f} of that.\n"
     )
     yield "### Whole runs by `embed_samples`, by size of the JPEGs\n"
-    yield from _table(
+    yield from table(
         ["", "images/s", "with fast_decoding", ""],
         (
             [
@@ -100,7 +94,7 @@ def _write_jobs(jobs: Result) -> Iterator[str]:
     yield "### Reading: from a file to the network's input\n"
     for size, results in jobs["reading"].items():
         yield f"{size}:\n"
-        yield from _table(
+        yield from table(
             ["", "images/s", "to transformers"],
             ([name, *_rates(result)] for name, result in results.items()),
         )
@@ -111,7 +105,7 @@ def _write_jobs(jobs: Result) -> Iterator[str]:
         )
 
     yield "### Writing vectors of 768 numbers\n"
-    yield from _table(
+    yield from table(
         ["", "vectors/s", "to SaveContext"],
         ([name, *_rates(result)] for name, result in jobs["writing"].items()),
     )
@@ -120,12 +114,12 @@ def _write_jobs(jobs: Result) -> Iterator[str]:
 
 def _write_processes(processes: Result) -> Iterator[str]:
     yield "### Starting, in a process of its own, after the imports\n"
-    yield from _table(
+    yield from table(
         ["engine", "seconds to load tiny"],
         ([name, f"{r['load_seconds']:.2f}"] for name, r in processes["start"].items()),
     )
     yield "### Memory, tiny, batches of 32, in a process of its own\n"
-    yield from _table(
+    yield from table(
         ["", "after loading, MB", "more while embedding, MB"],
         (
             [name, f"{result['loaded_mb']:.0f}", f"{result['more_mb']:.0f}"]
@@ -133,12 +127,12 @@ def _write_processes(processes: Result) -> Iterator[str]:
         ),
     )
     yield "### Memory by size of the JPEGs: `embed_samples`, tiny, batches of 32\n"
-    yield from _table(
+    yield from table(
         ["", "more while embedding, MB"],
         ([size, f"{result['more_mb']:.0f}"] for size, result in processes["sizes"].items()),
     )
     yield "### By number of samples: `embed_samples`, nano, one JPEG many times\n"
-    yield from _table(
+    yield from table(
         ["samples", "seconds", "ms a sample", "more memory, MB"],
         (
             [
@@ -215,7 +209,7 @@ def _write_aims(forward: Result, jobs: Result) -> Iterator[str]:
         ("loading tiny by torch", processes["start"]["torch"]["load_seconds"], -2, "s"),
     ]
     yield "### What was aimed for\n"
-    yield from _table(
+    yield from table(
         ["", "aim", "here", ""],
         (
             [
@@ -245,7 +239,16 @@ def _rates(result: Result) -> list[str]:
     return [f"{result['images_per_second']:.1f}", f"{result['ratio']:.2f} x"]
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+def insert(text: str, name: str, path: Path) -> None:
+    """Replace what a document has between two comments of a name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, _, rest = path.read_text("utf-8").partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}", "utf-8")
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
     for row in (head, ["---"] * len(head), *rows):
         yield f"| {' | '.join(row)} |"
 
