@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import torch
 
-from measure import describe_machine, interleave, peak_memory, save
+from measure import describe_machine, interleave, measure_steps, peak_memory
 from network import import_package
 from pictures import write_jpegs
 from report import Result, insert, table
@@ -48,14 +46,10 @@ def main() -> None:
         "sizes": partial(_measure_sizes, folder, args.rounds),
         "heads": partial(_measure_heads, folder, args.rounds),
     }
-    for name, measure in steps.items():
-        start = time.perf_counter()
-        results[name] = measure()
-        save(results, folder / "heads.json")
-        print(f"{name}, {time.perf_counter() - start:.0f} s")
-        print(json.dumps(results[name], indent=2))
+    measure_steps(results, steps, folder / "heads.json")
 
     text = "\n".join(_write(results))
+    (folder / "heads.md").write_text(text, "utf-8")
     print(text)
     if args.into is not None:
         insert(text, "heads", args.into)

@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import describe_machine, interleave, save
+from measure import describe_machine, interleave, measure_steps
 from network import import_package, save_checkpoint
 from pictures import write_jpegs
 
@@ -56,12 +55,7 @@ def main() -> None:
         "sizes": partial(_measure_sizes, files, tiny, args.rounds),
         "processes": partial(_measure_processes, files, tiny, args.samples, folder),
     }
-    for name, measure in steps.items():
-        start = time.perf_counter()
-        results[name] = measure()
-        save(results, folder / "jobs.json")
-        print(f"{name}, {time.perf_counter() - start:.0f} s")
-        print(json.dumps(results[name], indent=2))
+    measure_steps(results, steps, folder / "jobs.json")
 
 
 def _measure_reading(files: dict[str, list[str]], rounds: int) -> dict[str, Any]:

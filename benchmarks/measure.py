@@ -184,6 +184,24 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float | None:
     return memory("VmHWM") - used
 
 
+def measure_steps(
+    results: dict[str, Any], steps: Mapping[str, Callable[[], Any]], path: Path
+) -> None:
+    """Measure one thing after the other, and save and print what there is after each.
+
+    Args:
+        results: where the results go, by the names of the steps
+        steps: callables that measure, by name
+        path: the JSON file
+    """
+    for name, measure in steps.items():
+        start = time.perf_counter()
+        results[name] = measure()
+        save(results, path)
+        print(f"{name}, {time.perf_counter() - start:.0f} s")
+        print(json.dumps(results[name], indent=2))
+
+
 def save(results: dict[str, Any], path: Path) -> None:
     """Write results as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
