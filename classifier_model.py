@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import fiftyone.core.labels as fol
@@ -25,17 +26,30 @@ logger = logging.getLogger(__name__)
 class LabelFilter:
     """What ``apply_model`` sets for the time of its run.
 
-    Attributes:
-        confidence_thresh: the least confidence of a label, or None
-
     Args:
         classes: the names that there are
     """
 
     def __init__(self, classes: Iterable[str]) -> None:
-        self.confidence_thresh: float | None = None
         self._classes = frozenset(classes)
         self._wanted: frozenset[str] | None = None
+        self._least: float | None = None
+
+    @property
+    def confidence_thresh(self) -> float | None:
+        """The least confidence of a label, or None.
+
+        Raises:
+            ValueError: if it is set to what is no confidence
+        """
+        return self._least
+
+    @confidence_thresh.setter
+    def confidence_thresh(self, least: float | None) -> None:
+        if least is not None and not (isinstance(least, Real) and 0 <= least <= 1):
+            raise ValueError(f"Invalid confidence_thresh: {least!r}. Valid are 0 to 1")
+
+        self._least = least
 
     @property
     def filter_classes(self) -> frozenset[str] | None:
@@ -52,7 +66,8 @@ class LabelFilter:
         unknown = wanted - self._classes
         if unknown:
             message = (
-                f"Not among this checkpoint's classes: {sorted(unknown)}. See model.classes"
+                f"Not among this checkpoint's classes: {sorted(unknown)}. Give a list of "
+                "names; model.classes has them all"
             )
             if unknown == wanted:
                 raise ValueError(message)

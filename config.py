@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ class Settings:
         return replace(preprocessing, is_fast=self.fast_decoding, is_squashed=is_squashed)
 
 
+_FOR_OUTPUT = {"heatmap_basis": "heatmap", "num_masks": "reconstruction_error"}
+
+
 def choose_output(settings: Settings, architecture: str) -> str:
     """Return what ``apply_model`` gives, once it is known what the weights are.
 
@@ -116,12 +120,25 @@ def choose_output(settings: Settings, architecture: str) -> str:
     poolings = poolings_of(architecture)
     what = f"pooling of a checkpoint of type {architecture}"
     _check_choice(what, settings.pooling, poolings)
-    if settings.heatmap_basis is not None and output != "heatmap":
-        raise ValueError(
-            f"Invalid heatmap_basis: it is for output 'heatmap', and this is {output!r}"
-        )
+    for option, meant_for in _FOR_OUTPUT.items():
+        is_given = getattr(settings, option) != getattr(Settings, option)
+        if is_given and output != meant_for:
+            raise ValueError(
+                f"Invalid {option}: it is for output {meant_for!r}, and this is {output!r}"
+            )
 
     return output
+
+
+def default_pooling(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
+    """Return the pooling of an entry of the zoo where none is asked for.
+
+    Args:
+        checkpoint: the entry
+        options: the options that were given
+    """
+    has_norm = options.get("stage", LAST_STAGE) == LAST_STAGE
+    return next(name for name in checkpoint.poolings if has_norm or name != "pooler")
 
 
 def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settings:
@@ -143,7 +160,8 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
         if name not in names:
             raise ValueError(f"Unknown option {name!r}. Valid are {names}")
 
-    settings = Settings(**{"pooling": checkpoint.poolings[0], **options})
+    pooling = default_pooling(checkpoint, options)
+    settings = Settings(**{"pooling": pooling, **options})
     _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
     _check_choice("normalize", settings.normalize, [False, True])
     _check_choice("dtype", settings.dtype, [AUTO, *DTYPES])
@@ -195,13 +213,15 @@ def _parse_image_size(size: object) -> tuple[int, int] | None:
 
     sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
     valid = range(SIZE_STEP, LARGEST_SIZE + 1, SIZE_STEP)
-    if len(sides) != 2 or not all(type(side) is int and side in valid for side in sides):
+    if len(sides) != 2 or not all(
+        isinstance(side, Integral) and side in valid for side in sides
+    ):
         raise ValueError(
             f"Invalid image_size: {size!r}. Valid are the multiples of {SIZE_STEP} up to "
             f"{LARGEST_SIZE}, as an int or as (height, width)"
         )
 
-    height, width = sides
+    height, width = map(int, sides)
     return height, width
 
 

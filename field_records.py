@@ -129,9 +129,14 @@ def _describe_preprocessing(preprocessing: Preprocessing) -> str:
     geometry = (
         f"squash to {height}x{width} {way}"
         if preprocessing.is_squashed
-        else f"resize {preprocessing.shortest_edge} {way}, crop {height}x{width}"
+        else f"resize {_describe_least(preprocessing)} {way}, crop {height}x{width}"
     )
     return f"{geometry}, mean {preprocessing.mean}, std {preprocessing.std}"
+
+
+def _describe_least(preprocessing: Preprocessing) -> str:
+    height, width = preprocessing.least_size
+    return f"{height}" if height == width else f"{height}x{width}"
 
 
 def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:

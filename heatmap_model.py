@@ -161,19 +161,31 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
         Raises:
             ValueError: if the samples are no images, if none can be read, or if the
-                path is in no folder
+                path is a folder, or in none
         """
+        if not isinstance(samples, foc.SampleCollection):
+            raise ValueError(
+                f"fit_heatmap() takes a dataset or a view, found {type(samples).__name__}"
+            )
+
         if samples.media_type != fom.IMAGE:
             raise ValueError(
-                f"A basis is fitted to images, not to media type {samples.media_type!r}"
+                f"A basis is fitted to images, not to media type {samples.media_type!r}: "
+                "of a video dataset, give dataset.to_frames(sample_frames=True)"
             )
 
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"Invalid path: {str(path)!r} is in no folder that there is")
 
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"Invalid path: {str(path)!r} is a folder; name a file")
+
         chosen = samples.take(max_samples, seed=_SEED).values("filepath")
-        tokens = self._tokens_of(sorted(chosen))
-        self._basis = fit_basis(tokens, self._record["sha256"], self.settings.stage)
+        try:
+            self._basis = fit_basis(self._tokens_of(sorted(chosen)), self._fitted_with)
+        except ValueError as error:
+            raise ValueError(f"No basis from {len(chosen)} images: {error}") from error
+
         if path is not None:
             save_basis(self._basis, Path(path))
 
@@ -196,16 +208,28 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
     def _check_basis(self, path: Path) -> Basis:
         basis = load_basis(path)
-        found = (basis.sha256, basis.stage)
-        expected = (self._record["sha256"], self.settings.stage)
-        if found != expected:
+        differing = [
+            f"{name} {basis.fitted_with.get(name, 'unknown')}, here it is {here}"
+            for name, here in self._fitted_with.items()
+            if basis.fitted_with.get(name) != here
+        ]
+        if differing:
             raise ValueError(
-                f"Invalid heatmap_basis: {str(path)!r} was fitted for weights of sha256 "
-                f"{found[0]} and stage {found[1]}, these are {expected[0]} and "
-                f"{expected[1]}"
+                f"Invalid heatmap_basis: {str(path)!r} was fitted with "
+                + "; ".join(differing)
             )
 
         return basis
+
+    @property
+    def _fitted_with(self) -> dict[str, str]:
+        height, width = self._preprocessing.crop_size
+        return {
+            "weights of sha256": self._record["sha256"],
+            "stage": str(self.settings.stage),
+            "image_size": f"{height}x{width}",
+            "squash": str(self._preprocessing.is_squashed),
+        }
 
     def _tokens_of(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
         with ThreadPoolExecutor(fou.recommend_thread_pool_workers()) as pool:

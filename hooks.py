@@ -21,7 +21,7 @@ from .hiera.autoencoder import load_autoencoder
 from .hiera.checkpoint import LocalCheckpoint, open_checkpoint
 from .hiera.classifier import load_classifier
 from .hiera.encoder import load_encoder
-from .hiera.tensors import architecture_name, class_names
+from .hiera.tensors import architecture_name, class_names, read_metadata
 from .hiera.weights import BundledFile, download, link, verify
 from .imagenet import imagenet_classes
 from .zoo_model import HieraEmbeddingModel
@@ -139,7 +139,9 @@ def _pinned_checkpoint(checkpoint: Checkpoint, weights: Path | None) -> LocalChe
     path = weights or _verified_weights(checkpoint, None)
     preprocessing = checkpoint.preprocessing
     if checkpoint.architecture == abswin.ARCHITECTURE:
-        preprocessing = abswin.read_preprocessing(path, preprocessing.crop_size)
+        preprocessing = abswin.read_preprocessing(
+            path, read_metadata(path), preprocessing.crop_size
+        )
 
     return LocalCheckpoint(
         hiera_config(checkpoint), path, preprocessing, checkpoint.revision

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checkpoints import CHECKPOINTS
+from .config import Settings, default_pooling
 from .field_records import Record, differing, read_record
 from .placed_weights import find_in_zoo, zoo_folder
 
 # Any entry takes weights of the user's own; this one has nothing to download
 _CARRIER = "hiera-nano-digits"
+
+# The options besides the pooling that tell indexes of one checkpoint apart
+_SEEN = ("stage", "image_size", "squash")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,14 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
 def describe(model: IndexModel) -> str:
     """Say in a few words which model it is."""
     name = model.record.get("checkpoint", model.options.get("checkpoint", model.name))
-    entry = CHECKPOINTS[model.name]
-    return f"{name}, {model.options.get('pooling', entry.poolings[0])}"
+    usual = default_pooling(CHECKPOINTS[model.name], model.options)
+    pooling = model.options.get("pooling", usual)
+    others = [
+        f"{option} {model.options[option]}"
+        for option in _SEEN
+        if model.options.get(option, getattr(Settings, option)) != getattr(Settings, option)
+    ]
+    return ", ".join([name, pooling, *others])
 
 
 def load_index_model(dataset: Any, brain_key: str) -> Any:

@@ -187,8 +187,8 @@ class HieraEmbeddingModel(
             ValueError, MemoryError: as :meth:`embed_all`; and if there is no such
                 stage
         """
-        is_one = isinstance(images, (Image.Image, np.ndarray))
-        if is_one or isinstance(stages, int) or not stages:
+        is_list = isinstance(stages, Iterable) and not isinstance(stages, str)
+        if not is_list or not stages or isinstance(images, np.ndarray):
             raise ValueError(
                 "feature_maps() takes a list of images, and a list of one stage or more"
             )
@@ -309,6 +309,9 @@ class HieraEmbeddingModel(
 
     def _batch(self, args: Iterable[ImageLike]) -> torch.Tensor:
         shape = (3, *self._preprocessing.crop_size)
+        if isinstance(args, Image.Image):
+            raise ValueError("This takes a list of images: for one, give [image]")
+
         if self._preprocess:
             tensors = [self._preprocessing(image) for image in args]
             return torch.stack(tensors) if tensors else torch.empty(0, *shape)

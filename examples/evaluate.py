@@ -46,18 +46,31 @@ def main() -> None:
     args = parser.parse_args()
 
     _FOLDER.mkdir(exist_ok=True)
-    dataset = _digits() if args.dataset is None else _own(args.dataset)
+    for name in ("results.json", "results.md", "evaluation.png"):
+        (_FOLDER / name).unlink(missing_ok=True)
+
+    models = args.models or list(_nano_models())
+    try:
+        dataset = _digits() if args.dataset is None else _own(args.dataset)
+        check_labels(dataset, args.label_field)
+        # What is wrong with one of them is said before any is measured
+        for text in models:
+            _load(text)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
     labels_path = f"{args.label_field}.label"
     samples = dataset.exists(labels_path)
     labels = samples.values(labels_path)
     results: Results = {}
-    for text in args.models or list(_nano_models()):
+    table = ""
+    for text in models:
         results[text] = _measure(samples, labels, text, args.batch_size)
         print(text, json.dumps(results[text]))
+        table = "\n".join(_table(results))
         (_FOLDER / "results.json").write_text(json.dumps(results, indent=2), "utf-8")
+        (_FOLDER / "results.md").write_text(table, "utf-8")
 
-    table = "\n".join(_table(results))
-    (_FOLDER / "results.md").write_text(table, "utf-8")
     _plot(results, _FOLDER / "evaluation.png")
     if args.into is not None:
         _replace(args.into, f"{len(samples)} images.\n\n{table}")
@@ -128,14 +141,45 @@ def _own(name: str) -> Any:
     return fo.load_dataset(name)
 
 
+def check_labels(dataset: Any, label_field: str) -> None:
+    """Check that a field of a dataset tells images apart.
+
+    Args:
+        dataset: the dataset
+        label_field: the name of the field
+
+    Raises:
+        ValueError: if it is no field of Classifications, or if these have fewer than two
+            different labels
+    """
+    import fiftyone as fo
+
+    field = dataset.get_field(label_field)
+    if getattr(field, "document_type", None) is not fo.Classification:
+        known = [*dataset.get_field_schema(embedded_doc_type=fo.Classification)]
+        raise ValueError(
+            f"{dataset.name!r} has no Classifications in {label_field!r}. It has them in "
+            f"{known}"
+        )
+
+    found = dataset.distinct(f"{label_field}.label")
+    if len(found) < 2:
+        raise ValueError(f"There is nothing to tell apart: all labels are of {found}")
+
+
+def _load(text: str) -> Any:
+    import fiftyone.zoo as foz
+
+    name, options = parse_model(text)
+    return foz.load_zoo_model(name, **options)
+
+
 def _measure(
     samples: Any, labels: list[str | None], text: str, batch_size: int
 ) -> dict[str, float]:
-    import fiftyone.zoo as foz
     import numpy as np
 
-    name, options = parse_model(text)
-    model = foz.load_zoo_model(name, **options)
+    model = _load(text)
     embedded = list(samples.compute_embeddings(model, batch_size=batch_size))
     # A bad file cost its batch: the others of it, one by one
     missing = [index for index, vector in enumerate(embedded) if vector is None]
@@ -171,9 +215,9 @@ def measure(vectors: Any, classes: Any) -> dict[str, float]:
     Returns:
         ``knn``: of how many the 5 nearest others, by cosine, vote for their label;
         ``precision``: how many of the 10 nearest others have it, of fewer where fewer
-        do; ``shown_<n>``: of how
-        many a logistic regression finds it that was shown n of each label, the average
-        of 10 draws, where each label has more images than that
+        do; ``shown_<n>``: of how many a logistic regression finds it that was shown n
+        of each label, the average of 10 draws. That is of the labels that have more
+        images than n, and left out where there are fewer than two
     """
     import numpy as np
     from sklearn.neighbors import NearestNeighbors
@@ -191,8 +235,12 @@ def measure(vectors: Any, classes: Any) -> dict[str, float]:
     }
     for shown in _SHOWN:
         # Of each label some must be left to be found
-        if shown < sizes.min():
-            scores = [_few_shots(unit, classes, shown, seed) for seed in range(_REPEATS)]
+        if (sizes > shown).sum() >= 2:
+            kept = sizes[members] > shown
+            scores = [
+                _few_shots(unit[kept], classes[kept], shown, seed)
+                for seed in range(_REPEATS)
+            ]
             results[f"shown_{shown}"] = float(np.mean(scores))
 
     return results

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
 from .preprocessing import Preprocessing
@@ -88,25 +87,27 @@ def join_positions(
     return joined.flatten(2).transpose(1, 2).contiguous()
 
 
-def read_preprocessing(path: Path, image_size: tuple[int, int]) -> Preprocessing:
+def read_preprocessing(
+    path: Path, metadata: Mapping[str, str], image_size: tuple[int, int]
+) -> Preprocessing:
     """Read how images are prepared: squashed, with the mean and deviation of the file.
 
     Args:
         path: the path of the file
+        metadata: what it says of itself
         image_size: the encoder's (height, width) in pixels
 
     Raises:
         ValueError: if the file does not say so
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            stats = json.loads((file.metadata() or {})["rgb_stats"])
-
+        stats = json.loads(metadata["rgb_stats"])
         mean, std = tuple(stats["mean"]), tuple(stats["std"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} does not hold the weights of this model: it does not say how images "
-            f"are to be normalized, as birder's files do ({error})"
+            f"{path} does not hold the weights of this model: its metadata has no "
+            "'rgb_stats' with 'mean' and 'std', by which birder's files say how images "
+            "are to be normalized"
         ) from error
 
-    return Preprocessing(max(image_size), image_size, mean=mean, std=std, is_squashed=True)
+    return Preprocessing(image_size, image_size, mean=mean, std=std, is_squashed=True)

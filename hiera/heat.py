@@ -7,13 +7,13 @@ each, it would change its meaning and its sign.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,12 @@ class Basis:
     Args:
         center: the average token, a float32 tensor of shape (D,)
         direction: a float32 tensor of shape (D,): tokens are projected onto it
-        sha256: the hash of the weights that it was fitted for
-        stage: the stage that it was fitted for
+        fitted_with: what the tokens depend on that it was fitted to, by name
     """
 
     center: torch.Tensor
     direction: torch.Tensor
-    sha256: str
-    stage: int
+    fitted_with: Mapping[str, str]
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """Project tokens.
@@ -46,13 +44,12 @@ class Basis:
         return (tokens - self.center.to(device)) @ self.direction.to(device)
 
 
-def fit_basis(tokens: Iterable[torch.Tensor], sha256: str, stage: int) -> Basis:
+def fit_basis(tokens: Iterable[torch.Tensor], fitted_with: Mapping[str, str]) -> Basis:
     """Find the direction in which tokens differ most.
 
     Args:
         tokens: tensors of shape (..., D)
-        sha256: the hash of the weights that they are from
-        stage: the stage that they are from
+        fitted_with: what they depend on, by name
 
     Returns:
         a :class:`Basis`, whose sign is that of its largest component
@@ -82,14 +79,14 @@ def fit_basis(tokens: Iterable[torch.Tensor], sha256: str, stage: int) -> Basis:
         raise ValueError("The tokens to fit a basis to are all the same: give other images")
 
     direction = direction * direction[direction.abs().argmax()].sign() / variance.sqrt()
-    return Basis(center.float(), direction.float(), sha256, stage)
+    return Basis(center.float(), direction.float(), fitted_with)
 
 
 def save_basis(basis: Basis, path: Path) -> None:
     """Write a basis to a safetensors file."""
-    metadata = {"sha256": basis.sha256, "stage": str(basis.stage)}
     tensors = {"center": basis.center, "direction": basis.direction}
-    save_file(tensors, path, metadata)
+    # Not save_file(), whose files nobody else may read
+    path.write_bytes(save(tensors, {**basis.fitted_with}))
 
 
 def load_basis(path: Path) -> Basis:
@@ -100,10 +97,9 @@ def load_basis(path: Path) -> Basis:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             center, direction = (file.get_tensor(key) for key in ("center", "direction"))
-            return Basis(center, direction, metadata["sha256"], int(metadata["stage"]))
-    except (SafetensorError, OSError, KeyError) as error:
+            return Basis(center, direction, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is no basis of heatmaps ({error}). model.fit_heatmap() writes one"
         ) from error

@@ -47,7 +47,8 @@ class Preprocessing(Portable):
     """Resize, centre crop and the constants of normalisation.
 
     Args:
-        shortest_edge: the length in pixels that the shorter side is resized to
+        least_size: the (height, width) in pixels that an image is resized to cover, in
+            its own proportions: (N, N) makes its shorter side N long
         crop_size: the (height, width) in pixels of the centre crop
         resample (3): the PIL filter; 3 is bicubic
         mean: the mean of each channel, for values in [0, 1]
@@ -57,7 +58,7 @@ class Preprocessing(Portable):
             so that all of an image is seen, distorted
     """
 
-    shortest_edge: int
+    least_size: tuple[int, int]
     crop_size: tuple[int, int]
     resample: int = int(Image.Resampling.BICUBIC)
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -126,11 +127,15 @@ class Preprocessing(Portable):
             image_size: the (height, width) in pixels
 
         Returns:
-            a :class:`Preprocessing` whose shortest edge is as much longer than the
-            larger side as here
+            a :class:`Preprocessing` that leaves as wide a margin around the crop
         """
-        shortest_edge = max(image_size) * self.shortest_edge // max(self.crop_size)
-        return replace(self, shortest_edge=shortest_edge, crop_size=image_size)
+        height, width = (
+            side * least // crop
+            for side, least, crop in zip(
+                image_size, self.least_size, self.crop_size, strict=True
+            )
+        )
+        return replace(self, least_size=(height, width), crop_size=image_size)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (width, height) that an image is resized to."""
@@ -138,10 +143,11 @@ class Preprocessing(Portable):
             return self.crop_size[1], self.crop_size[0]
 
         width, height = size
-        if width <= height:
-            return self.shortest_edge, int(self.shortest_edge * height / width)
+        least_height, least_width = self.least_size
+        if width * least_height <= height * least_width:
+            return least_width, int(least_width * height / width)
 
-        return int(self.shortest_edge * width / height), self.shortest_edge
+        return int(least_height * width / height), least_height
 
     def _crop(self, resized: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return the (left, top, right, bottom) edges of the centre crop."""
@@ -154,8 +160,7 @@ class Preprocessing(Portable):
         if not self.is_fast:
             return None
 
-        edge = max(self.crop_size) if self.is_squashed else self.shortest_edge
-        return _FAST_FACTOR * edge
+        return _FAST_FACTOR * max(self.crop_size if self.is_squashed else self.least_size)
 
 
 def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
@@ -165,10 +170,10 @@ def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
         image_size: the encoder's (height, width) in pixels
 
     Returns:
-        a :class:`Preprocessing` whose shortest edge is 256/224 of the larger
-        side
+        a :class:`Preprocessing` that resizes to 256/224 of that size
     """
-    return Preprocessing(max(image_size) * 256 // 224, image_size)
+    height, width = image_size
+    return Preprocessing((height * 256 // 224, width * 256 // 224), image_size)
 
 
 def from_file(path: Path) -> Preprocessing:
@@ -210,14 +215,15 @@ def from_file(path: Path) -> Preprocessing:
             "{'height': N, 'width': N}"
         )
 
+    edge = int(size["shortest_edge"])
     crop = (int(crop_size["height"]), int(crop_size["width"]))
-    if max(crop) > size["shortest_edge"]:
+    if max(crop) > edge:
         raise ValueError(
             f"{path}: crop_size = {crop_size!r} is larger than size = {size!r}"
         )
 
     return Preprocessing(
-        shortest_edge=int(size["shortest_edge"]),
+        least_size=(edge, edge),
         crop_size=crop,
         resample=int(config.get("resample", Image.Resampling.BICUBIC)),
         mean=tuple(config["image_mean"]),

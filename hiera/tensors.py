@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,21 +70,36 @@ def read_tensors(path: Path, config: HieraConfig, prefix: str) -> dict[str, torc
             tensors and shapes that the configuration asks for
     """
     expected = _expected_shapes(config)
+    with _open(path) as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no dict
+        problems = _differences(expected, found)
+        if problems:
+            raise ValueError(
+                f"{path} does not hold the weights of this model: " + "; ".join(problems)
+            )
+
+        return {
+            name.removeprefix(prefix): file.get_tensor(name)
+            for name in expected
+            if name.startswith(prefix)
+        }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself.
+
+    Raises:
+        ValueError: if it is not a complete safetensors file
+    """
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no dict
-            problems = _differences(expected, found)
-            if problems:
-                raise ValueError(
-                    f"{path} does not hold the weights of this model: "
-                    + "; ".join(problems)
-                )
-
-            return {
-                name.removeprefix(prefix): file.get_tensor(name)
-                for name in expected
-                if name.startswith(prefix)
-            }
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}). Pickle files are "

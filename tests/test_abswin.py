@@ -95,6 +95,15 @@ def test_feature_maps_are_birders(network: Any, weights: Path, engine: str) -> N
         assert np.abs(values - expected[name].numpy()).max() < 1e-3
 
 
+def test_earlier_stages_are_averaged(weights: Path) -> None:
+    model = _load(weights, stage=3)
+    assert model.settings.pooling == "mean"
+    maps = model.feature_maps(_images(), stages=[3])["stage3"]
+    assert np.allclose(model.embed_all(_images()), maps.mean(axis=(2, 3)), atol=1e-4)
+    with pytest.raises(ValueError, match=r"stage: 3\. Pooling 'pooler'"):
+        _load(weights, stage=3, pooling="pooler")
+
+
 def test_registry_has_the_same_file() -> None:
     from birder.model_registry.manifest import REGISTRY_MANIFEST
     from birder.net import hiera  # noqa: F401  # registers it
@@ -115,6 +124,10 @@ def test_file_that_does_not_say_how_to_normalize(weights: Path, tmp_path: Path) 
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(weights), bare)
     with pytest.raises(ValueError, match=r"bare\.safetensors .*how images are to be"):
+        _load(bare)
+
+    bare.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"bare\.safetensors is not a complete"):
         _load(bare)
 
     wrong = tmp_path / "wrong.safetensors"

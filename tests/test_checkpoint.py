@@ -54,7 +54,7 @@ def test_preprocessor_config_is_read(folder: Path) -> None:
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(config), "utf-8")
     assert open_checkpoint(str(folder)).preprocessing == Preprocessing(
-        64, (64, 64), mean=(0.5, 0.5, 0.5)
+        (64, 64), (64, 64), mean=(0.5, 0.5, 0.5)
     )
 
 

@@ -168,6 +168,16 @@ def test_classes_that_are_all_unknown_are_refused(
     assert not samples.has_sample_field("predicted")
 
 
+@pytest.mark.parametrize("least", ["high", 90, -0.1], ids=str)
+def test_confidences_that_are_none_are_refused(
+    samples: fo.Dataset, classifier: HieraClassifierModel, least: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"confidence_thresh: .* Valid are 0 to 1"):
+        samples.apply_model(classifier, "predicted", confidence_thresh=least)
+
+    assert classifier.config.confidence_thresh is None
+
+
 @_takes_classes
 def test_classes_that_are_unknown_are_named(
     samples: fo.Dataset,

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fiftyone.zoo.models import RemoteZooModelsManifest
@@ -247,6 +248,7 @@ def test_options_are_not_changed() -> None:
         ({"heatmap_basis": "absent"}, r"heatmap_basis: 'absent' is no file"),
         ({"heatmap_basis": __file__}, r"is for output 'heatmap', and this is 'embeddings'"),
         ({"num_masks": 0}, r"num_masks: 0. Valid are 1 to 64"),
+        ({"num_masks": 3}, r"num_masks: it is for output 'reconstruction_error'"),
         ({"num_masks": True}, r"num_masks: True. Valid are 1 to 64"),
         ({"squash": 1}, r"squash: 1. Valid are \[False, True\]"),
         ({"device": "tpu"}, r"'tpu'. Available are \["),
@@ -266,6 +268,13 @@ def test_options_are_not_changed() -> None:
 def test_invalid_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_settings(TINY, options)
+
+
+def test_sizes_as_numpy_has_them() -> None:
+    sizes = parse_settings(TINY, {"image_size": np.array([448, 224])[0]}).image_size
+    assert sizes == (448, 448)
+    assert sizes is not None
+    assert type(sizes[0]) is int
 
 
 def test_pooling_of_a_cls_entry_is_fixed() -> None:

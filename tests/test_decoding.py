@@ -16,7 +16,7 @@ from fiftyone_hiera.hiera.images import read_image, to_rgb
 from fiftyone_hiera.hiera.preprocessing import Preprocessing, for_image_size
 
 _EXACT = for_image_size((224, 224))
-_FAST = Preprocessing(256, (224, 224), is_fast=True)
+_FAST = Preprocessing((256, 256), (224, 224), is_fast=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fiftyone as fo
 import numpy as np
 import pytest
-from evaluate import measure, parse_model
+from evaluate import check_labels, measure, parse_model
 
 
 def test_vectors_that_tell_all() -> None:
@@ -37,6 +38,38 @@ def test_neighbors_are_counted() -> None:
     assert results == {"knn": 1.0, "precision": 1.0, "shown_1": 1.0}
     classes = np.repeat(["a", "b"], 8)
     assert measure(vectors, classes)["precision"] < 1
+
+
+def test_a_rare_label_is_left_out_where_too_few_are_there() -> None:
+    generator = np.random.default_rng(51)
+    classes = np.array(["ant"] * 30 + ["bee"] * 30 + ["rare"] * 2)
+    vectors = np.array([[c == "ant", c == "bee", c == "rare"] for c in classes], float)
+    vectors += 0.01 * generator.normal(size=vectors.shape)
+    results = measure(vectors, classes)
+    assert {results[f"shown_{n}"] for n in (1, 5, 20)} == {1.0}
+    results = measure(vectors[20:], classes[20:])
+    assert "shown_20" not in results  # of one label only there are more
+
+
+def test_check_labels(dataset: fo.Dataset) -> None:
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=f"/{number}.jpg",
+                same=fo.Classification(label="ant"),
+                kind=fo.Classification(label=str(number)),
+                boxes=fo.Detections(),
+            )
+            for number in range(3)
+        ]
+    )
+    check_labels(dataset, "kind")
+    for field in ("boxes", "filepath", "absent"):
+        with pytest.raises(ValueError, match=rf"'{field}'. It has them in \['same', 'kin"):
+            check_labels(dataset, field)
+
+    with pytest.raises(ValueError, match=r"nothing to tell apart: .*\['ant'\]"):
+        check_labels(dataset, "same")
 
 
 def test_parse_model() -> None:

@@ -77,15 +77,20 @@ def test_feature_maps_of_nothing(model: HieraEmbeddingModel) -> None:
     }
     with pytest.raises(ValueError, match=r"stages: \(5,\).* 1 to 4"):
         model.feature_maps([], stages=[5])
-    for images, stages in ((Image.new("RGB", (9, 9)), [1]), ([], []), ([], 3)):
-        with pytest.raises(ValueError, match="takes a list of images, and a list"):
+    for images, stages in (
+        (Image.new("RGB", (9, 9)), [1]),
+        ([], []),
+        ([], 3),
+        ([], "stage3"),
+    ):
+        with pytest.raises(ValueError, match="takes a list of images"):
             model.feature_maps(images, stages)
 
 
 def test_basis_is_the_first_component() -> None:
     generator = np.random.default_rng(51)
     tokens = generator.normal(size=(400, 6)) * [1, 2, 9, 1, 1, 3] + 5
-    basis = fit_basis(torch.tensor(tokens).split(50), "hash", 4)
+    basis = fit_basis(torch.tensor(tokens).split(50), {})
     values = basis(torch.tensor(tokens).float()).numpy()
     assert abs(values.mean()) < 1e-4
     assert values.std() == pytest.approx(1, abs=1e-3)
@@ -94,24 +99,24 @@ def test_basis_is_the_first_component() -> None:
     assert abs(cosine) == pytest.approx(1, abs=1e-4)
     assert basis.direction[basis.direction.abs().argmax()] > 0
 
-    negated = fit_basis([-torch.tensor(tokens)], "hash", 4)
+    negated = fit_basis([-torch.tensor(tokens)], {})
     assert torch.allclose(negated.direction, basis.direction, atol=1e-5)
     with pytest.raises(ValueError, match="all the same"):
-        fit_basis([torch.ones(9, 3)], "hash", 4)
+        fit_basis([torch.ones(9, 3)], {})
     with pytest.raises(ValueError, match="There are 0 tokens"):
-        fit_basis([], "hash", 4)
+        fit_basis([], {})
     with pytest.raises(ValueError, match="NaN or infinity for images of the basis"):
-        fit_basis([torch.full((9, 3), torch.nan)], "hash", 4)
+        fit_basis([torch.full((9, 3), torch.nan)], {})
 
 
 @pytest.mark.parametrize(
     ("size", "preprocessing", "seen"),
     [
-        ((60, 30), Preprocessing(32, (28, 28)), (17, 2, 43, 28)),
-        ((30, 60), Preprocessing(32, (28, 28)), (2, 17, 28, 43)),
-        ((60, 30), Preprocessing(32, (28, 28), is_squashed=True), (0, 0, 60, 30)),
-        ((32, 32), Preprocessing(32, (32, 32)), (0, 0, 32, 32)),
-        ((4, 4), Preprocessing(32, (32, 32)), (0, 0, 4, 4)),
+        ((60, 30), Preprocessing((32, 32), (28, 28)), (17, 2, 43, 28)),
+        ((30, 60), Preprocessing((32, 32), (28, 28)), (2, 17, 28, 43)),
+        ((60, 30), Preprocessing((32, 32), (28, 28), is_squashed=True), (0, 0, 60, 30)),
+        ((32, 32), Preprocessing((32, 32), (32, 32)), (0, 0, 32, 32)),
+        ((4, 4), Preprocessing((32, 32), (32, 32)), (0, 0, 4, 4)),
     ],
 )
 def test_map_lies_on_what_was_seen(
@@ -134,7 +139,7 @@ def test_map_shows_what_lies_there() -> None:
     """The brightness of an image goes through all the way to its place."""
     picture = np.zeros((100, 300, 3), np.uint8)
     picture[:, 150:] = 255
-    preprocessing = Preprocessing(64, (64, 64))
+    preprocessing = Preprocessing((64, 64), (64, 64))
     pixels = preprocessing(picture).float().mean(dim=0)
     grid = pixels.unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean(dim=(1, 3)).numpy()
     drawn = make_heatmap(grid, (0, 255), preprocessing, (300, 100)).map
@@ -193,10 +198,21 @@ def test_basis_is_kept(samples: fo.Dataset, tmp_path: Path) -> None:
     again = _load(heatmap_basis=Path(path))
     with pytest.raises(ValueError, match="is in no folder that there is"):
         model.fit_heatmap(samples, str(tmp_path / "absent" / "basis"))
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        model.fit_heatmap(samples, str(tmp_path))
     assert np.array_equal(again.predict(first).map, model.predict(first).map)
 
-    with pytest.raises(ValueError, match=r"basis\.safetensors.* stage 4, .* and 2"):
-        _load(heatmap_basis=path, stage=2)
+    for options, message in (
+        ({"stage": 2}, "stage 4, here it is 2$"),
+        ({"image_size": (96, 64)}, "image_size 64x64, here it is 96x64$"),
+        ({"squash": True}, "squash False, here it is True$"),
+    ):
+        with pytest.raises(ValueError, match=rf"basis\.safetensors' .*with {message}"):
+            _load(heatmap_basis=path, **options)
+
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert Path(path).stat().st_mode == plain.stat().st_mode
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is no basis of heatmaps"):
@@ -226,14 +242,19 @@ def test_bad_files(
     samples.apply_model(model, "heat", batch_size=8)
     assert samples.count("heat") == 40
     assert str(bad) in caplog.text
-    with pytest.raises(ValueError, match="There are 0 tokens"):
+    with pytest.raises(ValueError, match="No basis from 1 images: There are 0 tokens"):
         model.fit_heatmap(samples[40:])
 
 
 def test_videos_have_no_basis(dataset: fo.Dataset) -> None:
     dataset.add_sample(fo.Sample(filepath="/video.mp4"))
-    with pytest.raises(ValueError, match="not to media type 'video'"):
+    with pytest.raises(ValueError, match=r"not to media type 'video': .*to_frames"):
         _load().fit_heatmap(dataset)
+
+
+def test_a_basis_is_fitted_to_samples(samples: fo.Dataset) -> None:
+    with pytest.raises(ValueError, match="takes a dataset or a view, found list"):
+        _load().fit_heatmap(samples.values("filepath"))
 
 
 def test_embeddings_of_a_heatmap_model(

@@ -43,7 +43,7 @@ from fiftyone_hiera.hiera.preprocessing import Preprocessing
 
 options = {"dtype": "float32", "image_size": 448}
 model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-hf", **options)
-pixels = Preprocessing(448, (448, 448))(Image.open(sys.argv[1])).unsqueeze(0)
+pixels = Preprocessing((448, 448), (448, 448))(Image.open(sys.argv[1])).unsqueeze(0)
 (tokens,) = model._encoder(pixels, 4)
 
 expected = torch.tensor(

@@ -134,6 +134,13 @@ def test_equals_transformers(
     assert np.allclose(model.embed_all(images), expected.numpy(), atol=1e-5)
 
 
+def test_one_image_is_no_batch(
+    model: HieraEmbeddingModel, images: list[Image.Image]
+) -> None:
+    with pytest.raises(ValueError, match=r"a list of images: for one, give \[image\]"):
+        model.embed_all(images[0])
+
+
 def test_normalize(images: list[Image.Image], vectors: np.ndarray) -> None:
     normalized = load(normalize=True).embed_all(images)
     assert np.allclose(np.linalg.norm(normalized, axis=1), 1, atol=1e-6)

@@ -595,7 +595,7 @@ def test_the_record_of_the_field_knows_best(
     loaded = _module("index_models").load_index_model(samples, "key")
     assert (loaded.settings.pooling, loaded.settings.normalize) == ("cls", True)
     label = resolve(SORT, samples)[0]["brain_key"].view.choices[0].label
-    assert label == f"key: {NANO}, cls"
+    assert label == f"key: {NANO}, cls, stage 3, image_size [96, 96], squash True"
 
 
 def test_weights_of_your_own(samples: Any, nano: Path, tmp_path: Path) -> None:

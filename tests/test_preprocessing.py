@@ -44,7 +44,7 @@ def _noise(size: tuple[int, int], seed: int = 51) -> Image.Image:
 
 
 def _normalize(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
-    preprocessing = Preprocessing(256, (224, 224), mean=mean, std=std)
+    preprocessing = Preprocessing((256, 256), (224, 224), mean=mean, std=std)
     return Normalization(preprocessing, torch.device("cpu"))(pixels.unsqueeze(0))
 
 
@@ -69,7 +69,7 @@ def test_elongated_pictures_differ_by_one_grey_level(
     processor = PilProcessor(**{**META, "resample": resample, "do_normalize": False})
     options = {"return_tensors": "pt", "input_data_format": "channels_last"}
     expected = processor(image, **options).pixel_values[0] * 255
-    pixels = Preprocessing(256, (224, 224), resample)(image)
+    pixels = Preprocessing((256, 256), (224, 224), resample)(image)
     difference = (pixels - expected).abs()
     assert difference.max() < 1.01
     assert (difference > 0.5).float().mean() < 0.001
@@ -84,7 +84,7 @@ def test_every_value_is_normalized_exactly() -> None:
 
 
 def test_normalizing_is_undone_exactly() -> None:
-    preprocessing = Preprocessing(256, (224, 224))
+    preprocessing = Preprocessing((256, 256), (224, 224))
     values = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, -1)
     normalize = Normalization(preprocessing, torch.device("cpu"))
     assert torch.equal(normalize.undo(normalize(values)), values)
@@ -97,12 +97,32 @@ def test_normalize_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "edge"), [((224, 224), 256), ((64, 64), 73), ((448, 224), 512)]
+    ("image_size", "least"),
+    [((224, 224), (256, 256)), ((64, 64), (73, 73)), ((448, 224), (512, 256))],
 )
-def test_for_image_size(image_size: tuple[int, int], edge: int) -> None:
+def test_for_image_size(image_size: tuple[int, int], least: tuple[int, int]) -> None:
     preprocessing = for_image_size(image_size)
-    assert preprocessing == Preprocessing(edge, image_size)
-    assert preprocessing(_noise((99, 77))).shape == (3, *image_size)
+    assert preprocessing == Preprocessing(least, image_size)
+    assert preprocessing == for_image_size((224, 224)).at(image_size)
+    for size in ((99, 77), (77, 99), (500, 20)):
+        assert preprocessing(_noise(size)).shape == (3, *image_size)
+
+
+@pytest.mark.parametrize("image_size", [(448, 224), (96, 320), (224, 224)], ids=str)
+def test_the_crop_has_the_same_margin_of_images_of_its_shape(
+    image_size: tuple[int, int],
+) -> None:
+    height, width = image_size
+    preprocessing = for_image_size(image_size)
+    for scale in (1, 3):
+        left, top, right, bottom = preprocessing.box((scale * width, scale * height))
+        assert (right - left) / (scale * width) == pytest.approx(7 / 8, abs=0.01)
+        assert (bottom - top) / (scale * height) == pytest.approx(7 / 8, abs=0.01)
+
+    # Of other shapes, nothing but the crop is lost: one side has the same margin
+    left, top, right, bottom = preprocessing.box((300, 300))
+    seen = max((right - left) / 300, (bottom - top) / 300)
+    assert seen == pytest.approx(7 / 8, abs=0.01)
 
 
 def _write(folder: Path, **changes: Any) -> Path:
