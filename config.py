@@ -98,6 +98,7 @@ class Settings:
         return replace(preprocessing, is_fast=self.fast_decoding, is_squashed=is_squashed)
 
 
+# The options that are for one output alone
 _FOR_OUTPUT = {"heatmap_basis": "heatmap", "num_masks": "reconstruction_error"}
 
 

@@ -31,6 +31,8 @@ from .targets import Target
 
 Embeddings = npt.NDArray[np.float32]
 
+_CHANNELS = (1, 3, 4)
+
 # FiftyOne lets a model say how images are read, but not how those of patches are
 _reading_patches = Override(fout, "TorchImagePatchesDataset", PatchesDataset)
 
@@ -187,10 +189,9 @@ class HieraEmbeddingModel(
             ValueError, MemoryError: as :meth:`embed_all`; and if there is no such
                 stage
         """
-        is_list = isinstance(stages, Iterable) and not isinstance(stages, str)
-        if not is_list or not stages or isinstance(images, np.ndarray):
+        if isinstance(stages, (int, str)) or not stages:
             raise ValueError(
-                "feature_maps() takes a list of images, and a list of one stage or more"
+                f"Invalid stages: {stages!r}. Valid is a list of one stage or more"
             )
 
         wanted = tuple(sorted({*stages}))
@@ -309,7 +310,7 @@ class HieraEmbeddingModel(
 
     def _batch(self, args: Iterable[ImageLike]) -> torch.Tensor:
         shape = (3, *self._preprocessing.crop_size)
-        if isinstance(args, Image.Image):
+        if _is_one_image(args):
             raise ValueError("This takes a list of images: for one, give [image]")
 
         if self._preprocess:
@@ -352,6 +353,17 @@ class HieraEmbeddingModel(
 def stack(pixels: Pixels) -> torch.Tensor:
     """Return the pixels of N images as one tensor (N, 3, H, W)."""
     return pixels if isinstance(pixels, torch.Tensor) else torch.stack([*pixels])
+
+
+def _is_one_image(args: object) -> bool:
+    """Return whether a batch is one image, whose rows would be taken for images."""
+    if isinstance(args, np.ndarray):
+        return args.ndim == 2 or (args.ndim == 3 and args.shape[2] in _CHANNELS)
+
+    if isinstance(args, torch.Tensor):
+        return args.ndim == 3 and args.shape[0] in _CHANNELS
+
+    return isinstance(args, Image.Image)
 
 
 def _check_pixels(pixels: object, shape: tuple[int, ...]) -> torch.Tensor:

@@ -137,8 +137,10 @@ def test_equals_transformers(
 def test_one_image_is_no_batch(
     model: HieraEmbeddingModel, images: list[Image.Image]
 ) -> None:
-    with pytest.raises(ValueError, match=r"a list of images: for one, give \[image\]"):
-        model.embed_all(images[0])
+    array = np.asarray(images[0])
+    for one in (images[0], array, array[..., 0], torch.tensor(array).permute(2, 0, 1)):
+        with pytest.raises(ValueError, match=r"list of images: for one, give \[image\]"):
+            model.embed_all(one)
 
 
 def test_normalize(images: list[Image.Image], vectors: np.ndarray) -> None:
