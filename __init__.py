@@ -6,11 +6,19 @@ delegate.
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .zoo_model import HieraEmbeddingModel
+
+# FiftyOne 1.10 calls a downloaded plugin "@owner.name", and makes no module "@owner", by
+# which Python then looks for what it imports here
+_OWNER = __name__.rpartition(".")[0]
+if _OWNER.startswith("@"):
+    sys.modules.setdefault(_OWNER, types.ModuleType(_OWNER))
 
 
 def download_model(model_name: str, model_path: str) -> None:

@@ -24,6 +24,25 @@ vector = fiftyone_hiera.load_model("hiera-nano-digits").embed(Image.new("RGB", (
 print(fiftyone_hiera.__file__, *vector.shape)
 """
 
+# As FiftyOne 1.10 registers a plugin that it downloaded
+_REGISTER = """
+import importlib.util
+import sys
+
+spec = importlib.util.spec_from_file_location("@owner.plugin", sys.argv[1] + "/__init__.py")
+module = importlib.util.module_from_spec(spec)
+sys.modules["@owner.plugin"] = module
+spec.loader.exec_module(module)
+
+class Plugin(list):
+    register = list.append
+
+plugin = Plugin()
+module.register(plugin)
+model = module.load_model("hiera-nano-digits")
+print(len(plugin), "nano" if model.embedding_dim == 192 else "?")
+"""
+
 
 def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
     with served_archive(tmp_path) as _:
@@ -40,6 +59,16 @@ def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
         ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True
     ).stdout
     assert not [line for line in tracked.splitlines() if line.startswith("120000")]
+
+
+def test_plugin_as_older_fiftyones_name_it(tmp_path: Path) -> None:
+    folder = tmp_path / "@owner" / "plugin"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "docs", "tests"))
+    done = subprocess.run(
+        [sys.executable, "-c", _REGISTER, str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["3", "nano"]
 
 
 def test_wheel(tmp_path: Path) -> None:
