@@ -16,8 +16,7 @@ from random_hiera import (
     to_reference_names,
 )
 from safetensors.torch import load_file, save_file
-from transformers import HieraBackbone, HieraConfig, HieraModel
-from transformers.models.hiera.modeling_hiera import unroll
+from transformers import HieraConfig, HieraModel
 
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
@@ -94,33 +93,6 @@ def test_vectors_equal_transformers(
     _check_vectors(vectors, output.last_hidden_state, output.pooler_output)
     stages = output.reshaped_hidden_states[1:]
     _check_maps(maps, [stage.permute(0, 3, 1, 2) for stage in stages])
-
-
-@torch.inference_mode()
-def test_maps_equal_transformers_backbone_with_its_tokens_in_order(
-    config: HieraConfig, hiera: HieraModel, inputs: torch.Tensor, maps: list[torch.Tensor]
-) -> None:
-    layout = {name: getattr(config, name) for name in ("depths", "embed_dim", "num_heads")}
-    stages = [f"stage{number}" for number in (1, 2, 3, 4)]
-    backbone = HieraBackbone(HieraConfig(**layout, out_features=stages)).eval()
-    missing, _ = backbone.load_state_dict(hiera.state_dict(), strict=False)
-    assert all(name.startswith("hidden_states_norms.") for name in missing)
-
-    # Of these no checkpoint has weights
-    for name in backbone.hidden_states_norms:
-        backbone.hidden_states_norms[name] = torch.nn.Identity()
-
-    # Once this fails, transformers has mended it: the README says that it is wrong
-    as_it_is = backbone(inputs).feature_maps
-    assert not torch.allclose(as_it_is[-1], maps[-1], atol=1e-2)
-
-    def put_in_order(_: Any, __: Any, output: tuple[torch.Tensor, ...]) -> Any:
-        size, stride = config.image_size, config.patch_stride
-        schedule = [config.query_stride] * (len(config.depths) - 1)
-        return (unroll(output[0], size, stride, schedule), *output[1:])
-
-    backbone.embeddings.register_forward_hook(put_in_order)
-    _check_maps(maps, [*backbone(inputs).feature_maps])
 
 
 @torch.inference_mode()

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from random_hiera import make_config, make_hiera
+from transformers import HieraBackbone
+from transformers.models.hiera.modeling_hiera import unroll
 
 from fiftyone_hiera.hiera.trunk import Trunk
 
@@ -46,6 +48,43 @@ def test_tokens_equal_transformers(layout: dict[str, Any], is_fused: bool) -> No
     for stage, tokens in zip(stages, found, strict=True):
         expected = output.reshaped_hidden_states[stage].flatten(1, 2)
         assert torch.allclose(tokens, expected, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
+    stages = (1, 2, 3, 4)
+    config = make_config(out_features=[f"stage{stage}" for stage in stages])
+    hiera = make_hiera(config)
+    trunk = Trunk(config, stages).eval()
+    trunk.load_state_dict(hiera.state_dict(), strict=False)
+    backbone = HieraBackbone(config).eval()
+    missing, _ = backbone.load_state_dict(hiera.state_dict(), strict=False)
+    assert all(name.startswith("hidden_states_norms.") for name in missing)
+
+    # Of these no checkpoint has weights
+    for name in backbone.hidden_states_norms:
+        backbone.hidden_states_norms[name] = torch.nn.Identity()
+
+    pixels = torch.randn(2, 3, *config.image_size)
+    found = trunk(pixels)
+
+    def is_equal() -> list[bool]:
+        maps = [values.flatten(2).mT for values in backbone(pixels).feature_maps]
+        return [
+            torch.allclose(one, other, atol=1e-5)
+            for one, other in zip(found, maps, strict=True)
+        ]
+
+    # Once this fails, transformers has mended it: the README says that it is wrong
+    assert not any(is_equal())
+
+    def put_in_order(_: Any, __: Any, output: tuple[torch.Tensor, ...]) -> Any:
+        size, stride = config.image_size, config.patch_stride
+        schedule = [config.query_stride] * (len(config.depths) - 1)
+        return (unroll(output[0], size, stride, schedule), *output[1:])
+
+    backbone.embeddings.register_forward_hook(put_in_order)
+    assert all(is_equal())
 
 
 @torch.inference_mode()
