@@ -15,12 +15,13 @@ import torch
 from measure import describe_machine, interleave, measure_steps, peak_memory
 from network import import_package
 from pictures import write_jpegs
-from report import Result, insert, table
+from report import Result
 
 _HERE = Path(__file__).resolve().parent
 sys.path.append(str(_HERE.parent / "examples"))
 
-from sandbox import use_own_fiftyone  # noqa: E402  # needs the path
+from documents import insert, table  # noqa: E402  # needs the path
+from sandbox import use_own_fiftyone  # noqa: E402  # the same
 
 _NANO = "hiera-nano-digits"
 _BATCH_SIZE = 16

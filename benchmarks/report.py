@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+from documents import insert, table  # needs the path
 
 Result = Mapping[str, Any]
 
@@ -237,22 +242,6 @@ def _name(name: str, result: Result) -> str:
 
 def _rates(result: Result) -> list[str]:
     return [f"{result['images_per_second']:.1f}", f"{result['ratio']:.2f} x"]
-
-
-def insert(text: str, name: str, path: Path) -> None:
-    """Replace what a document has between two comments of a name."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    head, _, rest = path.read_text("utf-8").partition(begin)
-    _, _, tail = rest.partition(end)
-    path.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}", "utf-8")
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
-    for row in (head, ["---"] * len(head), *rows):
-        yield f"| {' | '.join(row)} |"
-
-    yield ""
 
 
 def _plot(forward: Result, jobs: Result | None, path: Path) -> None:

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from documents import insert, table
 from sandbox import served_archive, use_own_fiftyone
 
 _ROOT = Path(__file__).resolve().parents[1]
 _FOLDER = _ROOT / ".evaluate"
 _NANO = "hiera-nano-digits"
-_BEGIN, _END = "<!-- figures -->", "<!-- /figures -->"
 
 _NEIGHBORS = 5
 _RETRIEVED = 10
@@ -63,21 +63,21 @@ def main() -> None:
     samples = dataset.exists(labels_path)
     labels = samples.values(labels_path)
     results: Results = {}
-    table = ""
+    figures = ""
     for text in models:
         results[text] = _measure(samples, labels, text, args.batch_size)
         print(text, json.dumps(results[text]))
-        table = "\n".join(_table(results))
+        figures = "\n".join(_table(results))
         (_FOLDER / "results.json").write_text(json.dumps(results, indent=2), "utf-8")
-        (_FOLDER / "results.md").write_text(table, "utf-8")
+        (_FOLDER / "results.md").write_text(figures, "utf-8")
 
     _plot(results, _FOLDER / "evaluation.png")
     if args.into is not None:
-        _replace(args.into, f"{len(samples)} images.\n\n{table}")
+        insert(f"{len(samples)} images.\n\n{figures}", "figures", args.into)
         picture = args.into.parent / "pictures" / "evaluation.png"
         picture.write_bytes((_FOLDER / "evaluation.png").read_bytes())
 
-    print(f"\n{table}\n\nAll of it is in {_FOLDER}")
+    print(f"\n{figures}\nAll of it is in {_FOLDER}")
 
 
 def parse_model(text: str) -> tuple[str, dict[str, Any]]:
@@ -274,21 +274,19 @@ def _few_shots(unit: Any, classes: Any, shown: int, seed: int) -> float:
 
 
 def _table(results: Results) -> Iterator[str]:
+    names = ["knn", "precision", *(f"shown_{shown}" for shown in _SHOWN)]
     few = [f"{shown} shown" for shown in _SHOWN]
-    yield f"| model | dimension | 5-NN | precision at 10 | {' | '.join(few)} |"
-    yield "| --- " * (4 + len(few)) + "|"
-    for text, result in results.items():
-        names = ["knn", "precision", *(f"shown_{shown}" for shown in _SHOWN)]
-        shares = " | ".join(
-            f"{100 * result[name]:.1f} %" if name in result else "-" for name in names
-        )
-        yield f"| `{text}` | {result['dimension']} | {shares} |"
-
-
-def _replace(document: Path, text: str) -> None:
-    head, _, rest = document.read_text("utf-8").partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    document.write_text(f"{head}{_BEGIN}\n\n{text}\n\n{_END}{tail}", "utf-8")
+    yield from table(
+        ["model", "dimension", "5-NN", "precision at 10", *few],
+        (
+            [
+                f"`{text}`",
+                str(result["dimension"]),
+                *(f"{100 * result[n]:.1f} %" if n in result else "-" for n in names),
+            ]
+            for text, result in results.items()
+        ),
+    )
 
 
 def _plot(results: Results, path: Path) -> None:

@@ -112,11 +112,12 @@ class Preprocessing(Portable):
         Returns:
             the (left, top, right, bottom) edges in pixels of the image
         """
-        crop = self._crop(self._resized(size))
-        resized = self._resized(size) * 2
+        resized = self._resized(size)
         left, top, right, bottom = (
             edge * whole / scaled
-            for edge, whole, scaled in zip(crop, size * 2, resized, strict=True)
+            for edge, whole, scaled in zip(
+                self._crop(resized), size * 2, resized * 2, strict=True
+            )
         )
         return left, top, right, bottom
 
