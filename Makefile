@@ -22,6 +22,7 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	PYTHONPATH=$(SOURCES) $(BIN)/lint-imports --no-cache
 	MYPYPATH=$(SOURCES) $(BIN)/mypy
 	MYPYPATH=$(SOURCES):benchmarks:examples:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py examples/*.py scripts/*.py
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .zoo_model import HieraEmbeddingModel
+    from .models.embedding import HieraEmbeddingModel
 
 # FiftyOne 1.10 calls a downloaded plugin "@owner.name", and makes no module "@owner", by
 # which Python then looks for what it imports here
@@ -31,7 +31,7 @@ def download_model(model_name: str, model_path: str) -> None:
     Raises:
         DownloadError: if they cannot be downloaded or verified
     """
-    from .hooks import download_weights
+    from .zoo_model import download_weights
 
     download_weights(model_name, Path(model_path))
 
@@ -54,7 +54,7 @@ def load_model(
         ValueError: if the name, an option or the weights are not valid
         DownloadError: if weights cannot be downloaded or verified
     """
-    from .hooks import load
+    from .zoo_model import load
 
     return load(model_name, Path(model_path) if model_path else None, kwargs)
 
@@ -69,7 +69,7 @@ def resolve_input(model_name: str, ctx: Any) -> Any:
     Returns:
         a :class:`fiftyone.operators.types.Property`
     """
-    from .option_form import build_form
+    from .plugin.zoo_form import build_form
 
     return build_form(model_name, ctx)
 
@@ -85,7 +85,7 @@ def parse_parameters(model_name: str, ctx: Any, params: dict[str, Any]) -> None:
     Raises:
         ValueError: if an option or its value is not valid
     """
-    from .option_form import parse_options
+    from .plugin.zoo_form import parse_options
 
     parse_options(model_name, params)
 
@@ -96,7 +96,7 @@ def register(plugin: Any) -> None:
     Args:
         plugin: the :class:`fiftyone.plugins.context.PluginContext`
     """
-    from . import operators
+    from .plugin import operators
 
     plugin.register(operators.ComputeHieraEmbeddings)
     plugin.register(operators.SortByHieraSimilarity)

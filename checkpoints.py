@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .hiera import abswin
+from .hiera.hub import BundledFile, HubFile
 from .hiera.pooling import POOLINGS
-from .hiera.preprocessing import Preprocessing, for_image_size
-from .hiera.weights import BundledFile, HubFile
+from .images.preprocessing import Preprocessing, for_image_size
 
 
 @dataclass(frozen=True)

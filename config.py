@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from .checkpoints import OUTPUTS, Checkpoint, poolings_of
-from .hiera.checkpoint import validate_checkpoint
 from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino
 from .hiera.pooling import POOLINGS
-from .hiera.preprocessing import Preprocessing
+from .hiera.user_checkpoint import validate_checkpoint
+from .images.preprocessing import Preprocessing
 
 VERSION = "0.1.0"
 """The version of this package."""

@@ -32,8 +32,8 @@ from network import GMACS, LAYOUTS, import_package, make_hiera
 
 import_package()
 
+from fiftyone_hiera.hiera.backbone import Trunk  # noqa: E402
 from fiftyone_hiera.hiera.engines import ENGINES, Run, has_openvino  # noqa: E402  # needs it
-from fiftyone_hiera.hiera.trunk import Trunk  # noqa: E402
 
 BASELINE = "transformers float32"
 

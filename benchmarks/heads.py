@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import Result
 
 from measure import describe_machine, interleave, measure_steps, peak_memory
 from network import import_package
 from pictures import write_jpegs
-from report import Result
 
 _HERE = Path(__file__).resolve().parent
 sys.path.append(str(_HERE.parent / "examples"))
@@ -62,7 +62,7 @@ def _load(folder: Path, suffix: str = "hf", **options: Any) -> Any:
 
     import fiftyone_hiera
     from fiftyone_hiera.checkpoints import get_checkpoint
-    from fiftyone_hiera.hooks import hiera_config
+    from fiftyone_hiera.zoo_model import hiera_config
 
     path = folder / f"tiny-{suffix}"
     checkpoint = get_checkpoint(f"facebook/hiera-tiny-224-{suffix}")

@@ -64,7 +64,7 @@ def _measure_reading(files: dict[str, list[str]], rounds: int) -> dict[str, Any]
     from PIL import Image
     from transformers import BitImageProcessor, BitImageProcessorPil
 
-    from fiftyone_hiera.hiera.preprocessing import for_image_size
+    from fiftyone_hiera.images.preprocessing import for_image_size
 
     exact = for_image_size((224, 224))
     fast = type(exact)(exact.least_size, exact.crop_size, is_fast=True)
@@ -126,8 +126,8 @@ def _measure_writing(rounds: int) -> dict[str, Any]:
     import fiftyone as fo
     import numpy as np
 
-    from fiftyone_hiera.targets import Target
-    from fiftyone_hiera.work import Part
+    from fiftyone_hiera.runs.jobs import Part
+    from fiftyone_hiera.runs.target import Target
 
     dataset = fo.Dataset()
     dataset.add_samples([fo.Sample(filepath=f"/{index}.jpg") for index in range(2048)])

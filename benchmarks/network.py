@@ -35,8 +35,8 @@ GMACS = {
 
 def import_package() -> None:
     """Make this checkout importable as ``fiftyone_hiera``, without FiftyOne."""
-    portable = str(_ROOT / "hiera" / "portable.py")
-    runpy.run_path(portable, {"IMPORT": ("fiftyone_hiera", str(_ROOT))})
+    pickling = str(_ROOT / "images" / "pickling.py")
+    runpy.run_path(pickling, {"IMPORT": ("fiftyone_hiera", str(_ROOT))})
 
 
 def make_hiera(variant: str) -> HieraModel:

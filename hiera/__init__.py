@@ -1,4 +1,1 @@
-"""Hiera, without FiftyOne: weights, preprocessing, encoder and pooling.
-
-Nothing in this subpackage imports FiftyOne or the modules above it.
-"""
+"""Hiera itself: weights, backbone, engines, pooling and heads. No FiftyOne here."""

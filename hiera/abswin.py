@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from .preprocessing import Preprocessing
+from ..images.preprocessing import Preprocessing
 
 ARCHITECTURE = "birder.Hiera"
 """What stands for it among transformers' classes."""

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import HieraConfig
 
-from .preprocessing import Normalization, Preprocessing
-from .tensors import at_size, read_tensors
-from .trunk import grid_size, resize_positions
+from ..images.preprocessing import Normalization, Preprocessing
+from .backbone import grid_size, resize_positions
+from .state_dict import at_size, read_tensors
 
 _SEED = 51
 _POSITIONS = "hiera.embeddings.position_embeddings"

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from transformers import HieraConfig
 
+from ..images.preprocessing import Normalization, Preprocessing
+from .backbone import Trunk, grid_size, stage_dim
 from .engines import ENGINES, Run
-from .preprocessing import Normalization, Preprocessing
-from .tensors import (
+from .state_dict import (
     ARCHITECTURES,
     architecture_name,
     at_size,
     read_tensors,
     read_trunk,
 )
-from .trunk import Trunk, grid_size, stage_dim
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .trunk import Trunk
+from .backbone import Trunk
 
 Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) of stages."""

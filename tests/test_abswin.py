@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytest.importorskip("birder")
 

@@ -23,8 +23,8 @@ from PIL import EpsImagePlugin, Image, ImageCms, ImageFile
 from skimage import data
 
 import fiftyone_hiera
-from fiftyone_hiera.hiera.images import read_image, to_rgb
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.images.decoding import read_image, to_rgb
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 _ORIENTATION = 0x0112
 _NOBODY = 65534
@@ -387,8 +387,8 @@ def _is_refused(decode: Any, content: bytes) -> bool:
 _PEAK = """
 import logging, resource, sys
 sys.path.insert(0, {sources!r})
-from fiftyone_hiera.hiera.images import read_image
-from fiftyone_hiera.hiera.preprocessing import for_image_size
+from fiftyone_hiera.images.decoding import read_image
+from fiftyone_hiera.images.preprocessing import for_image_size
 logging.basicConfig(format="LOG %(message)s")
 preprocessing = for_image_size((224, 224))
 small, path = {paths!r}

@@ -16,9 +16,9 @@ from hub_server import HubServer
 from pil_processor import META
 from random_hiera import make_classifier, make_config, make_hiera, save_checkpoint
 
-from fiftyone_hiera.hiera.checkpoint import open_checkpoint, validate_checkpoint
 from fiftyone_hiera.hiera.encoder import load_encoder
-from fiftyone_hiera.hiera.preprocessing import Preprocessing, for_image_size
+from fiftyone_hiera.hiera.user_checkpoint import open_checkpoint, validate_checkpoint
+from fiftyone_hiera.images.preprocessing import Preprocessing, for_image_size
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_missing_file_is_named(folder: Path, name: str) -> None:
 
 _SCRIPT = """
 import sys
-from fiftyone_hiera.hiera.checkpoint import open_checkpoint
+from fiftyone_hiera.hiera.user_checkpoint import open_checkpoint
 local = open_checkpoint(sys.argv[1])
 print(local.config.depths, local.preprocessing.crop_size, local.weights)
 """

@@ -17,9 +17,9 @@ from transformers import HieraForImageClassification
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.classifier_model import HieraClassifierModel
-from fiftyone_hiera.hiera.preprocessing import Normalization, for_image_size
-from fiftyone_hiera.imagenet import imagenet_classes
+from fiftyone_hiera.hiera.imagenet import imagenet_classes
+from fiftyone_hiera.images.preprocessing import Normalization, for_image_size
+from fiftyone_hiera.models.classification import HieraClassifierModel
 
 _NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -297,8 +297,8 @@ def test_names_of_imagenet() -> None:
 
 def test_entries_know_their_classes(tmp_path: Path) -> None:
     from fiftyone_hiera.checkpoints import CHECKPOINTS
-    from fiftyone_hiera.hiera.tensors import class_names
-    from fiftyone_hiera.hooks import hiera_config
+    from fiftyone_hiera.hiera.state_dict import class_names
+    from fiftyone_hiera.zoo_model import hiera_config
 
     config = hiera_config(CHECKPOINTS["facebook/hiera-tiny-224-in1k-hf"])
     assert class_names(config) == imagenet_classes()

@@ -22,7 +22,7 @@ from fiftyone_hiera import config
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from fiftyone_hiera.config import AUTO, VERSION, Settings, parse_settings
 from fiftyone_hiera.hiera.engines import OPENVINO
-from fiftyone_hiera.hiera.weights import BundledFile
+from fiftyone_hiera.hiera.hub import BundledFile
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("tiny", "small", "base", "base-plus", "large", "huge")
@@ -126,7 +126,8 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> None:
-    sources = [*ROOT.glob("*.py"), *(ROOT / "hiera").glob("*.py")]
+    folders = [ROOT, *(init.parent for init in ROOT.glob("*/__init__.py"))]
+    sources = [source for folder in folders for source in folder.glob("*.py")]
     imported = {
         (name or "").partition(".")[0]
         for source in sources

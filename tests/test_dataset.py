@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 _ORIENTATION = 0x0112
 

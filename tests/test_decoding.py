@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import fiftyone_hiera
-from fiftyone_hiera.hiera.images import read_image, to_rgb
-from fiftyone_hiera.hiera.preprocessing import Preprocessing, for_image_size
+from fiftyone_hiera.images.decoding import read_image, to_rgb
+from fiftyone_hiera.images.preprocessing import Preprocessing, for_image_size
 
 _EXACT = for_image_size((224, 224))
 _FAST = Preprocessing((256, 256), (224, 224), is_fast=True)

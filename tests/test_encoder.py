@@ -21,8 +21,8 @@ from transformers import HieraConfig, HieraModel
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.hiera.preprocessing import for_image_size
-from fiftyone_hiera.hooks import hiera_config
+from fiftyone_hiera.images.preprocessing import for_image_size
+from fiftyone_hiera.zoo_model import hiera_config
 
 _META = [c for c in CHECKPOINTS.values() if c.name.endswith("-224-hf")]
 _VARIANTS = [pytest.param(checkpoint, id=checkpoint.name) for checkpoint in _META]

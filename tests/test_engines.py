@@ -18,9 +18,9 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fiftyone_hiera
+from fiftyone_hiera.hiera.backbone import Trunk, grid_size
 from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
-from fiftyone_hiera.hiera.trunk import Trunk, grid_size
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 Vectors = npt.NDArray[np.float32]
 

@@ -27,8 +27,8 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera import targets
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs import target
 from sandbox import OwnDatabase, own_config
 
 _COUNT = 400
@@ -285,7 +285,7 @@ def test_samples_deleted_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Some are looked up before, some after
-    monkeypatch.setitem(targets._LOOK_UP, "image", 105)
+    monkeypatch.setitem(target._LOOK_UP, "image", 105)
     by_path = samples.sort_by("filepath").values("id")
     doomed = [by_path[2], *by_path[100:110], by_path[-1]]
 
@@ -359,7 +359,7 @@ _RESUME = """
     import numpy as np
 
     report = model.embed_samples(dataset, "hiera")
-    read = fiftyone_hiera.hiera.images.read_image
+    read = fiftyone_hiera.images.decoding.read_image
     expected = model.embed_all([read(path) for path in dataset.values("filepath")])
     worst = np.abs(np.stack(dataset.values("hiera")) - expected).max()
     say(before=before, skipped=report.skipped, embedded=report.embedded, worst=float(worst))

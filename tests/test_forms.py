@@ -19,9 +19,9 @@ from operator_calls import COMPUTE, SORT, choices, make_context, resolve, resolv
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.hiera.hub import HubFile
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.hiera.weights import HubFile
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 NANO = "hiera-nano-digits"
 TINY = "facebook/hiera-tiny-224-hf"
@@ -230,7 +230,7 @@ def test_field_made_by_the_same_checkpoint_before_it_is_loaded(samples: Any) -> 
     tiny = CHECKPOINTS[TINY]
     samples.add_sample_field("hiera", fo.VectorField)
     samples.set_values("hiera", [np.zeros(768, np.float32)] * 12)
-    record = fiftyone_hiera.field_records.foresee_record(
+    record = fiftyone_hiera.runs.provenance.foresee_record(
         tiny, fiftyone_hiera.config.parse_settings(tiny, {})
     )
     field = samples.get_field("hiera")
@@ -410,7 +410,7 @@ def test_unknown_parameters_from_python(samples: Any) -> None:
 
 def test_missing_packages_are_named(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     package = type(foo.get_operator(COMPUTE)).__module__.rpartition(".")[0]
-    for uri, name in ((COMPUTE, "embedding_form"), (SORT, "query_form")):
+    for uri, name in ((COMPUTE, "compute_form"), (SORT, "search")):
         monkeypatch.setitem(sys.modules, f"{package}.{name}", None)
         assert "fiftyone plugins requirements" in _obstacle(samples, uri)
 

@@ -13,11 +13,10 @@ from PIL import Image
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.heatmap_model import HieraFeatureHeatmapModel
-from fiftyone_hiera.heatmaps import make_heatmap
-from fiftyone_hiera.hiera.heat import fit_basis
-from fiftyone_hiera.hiera.preprocessing import Preprocessing
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.hiera.pca import fit_basis
+from fiftyone_hiera.images.preprocessing import Preprocessing
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel, make_heatmap
 
 NANO = "hiera-nano-digits"
 

@@ -39,7 +39,7 @@ assert np.allclose(norm.bias.numpy(), 0.02), norm.bias
 _TOKENS = """
 import sys, torch, fiftyone_hiera
 from PIL import Image
-from fiftyone_hiera.hiera.preprocessing import Preprocessing
+from fiftyone_hiera.images.preprocessing import Preprocessing
 
 options = {"dtype": "float32", "image_size": 448}
 model = fiftyone_hiera.load_model("facebook/hiera-tiny-224-hf", **options)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fiftyone_hiera.hiera.images import read_image, to_rgb
+from fiftyone_hiera.images.decoding import read_image, to_rgb
 
 _ORIENTATION = 0x0112
 # How a file must be stored so that, with this orientation, it shows upright

@@ -18,10 +18,10 @@ from transformers import HieraModel
 
 import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.hiera.hub import DownloadError
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.hiera.preprocessing import Normalization
-from fiftyone_hiera.hiera.weights import DownloadError
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.images.preprocessing import Normalization
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 
 def load(**options: Any) -> HieraEmbeddingModel:
@@ -226,7 +226,7 @@ def test_unpickles_where_the_package_cannot_be_imported(
         "transforms, get_item = pickle.load(sys.stdin.buffer)\n"
         f"pixels = get_item({{'filepath': {str(path)!r}}})\n"
         "sys.stdout.buffer.write(pixels.numpy().tobytes())\n"
-        "assert type(transforms).__module__ == 'fiftyone_hiera.hiera.preprocessing'\n"
+        "assert type(transforms).__module__ == 'fiftyone_hiera.images.preprocessing'\n"
     )
     result = subprocess.run(
         [sys.executable, "-I", "-c", script],  # -I: neither PYTHONPATH nor this folder

@@ -35,7 +35,7 @@ from stranger import Stranger
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 NANO = "hiera-nano-digits"
 
@@ -224,7 +224,7 @@ def test_delegated(
             set_progress(self, doc_id, progress),
         ),
     )
-    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_WRITES", 0)
+    monkeypatch.setattr(_module("compute_run"), "_SECONDS_BETWEEN_WRITES", 0)
     assert _run_queue(samples) == ["completed"]
 
     document = service().get(result.result["id"])
@@ -304,7 +304,7 @@ def _labels(output: dict[str, Any]) -> list[str]:
 
 
 def test_stream(samples: Any, absent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_UPDATES", 0)
+    monkeypatch.setattr(_module("compute_run"), "_SECONDS_BETWEEN_UPDATES", 0)
     result = execute_in_app(samples, model_name=NANO, batch_size=8)
     assert result.is_generator
     messages = list(result.result)
@@ -334,7 +334,7 @@ def test_stream(samples: Any, absent: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_stream_stopped_by_its_button(
     samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_UPDATES", 0)
+    monkeypatch.setattr(_module("compute_run"), "_SECONDS_BETWEEN_UPDATES", 0)
     stream = execute_in_app(samples, model_name=NANO, batch_size=1, num_workers=0).result
     messages = []
     for message in stream:
@@ -358,7 +358,7 @@ def test_stream_stopped_by_its_button(
 
 
 def test_stream_that_the_app_drops(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_module("embedding_run"), "_SECONDS_BETWEEN_UPDATES", 0)
+    monkeypatch.setattr(_module("compute_run"), "_SECONDS_BETWEEN_UPDATES", 0)
     stream = execute_in_app(samples, model_name=NANO, batch_size=1, num_workers=0).result
     for _ in range(20):
         next(stream)
@@ -367,7 +367,7 @@ def test_stream_that_the_app_drops(samples: Any, monkeypatch: pytest.MonkeyPatch
     stored = samples.count("hiera")
     assert 10 < stored < 30
     _check(samples.exists("hiera"), "mean", "hiera")
-    assert _module("embedding_run")._running == {}
+    assert _module("compute_run")._running == {}
 
 
 def test_stream_that_fails_says_why(samples: Any, absent: Any) -> None:
@@ -405,7 +405,7 @@ def test_targets(samples: Any, target: str | None, count: int) -> None:
     params = {} if target is None else {"view_target": target}
     ctx = make_context(view, params, selected=selected)
     assert resolve_context(COMPUTE, ctx)[1] == {}
-    assert len(_module("embedding_plan").target_samples(ctx)) == count
+    assert len(_module("compute_plan").target_samples(ctx)) == count
 
 
 def test_selected_from_python(samples: Any) -> None:
@@ -425,7 +425,7 @@ def test_slice_of_a_grouped_dataset(dataset: Any, digits: list[Digit]) -> None:
 
     ctx = make_context(dataset, {"model_name": NANO}, group_slice="right")
     assert resolve_context(COMPUTE, ctx)[1] == {}
-    assert _module("embedding_run").finish(ctx)["embedded"] == 3
+    assert _module("compute_run").finish(ctx)["embedded"] == 3
     everything = dataset.select_group_slices()
     embedded = everything.exists("hiera").values("group.name")
     assert embedded == ["right"] * 3
@@ -575,7 +575,7 @@ def test_search_in_indexes_made_by_other_means(
     index = fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
     index.config.model, index.config.model_kwargs = NANO, options or None
     index.save_config()
-    model = _module("index_models").load_index_model(samples, "key")
+    model = _module("similarity_index").load_index_model(samples, "key")
     assert model.settings.pooling == options.get("pooling", "mean")
     assert model.settings.normalize == options.get("normalize", False)
     found = _found(samples, Path(samples.last().filepath))
@@ -592,7 +592,7 @@ def test_the_record_of_the_field_knows_best(
     index = fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
     index.config.model = NANO
     index.save_config()
-    loaded = _module("index_models").load_index_model(samples, "key")
+    loaded = _module("similarity_index").load_index_model(samples, "key")
     assert (loaded.settings.pooling, loaded.settings.normalize) == ("cls", True)
     label = resolve(SORT, samples)[0]["brain_key"].view.choices[0].label
     assert label == f"key: {NANO}, cls, stage 3, image_size [96, 96], squash True"

@@ -89,7 +89,8 @@ def test_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
 
-    modules = [*ROOT.glob("*.py"), *ROOT.glob("hiera/*.py")]
+    folders = [ROOT, *(init.parent for init in ROOT.glob("*/__init__.py"))]
+    modules = [module for folder in folders for module in folder.glob("*.py")]
     data = [ROOT / "manifest.json", *ROOT.glob("assets/*.safetensors")]
     expected = {f"fiftyone_hiera/{path.relative_to(ROOT)}" for path in [*modules, *data]}
     assert names == expected

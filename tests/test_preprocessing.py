@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pil_processor import META, PilProcessor
 
-from fiftyone_hiera.hiera.preprocessing import (
+from fiftyone_hiera.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Normalization,

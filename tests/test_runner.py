@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.hiera.memory import Halving
-from fiftyone_hiera.targets import Target
-from fiftyone_hiera.zoo_model import HieraEmbeddingModel
+from fiftyone_hiera.hiera.oom import Halving
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs.target import Target
 
 NANO = "hiera-nano-digits"
 
@@ -82,7 +82,7 @@ def test_batches_are_full_and_in_order_of_the_files(
     monkeypatch.setattr(model, "_vectors", lambda x: sizes.append(len(x)) or forward(x))
     paths: list[str] = []
     monkeypatch.setattr(
-        "fiftyone_hiera.hiera.preprocessing.read_image",
+        "fiftyone_hiera.images.preprocessing.read_image",
         lambda path, _: paths.append(path) or Image.open(path),
     )
     model.embed_samples(samples, "hiera", batch_size=16, num_workers=0)

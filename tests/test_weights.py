@@ -17,7 +17,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 from fiftyone_hiera.hiera import weights
-from fiftyone_hiera.hiera.weights import HubFile, link
+from fiftyone_hiera.hiera.hub import HubFile, link
 
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -27,7 +27,7 @@ TOKEN = "hf_secretsecretsecret"
 _SCRIPT = """
 import sys
 from pathlib import Path
-from fiftyone_hiera.hiera.weights import DownloadError, HubFile, download, link
+from fiftyone_hiera.hiera.hub import DownloadError, HubFile, download, link
 
 revision, sha256, destination = sys.argv[1:]
 file = HubFile("owner/name", revision or None, sha256 or None)

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from fiftyone import ViewField as F
 from fiftyone.core.odm.utils import validate_field_name
 
-from .field_records import stored_field
-from .hiera.unreadable import check_is_file
+from ..images.diagnostics import check_is_file
+from .jobs import Frozen, Job, Part
 from .patches import Box
-from .work import Frozen, Job, Part
+from .provenance import stored_field
 
 # The samples whose paths are looked up at once
 _LOOK_UP = {fom.IMAGE: 500, fom.VIDEO: 5}

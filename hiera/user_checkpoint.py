@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from transformers import HieraConfig
 
-from .preprocessing import Preprocessing, for_image_size, from_file
-from .tensors import ARCHITECTURES
-from .weights import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
+from ..images.preprocessing import Preprocessing, for_image_size, from_file
+from .hub import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
+from .state_dict import ARCHITECTURES
 
 _CONFIG_NAME = "config.json"
 _PREPROCESSOR_NAME = "preprocessor_config.json"

@@ -12,7 +12,7 @@ from transformers import HieraConfig
 
 from .encoder import Encoder
 from .pooling import pooler
-from .tensors import class_names, read_tensors
+from .state_dict import class_names, read_tensors
 
 Classifier: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From tokens (N, T, D) to logits (N, C)."""

@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import fiftyone.core.odm as foo
 
-from .checkpoints import Checkpoint
-from .config import LAST_STAGE, VERSION, Settings
-from .hiera import abswin
-from .hiera.preprocessing import Preprocessing
-from .hiera.weights import sha256
+from ..checkpoints import Checkpoint
+from ..config import LAST_STAGE, VERSION, Settings
+from ..hiera import abswin
+from ..hiera.hub import sha256
+from ..images.preprocessing import Preprocessing
 
 Record = dict[str, Any]
 """Flat and of plain values, so that FiftyOne's App can show it."""

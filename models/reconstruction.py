@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .heatmap_model import HieraHeatmapModel, Values
-from .hiera.autoencoder import Autoencoder
-from .hiera.images import ImageLike
+from ..hiera.autoencoder import Autoencoder
+from ..images.decoding import ImageLike
+from .heatmap import HieraHeatmapModel, Values
 
 # A guess that is a plain patch has an error of 1; those beyond 2 are rare
 _LIMITS = (0.0, 2.0)
@@ -21,7 +21,7 @@ class HieraAutoencoderModel(HieraHeatmapModel):
 
     Args:
         autoencoder: the network
-        **kwargs: see :class:`fiftyone_hiera.zoo_model.HieraEmbeddingModel`
+        **kwargs: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
     """
 
     def __init__(self, autoencoder: Autoencoder, **kwargs: Any) -> None:

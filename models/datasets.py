@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import fiftyone.utils.torch as fout
+import numpy as np
+import torch
 
-from .hiera.images import upright_size
-from .hiera.portable import Portable
-from .hiera.preprocessing import Preprocessing
+from ..images.decoding import read_image, upright_size
+from ..images.pickling import Portable
+from ..images.preprocessing import Preprocessing
+from ..runs.patches import Box, extract_patch
 
 
 class ImageGetItem(Portable, fout.GetItem):
@@ -69,3 +72,27 @@ class SizedGetItem(ImageGetItem):
         size = upright_size(path) if self._preprocessing.is_fast else picture.size
         pixels = self._preprocessing(picture)
         return {"pixels": pixels, "width": size[0], "height": size[1]}
+
+
+class PatchesDataset(Portable, fout.TorchImagePatchesDataset):
+    """FiftyOne's dataset of patches, with images read by this project's rules.
+
+    FiftyOne reads the images of patches with OpenCV, which fills what is
+    missing of truncated files with grey.
+    """
+
+    def _extract_patches(self, image_path: str, patches: Iterable[Box]) -> torch.Tensor:
+        picture = np.asarray(read_image(image_path))
+        try:
+            extracted = [
+                extract_patch(
+                    picture, box, alpha=self.alpha, force_square=self.force_square
+                )
+                for box in patches
+            ]
+        except ValueError as error:
+            raise ValueError(
+                f"Cannot embed the patches of {image_path!r}: {error}"
+            ) from error
+
+        return torch.stack([self.transform(patch) for patch in extracted])

@@ -11,13 +11,13 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.media as fom
 
-from .checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from .config import Settings, parse_settings
-from .embedding_params import EmbeddingParams
-from .field_records import FieldClaim, foresee_record
-from .run_options import RunOptions
-from .runner import check_field
-from .targets import PATCH_TYPES, Target
+from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from ..config import Settings, parse_settings
+from ..runs.options import RunOptions
+from ..runs.provenance import FieldClaim, foresee_record
+from ..runs.runner import check_field
+from ..runs.target import PATCH_TYPES, Target
+from .compute_params import EmbeddingParams
 
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 """FiftyOne's methods of drawing a map, the preferred first."""

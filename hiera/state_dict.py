@@ -15,7 +15,7 @@ from torch import nn
 from transformers import HieraConfig
 
 from . import abswin
-from .trunk import Trunk, grid_size, resize_positions, stage_dim
+from .backbone import Trunk, grid_size, resize_positions, stage_dim
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .hiera.classifier import Classifier
-from .hiera.images import ImageLike
-from .hiera.memory import Halving, Pixels
-from .zoo_model import HieraEmbeddingModel, stack
+from ..hiera.head import Classifier
+from ..hiera.oom import Halving, Pixels
+from ..images.decoding import ImageLike
+from .embedding import HieraEmbeddingModel, stack
 
 Logits = npt.NDArray[np.float32]
 
@@ -83,7 +83,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
     Args:
         classifier: the head
         classes: the names of the classes, in the order of the logits
-        **kwargs: see :class:`fiftyone_hiera.zoo_model.HieraEmbeddingModel`
+        **kwargs: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
     """
 
     def __init__(

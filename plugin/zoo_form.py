@@ -6,8 +6,8 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from .checkpoints import OUTPUTS, Checkpoint, get_checkpoint
-from .config import (
+from ..checkpoints import OUTPUTS, Checkpoint, get_checkpoint
+from ..config import (
     AUTO,
     DTYPES,
     LARGEST_SIZE,
@@ -16,8 +16,8 @@ from .config import (
     Settings,
     parse_settings,
 )
-from .form_parts import mark_invalid
-from .hiera.engines import ENGINES
+from ..hiera.engines import ENGINES
+from .widgets import mark_invalid
 
 _POOLING_NOTES = {
     "mean": "The average over the whole image: the one to use, unless you have a reason",

@@ -12,8 +12,8 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from .embedding_params import check_names, rename_params
-from .form_parts import show_obstacle
+from .compute_params import check_names, rename_params
+from .widgets import show_obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class ComputeHieraEmbeddings(foo.Operator):
                 ``embedding_types`` name too; by default "mean"
             delegate (False): whether to queue the run for a delegated service
             **params: the other fields of
-                :class:`fiftyone_hiera.embedding_params.EmbeddingParams`
+                :class:`fiftyone_hiera.plugin.compute_params.EmbeddingParams`
 
         Returns:
             a :class:`fiftyone.operators.executor.ExecutionResult`, whose ``result``
@@ -95,7 +95,7 @@ class ComputeHieraEmbeddings(foo.Operator):
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form, and check what was entered."""
         try:
-            from .embedding_form import build_form
+            from .compute_form import build_form
         except ImportError as error:
             return _name_missing_package(error)
 
@@ -107,7 +107,7 @@ class ComputeHieraEmbeddings(foo.Operator):
 
     async def execute(self, ctx: Any) -> Any:
         """Run, as a stream of progress in the App, else to the end."""
-        from .embedding_run import finish, stream
+        from .compute_run import finish, stream
 
         if _is_from_app(ctx) and not ctx.delegated:
             return stream(ctx, on_stop=f"{self.plugin_name}/{_STOP}")
@@ -117,7 +117,7 @@ class ComputeHieraEmbeddings(foo.Operator):
 
     def resolve_output(self, ctx: Any) -> types.Property | None:
         """Show the report of a delegated run; a stream has shown its own."""
-        from .run_outputs import report_view
+        from .outputs import report_view
 
         return report_view(ctx.dataset, ctx.results) if ctx.results else None
 
@@ -134,7 +134,7 @@ class StopHieraEmbeddings(foo.Operator):
 
     def execute(self, ctx: Any) -> None:
         """Ask the run to stop."""
-        from .embedding_run import stop
+        from .compute_run import stop
 
         stop(ctx.params["run"])
 
@@ -160,7 +160,7 @@ class SortByHieraSimilarity(foo.Operator):
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form: an index and an image."""
         try:
-            from .query_form import build_form
+            from .search import build_form
         except ImportError as error:
             return _name_missing_package(error)
 
@@ -168,8 +168,8 @@ class SortByHieraSimilarity(foo.Operator):
 
     def execute(self, ctx: Any) -> None:
         """Sort the view."""
-        from .query_form import sort_view
-        from .run_outputs import show_error
+        from .outputs import show_error
+        from .search import sort_view
 
         try:
             view = sort_view(ctx)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .checkpoints import CHECKPOINTS
-from .config import Settings, default_pooling
-from .field_records import Record, differing, read_record
-from .placed_weights import find_in_zoo, zoo_folder
+from ..checkpoints import CHECKPOINTS
+from ..config import Settings, default_pooling
+from ..runs.provenance import Record, differing, read_record
+from .local_weights import find_in_zoo, zoo_folder
 
 # Any entry takes weights of the user's own; this one has nothing to download
 _CARRIER = "hiera-nano-digits"
@@ -81,12 +81,12 @@ def load_index_model(dataset: Any, brain_key: str) -> Any:
         brain_key: the key of the index
 
     Returns:
-        a :class:`fiftyone_hiera.zoo_model.HieraEmbeddingModel`
+        a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
 
     Raises:
         ValueError: if that model cannot be had
     """
-    from .hooks import load
+    from ..zoo_model import load
 
     found = find_index_model(dataset, brain_key)
     if found is None:

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from .images import ImageLike, read_image, to_rgb
-from .portable import Portable
+from .decoding import ImageLike, read_image, to_rgb
+from .pickling import Portable
 
 # Of pictures that would be larger when resized, only what the crop shows is: the
 # whole of one of 30000x1 px would take 8 GB

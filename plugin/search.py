@@ -10,9 +10,9 @@ from typing import Any
 import fiftyone.brain as fob
 from fiftyone.operators import types
 
-from .form_parts import show_obstacle
-from .hiera.images import read_image
-from .index_models import describe, find_index_model, load_index_model
+from ..images.decoding import read_image
+from .similarity_index import describe, find_index_model, load_index_model
+from .widgets import show_obstacle
 
 _TITLE = "Sort by similarity to an image"
 _DEFAULT_K = 25

@@ -19,11 +19,11 @@ import eta.core.video as etav
 import numpy as np
 import torch
 
-from .hiera.images import ImageLike, read_image
-from .hiera.preprocessing import Preprocessing
-from .hiera.unreadable import check_is_file
+from ..images.decoding import ImageLike, read_image
+from ..images.diagnostics import check_is_file
+from ..images.preprocessing import Preprocessing
+from .jobs import Job, Part
 from .patches import Picture, extract_patch
-from .work import Job, Part
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import fiftyone as fo
 import fiftyone.core.media as fom
 from fiftyone.operators import types
 
-from .checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from .embedding_params import WHOLE, EmbeddingParams, parse_params
-from .embedding_plan import (
+from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from .compute_params import WHOLE, EmbeddingParams, parse_params
+from .compute_plan import (
     METHODS,
     EmbeddingPlan,
     check_brain_key,
@@ -26,9 +26,9 @@ from .embedding_plan import (
     target_samples,
     vectors_prefix,
 )
-from .form_parts import check, mark_invalid, show_obstacle
-from .option_form import ask_pooling
-from .placed_weights import is_on_disk, zoo_folder
+from .local_weights import is_on_disk, zoo_folder
+from .widgets import check, mark_invalid, show_obstacle
+from .zoo_form import ask_pooling
 
 _TITLE = "Compute Hiera embeddings"
 _NO_FRAMES = (

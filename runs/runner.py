@@ -21,14 +21,14 @@ import numpy.typing as npt
 import torch
 from pymongo.errors import PyMongoError
 
-from .field_records import FieldClaim, Record
-from .hiera.preprocessing import Preprocessing
-from .reading import Read, read_images, read_videos
+from ..images.preprocessing import Preprocessing
+from .jobs import Job, Part
+from .options import KEPT, RunOptions
+from .prefetch import Read, read_images, read_videos
+from .provenance import FieldClaim, Record
 from .report import EmbeddingError, EmbeddingReport, Failure
 from .returning import Returning
-from .run_options import KEPT, RunOptions
-from .targets import Target
-from .work import Job, Part
+from .target import Target
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ import simplejpeg
 import torch
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
-from .override import Override
-from .unreadable import check_is_file, describe_content
+from .diagnostics import check_is_file, describe_content
+from .monkeypatch import Override
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import fiftyone.brain as fob
 import fiftyone.zoo as foz
 
-from .checkpoints import CHECKPOINTS, Checkpoint
-from .config import Settings
-from .embedding_plan import EmbeddingPlan
+from ..checkpoints import CHECKPOINTS, Checkpoint
+from ..config import Settings
+from .compute_plan import EmbeddingPlan
 
 
 def build_index(plan: EmbeddingPlan) -> None:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from .brain_runs import build_index, draw_map
-from .embedding_params import EmbeddingParams, parse_params
-from .embedding_plan import EmbeddingPlan, make_options, make_plan, target_samples
-from .hooks import load
-from .placed_weights import find_in_zoo, is_on_disk, zoo_folder
-from .report import EmbeddingReport
-from .returning import Returning
-from .run_outputs import report_to_dict, show_error, show_progress, show_report
-from .runner import Step, run_in_steps
+from ..runs.report import EmbeddingReport
+from ..runs.returning import Returning
+from ..runs.runner import Step, run_in_steps
+from ..zoo_model import load
+from .brain import build_index, draw_map
+from .compute_params import EmbeddingParams, parse_params
+from .compute_plan import EmbeddingPlan, make_options, make_plan, target_samples
+from .local_weights import find_in_zoo, is_on_disk, zoo_folder
+from .outputs import report_to_dict, show_error, show_progress, show_report
 
 logger = logging.getLogger(__name__)
 

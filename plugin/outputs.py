@@ -8,7 +8,7 @@ from typing import Any
 from bson import json_util
 from fiftyone.operators import types
 
-from .report import EmbeddingReport
+from ..runs.report import EmbeddingReport
 
 # A report lies in a document of the database, which holds 16 MB
 _MOST_FAILURES = 1000
@@ -66,7 +66,7 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
 
     Args:
         dataset: the dataset
-        result: the report of a run, see :func:`fiftyone_hiera.embedding_run.finish`
+        result: the report of a run, see :func:`fiftyone_hiera.plugin.compute_run.finish`
     """
     outputs = types.Object()
     is_all_well = not result["failed"] and not result["stopped"]

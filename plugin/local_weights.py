@@ -7,8 +7,8 @@ from pathlib import Path
 import fiftyone as fo
 import fiftyone.zoo as foz
 
-from .checkpoints import CHECKPOINTS, Checkpoint
-from .hiera.weights import BundledFile, find_cached
+from ..checkpoints import CHECKPOINTS, Checkpoint
+from ..hiera.hub import BundledFile, find_cached
 
 
 def zoo_folder() -> Path | None:

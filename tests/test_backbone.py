@@ -10,7 +10,7 @@ from random_hiera import make_config, make_hiera
 from transformers import HieraBackbone
 from transformers.models.hiera.modeling_hiera import unroll
 
-from fiftyone_hiera.hiera.trunk import Trunk
+from fiftyone_hiera.hiera.backbone import Trunk
 
 _LAYOUTS: list[dict[str, Any]] = [
     {"image_size": (64, 96)},

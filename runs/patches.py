@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import eta.core.geometry as etag
-import fiftyone.utils.torch as fout
 import numpy as np
 import numpy.typing as npt
-import torch
-
-from .hiera.images import read_image
-from .hiera.portable import Portable
 
 Box = Sequence[float]
 """A bounding box as FiftyOne has it: [x, y, width, height], relative, in [0, 1]."""
@@ -50,27 +45,3 @@ def extract_patch(
         )
 
     return patch
-
-
-class PatchesDataset(Portable, fout.TorchImagePatchesDataset):
-    """FiftyOne's dataset of patches, with images read by this project's rules.
-
-    FiftyOne reads the images of patches with OpenCV, which fills what is
-    missing of truncated files with grey.
-    """
-
-    def _extract_patches(self, image_path: str, patches: Iterable[Box]) -> torch.Tensor:
-        picture = np.asarray(read_image(image_path))
-        try:
-            extracted = [
-                extract_patch(
-                    picture, box, alpha=self.alpha, force_square=self.force_square
-                )
-                for box in patches
-            ]
-        except ValueError as error:
-            raise ValueError(
-                f"Cannot embed the patches of {image_path!r}: {error}"
-            ) from error
-
-        return torch.stack([self.transform(patch) for patch in extracted])

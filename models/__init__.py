@@ -1,0 +1,1 @@
+"""The FiftyOne models, and the datasets that their data loaders read."""

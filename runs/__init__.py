@@ -1,0 +1,1 @@
+"""Embedding runs: what to embed, reading ahead, writing, provenance."""
