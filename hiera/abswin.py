@@ -40,7 +40,7 @@ _PARTS = {
 
 
 def birder_name(name: str) -> str:
-    """Return how birder names a tensor of the trunk, other than position embeddings."""
+    """Return how birder names a tensor of the backbone, other than position embeddings."""
     block = _BLOCK.fullmatch(name)
     if block is None:
         return name.replace("embeddings.patch_embeddings.projection", "stem.proj")

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import HieraConfig
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """A Hiera without a head, and without its final LayerNorm.
 
     Args:
@@ -191,7 +191,7 @@ class _Block(nn.Module):
         self.proj = nn.Linear(dim_in, dim) if dim_in != dim else None
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        dtype = self.mlp.fc1.weight.dtype  # see Trunk.reduce
+        dtype = self.mlp.fc1.weight.dtype  # see Backbone.reduce
         normalized = self.layernorm_before(tokens)
         if self.proj is not None:
             tokens = self.attn.pool(self.proj(normalized))

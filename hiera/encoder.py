@@ -12,14 +12,14 @@ from torch import nn
 from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
-from .backbone import Trunk, grid_size, stage_dim
+from .backbone import Backbone, grid_size, stage_dim
 from .engines import ENGINES, Run
 from .state_dict import (
     ARCHITECTURES,
     architecture_name,
     at_size,
+    read_backbone,
     read_tensors,
-    read_trunk,
 )
 
 
@@ -154,15 +154,15 @@ def load_encoder(
 
     def start(stages: tuple[int, ...]) -> Run:
         with torch.device("meta"):
-            trunk = Trunk(resized, stages)
+            backbone = Backbone(resized, stages)
 
         # Nothing is ever initialised: each parameter is a tensor of the file. The file is
         # read each time, so that weights that an engine has its own copy of can go
-        names = trunk.state_dict()
-        tensors = read_trunk(weights, config, preprocessing.crop_size, names)
-        trunk.load_state_dict(tensors, strict=True, assign=True)
-        trunk.eval().requires_grad_(False).float().to(device)
-        return ENGINES[engine](trunk, dtype, preprocessing.crop_size)
+        names = backbone.state_dict()
+        tensors = read_backbone(weights, config, preprocessing.crop_size, names)
+        backbone.load_state_dict(tensors, strict=True, assign=True)
+        backbone.eval().requires_grad_(False).float().to(device)
+        return ENGINES[engine](backbone, dtype, preprocessing.crop_size)
 
     stages = [
         Stage(grid_size(resized, stage), stage_dim(config, stage))

@@ -17,33 +17,35 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .backbone import Trunk
+from .backbone import Backbone
 
 Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) of stages."""
 
-Engine: TypeAlias = Callable[[Trunk, torch.dtype, tuple[int, int]], Run]
-"""Takes a trunk in float32 on its device, the dtype to compute in, and (H, W)."""
+Engine: TypeAlias = Callable[[Backbone, torch.dtype, tuple[int, int]], Run]
+"""Takes a backbone in float32 on its device, the dtype to compute in, and (H, W)."""
 
 _LARGE = 512 * 512  # pixels
 
 
-def run_torch(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
     """Run the network step by step."""
-    device = trunk.order.device
-    trunk.reduce(dtype)
+    device = backbone.order.device
+    backbone.reduce(dtype)
 
     # On CPUs, the fused attention of the reduced types is slower than its steps, but its
     # memory does not grow with the square of the tokens
     is_large = math.prod(image_size) > _LARGE
-    trunk.fuse_attention(device.type != "cpu" or dtype == torch.float32 or is_large)
-    return trunk
+    backbone.fuse_attention(device.type != "cpu" or dtype == torch.float32 or is_large)
+    return backbone
 
 
-def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+def run_compiled(
+    backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
+) -> Run:
     """Compile the network with torch.compile, once for all batch sizes."""
-    device = trunk.order.device
-    run = run_torch(trunk, dtype, image_size)
+    device = backbone.order.device
+    run = run_torch(backbone, dtype, image_size)
     # Weights in the layout that the kernels want; only CPU kernels want one
     compiled = torch.compile(run, options={"freezing": device.type == "cpu"})
 
@@ -63,19 +65,21 @@ def run_compiled(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) 
     return run_batch
 
 
-def run_openvino(trunk: Trunk, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
-    """Hand the network to OpenVINO; the trunk is needed no more."""
+def run_openvino(
+    backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
+) -> Run:
+    """Hand the network to OpenVINO; the backbone is needed no more."""
     import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    trunk.reduce(dtype)
-    trunk.fuse_attention(False)
+    backbone.reduce(dtype)
+    backbone.fuse_attention(False)
     with warnings.catch_warnings(), torch.inference_mode():
         # New torch releases advise against tracing, by which OpenVINO reads networks
         warnings.simplefilter("ignore")
         example = torch.zeros(1, 3, *image_size)
-        traced = torch.jit.trace(trunk, example, check_trace=False)
+        traced = torch.jit.trace(backbone, example, check_trace=False)
         # What openvino.convert_model() does, but not slowly
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")

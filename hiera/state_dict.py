@@ -15,7 +15,7 @@ from torch import nn
 from transformers import HieraConfig
 
 from . import abswin
-from .backbone import Trunk, grid_size, resize_positions, stage_dim
+from .backbone import Backbone, grid_size, resize_positions, stage_dim
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Architecture:
     """Where in a file what is.
 
     Args:
-        trunk: what the names of the trunk's tensors begin with
+        backbone: what the names of the backbone's tensors begin with
         norm: what those of the final LayerNorm begin with
     """
 
-    trunk: str
+    backbone: str
     norm: str
 
 
@@ -40,7 +40,7 @@ ARCHITECTURES = {
 """What a weights file may hold, by the names of transformers' classes."""
 
 POSITIONS = "embeddings.position_embeddings"
-"""The trunk's name of its position embeddings."""
+"""The backbone's name of its position embeddings."""
 
 
 def architecture_name(config: HieraConfig) -> str:
@@ -107,16 +107,16 @@ def _open(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def read_trunk(
+def read_backbone(
     path: Path, config: HieraConfig, image_size: tuple[int, int], names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """Read the trunk, with position embeddings for images of a size.
+    """Read the backbone, with position embeddings for images of a size.
 
     Args:
         path: the path of the file
         config: the transformers configuration
         image_size: the (height, width) in pixels
-        names: the names of the trunk's tensors
+        names: the names of the backbone's tensors
 
     Returns:
         the tensors by these names
@@ -126,7 +126,7 @@ def read_trunk(
     """
     name = architecture_name(config)
     old, new = grid_size(config, 1), grid_size(at_size(config, image_size), 1)
-    tensors = read_tensors(path, config, ARCHITECTURES[name].trunk)
+    tensors = read_tensors(path, config, ARCHITECTURES[name].backbone)
     if name == abswin.ARCHITECTURE:
         positions = abswin.join_positions(tensors, image_size, new)
         tensors = {
@@ -156,7 +156,7 @@ def _expected_shapes(config: HieraConfig) -> dict[str, list[int]]:
 
         dim = stage_dim(config, len(config.depths))
         architecture = ARCHITECTURES[name]
-        shapes = _shapes(Trunk(config), architecture.trunk)
+        shapes = _shapes(Backbone(config), architecture.backbone)
         if name == abswin.ARCHITECTURE:
             del shapes[POSITIONS]
             shapes = {abswin.birder_name(key): shape for key, shape in shapes.items()}

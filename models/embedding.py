@@ -22,7 +22,7 @@ from ..images.decoding import ImageLike
 from ..images.monkeypatch import Override
 from ..images.preprocessing import Preprocessing
 from ..runs.options import RunOptions
-from ..runs.provenance import Origin, make_record
+from ..runs.provenance import Origin, provenance_of
 from ..runs.report import EmbeddingReport
 from ..runs.runner import Embedder, run
 from ..runs.target import Target
@@ -305,7 +305,7 @@ class HieraEmbeddingModel(
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        return make_record(self._origin, self._preprocessing, self.settings)
+        return provenance_of(self._origin, self._preprocessing, self.settings)
 
     def _batch(self, args: Iterable[ImageLike]) -> torch.Tensor:
         shape = (3, *self._preprocessing.crop_size)

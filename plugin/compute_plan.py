@@ -14,7 +14,7 @@ import fiftyone.core.media as fom
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from ..config import Settings, parse_settings
 from ..runs.options import RunOptions
-from ..runs.provenance import FieldClaim, foresee_record
+from ..runs.provenance import FieldClaim, expected_provenance
 from ..runs.runner import check_field
 from ..runs.target import PATCH_TYPES, Target
 from .compute_params import EmbeddingParams
@@ -140,7 +140,7 @@ class EmbeddingPlan:
         return isinstance(field, fo.VectorField) and self._foresee_claim(path).is_ours
 
     def _foresee_claim(self, path: str) -> FieldClaim:
-        record = foresee_record(self.checkpoint, self.settings)
+        record = expected_provenance(self.checkpoint, self.settings)
         return FieldClaim(self.samples._dataset, path, record)
 
 

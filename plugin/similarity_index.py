@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checkpoints import CHECKPOINTS
 from ..config import Settings, default_pooling
-from ..runs.provenance import Record, differing, read_record
+from ..runs.provenance import Provenance, differing, read_provenance
 from .local_weights import find_in_zoo, zoo_folder
 
 # Any entry takes weights of the user's own; this one has nothing to download
@@ -29,7 +29,7 @@ class IndexModel:
 
     name: str
     options: dict[str, Any]
-    record: Record
+    record: Provenance
 
 
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
@@ -50,7 +50,7 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
     if path is not None and config.patches_field is not None:
         path = dataset._get_label_field_path(config.patches_field, path)[1]
 
-    record = read_record(dataset, path) if path is not None else {}
+    record = read_provenance(dataset, path) if path is not None else {}
     if record:
         return _from_record(record)
 
@@ -94,7 +94,7 @@ def load_index_model(dataset: Any, brain_key: str) -> Any:
 
     weights = find_in_zoo(CHECKPOINTS[found.name], zoo_folder())
     model = load(found.name, weights, found.options)
-    names = differing(found.record, model.embedder.record) if found.record else []
+    names = differing(found.record, model.embedder.provenance) if found.record else []
     if names:
         raise ValueError(
             f"The index {brain_key!r} was made by {found.record['checkpoint']!r}, but what "
@@ -104,7 +104,7 @@ def load_index_model(dataset: Any, brain_key: str) -> Any:
     return model
 
 
-def _from_record(record: Record) -> IndexModel:
+def _from_record(record: Provenance) -> IndexModel:
     names = ["pooling", "normalize", "dtype", "fast_decoding"]
     names += ["stage", "image_size", "squash"]
     if record["dtype"] != "float32":

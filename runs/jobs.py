@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Worklist:
     """The work of a run, settled before it begins.
 
     Args:

@@ -17,7 +17,7 @@ from ..hiera import abswin
 from ..hiera.hub import sha256
 from ..images.preprocessing import Preprocessing
 
-Record = dict[str, Any]
+Provenance = dict[str, Any]
 """Flat and of plain values, so that FiftyOne's App can show it."""
 
 # Vectors are equal where these are; the engine matters in the reduced dtypes
@@ -58,7 +58,9 @@ class Origin:
     weights: Path
 
 
-def make_record(origin: Origin, preprocessing: Preprocessing, settings: Settings) -> Record:
+def provenance_of(
+    origin: Origin, preprocessing: Preprocessing, settings: Settings
+) -> Provenance:
     """Describe what a model makes.
 
     Args:
@@ -67,7 +69,7 @@ def make_record(origin: Origin, preprocessing: Preprocessing, settings: Settings
         settings: its options
 
     Returns:
-        a :data:`Record`
+        a :data:`Provenance`
     """
     digest = sha256(origin.weights)
     return _describe_run(
@@ -75,7 +77,7 @@ def make_record(origin: Origin, preprocessing: Preprocessing, settings: Settings
     )
 
 
-def foresee_record(checkpoint: Checkpoint, settings: Settings) -> Record:
+def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenance:
     """Describe what an entry of the zoo will make, before it is loaded.
 
     Args:
@@ -83,7 +85,7 @@ def foresee_record(checkpoint: Checkpoint, settings: Settings) -> Record:
         settings: its options, without a checkpoint of the user's own
 
     Returns:
-        a :data:`Record`; its sha256 is "unknown" where only the revision pins the
+        a :data:`Provenance`; its sha256 is "unknown" where only the revision pins the
         weights
     """
     record = _describe_run(
@@ -105,7 +107,7 @@ def _describe_run(
     digest: str,
     preprocessing: Preprocessing,
     settings: Settings,
-) -> Record:
+) -> Provenance:
     return {
         "made_with": f"fiftyone-hiera {VERSION}",
         "checkpoint": checkpoint,
@@ -170,7 +172,7 @@ def stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
     return dict(document)
 
 
-def read_record(dataset: Any, path: str) -> Record:
+def read_provenance(dataset: Any, path: str) -> Provenance:
     """Look up what made the vectors of a field.
 
     Args:
@@ -178,7 +180,7 @@ def read_record(dataset: Any, path: str) -> Record:
         path: the path of the field
 
     Returns:
-        a :data:`Record`; empty if nothing is recorded
+        a :data:`Provenance`; empty if nothing is recorded
     """
     field = stored_field(dataset, path) or {}
     info = field.get("info") or {}
@@ -190,7 +192,7 @@ def read_record(dataset: Any, path: str) -> Record:
     return record
 
 
-def differing(found: Record, record: Record) -> list[str]:
+def differing(found: Provenance, record: Provenance) -> list[str]:
     """Return the names of what makes the vectors of two records differ.
 
     Args:
@@ -219,7 +221,7 @@ class FieldClaim:
         record: what the run makes
     """
 
-    def __init__(self, dataset: Any, path: str, record: Record) -> None:
+    def __init__(self, dataset: Any, path: str, record: Provenance) -> None:
         self._dataset = dataset
         self._path = path
         self._record = record
@@ -278,10 +280,10 @@ class FieldClaim:
         """
         self._require(self._record)
 
-    def _read(self) -> Record:
-        return read_record(self._dataset, self._path)
+    def _read(self) -> Provenance:
+        return read_provenance(self._dataset, self._path)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Provenance) -> None:
         """Write a record, and wait until other runs must have seen it."""
         field = self._dataset.get_field(self._path)
         if field.path != self._path:
@@ -294,7 +296,7 @@ class FieldClaim:
         time.sleep(_SETTLE_SECONDS)
         self._require(record)
 
-    def _require(self, record: Record) -> None:
+    def _require(self, record: Provenance) -> None:
         self._found = self._read()
         if differing(self._found, record):
             self.refuse(
@@ -302,7 +304,7 @@ class FieldClaim:
             )
 
 
-def _advise(found: Record, record: Record, names: list[str]) -> str:
+def _advise(found: Provenance, record: Provenance, names: list[str]) -> str:
     """Say by which options a model makes what there is, if by options alone."""
     if not found:
         return ""
@@ -319,7 +321,7 @@ def _advise(found: Record, record: Record, names: list[str]) -> str:
     return f"\n  To add to it, load the model with {advice}."
 
 
-def _describe(record: Record, names: list[str]) -> str:
+def _describe(record: Provenance, names: list[str]) -> str:
     if not record:
         return "vectors of which nothing is recorded, made by another tool or natively"
 

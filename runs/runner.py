@@ -25,7 +25,7 @@ from ..images.preprocessing import Preprocessing
 from .jobs import Job, Part
 from .options import KEPT, RunOptions
 from .prefetch import Read, read_images, read_videos
-from .provenance import FieldClaim, Record
+from .provenance import FieldClaim, Provenance
 from .report import EmbeddingError, EmbeddingReport, Failure
 from .returning import Returning
 from .target import Target
@@ -45,12 +45,12 @@ class Embedder:
     Args:
         preprocessing: from a picture to the encoder's input
         embed: from a batch of these to vectors, some perhaps not finite
-        record: what made the vectors
+        provenance: how its embeddings are computed
     """
 
     preprocessing: Preprocessing
     embed: Callable[[Sequence[torch.Tensor]], npt.NDArray[np.float32]]
-    record: Record
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -130,25 +130,25 @@ def _embed(
     progress: Any,
     report: EmbeddingReport,
 ) -> Generator[Step, None, None]:
-    claim = FieldClaim(target.dataset, target.path, embedder.record)
+    claim = FieldClaim(target.dataset, target.path, embedder.provenance)
     clear = check_field(target, claim, overwrite=options.overwrite, shard=options.shard)
-    frozen = target.freeze(overwrite=options.overwrite, shard=options.shard)
-    report.skipped = frozen.skipped
+    worklist = target.list_work(overwrite=options.overwrite, shard=options.shard)
+    report.skipped = worklist.skipped
 
     batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
     read = read_videos if target.media_type == fom.VIDEO else read_images
     reads = read(
-        target.jobs(frozen),
+        target.jobs(worklist),
         embedder.preprocessing,
         num_workers=fou.recommend_thread_pool_workers(options.num_workers),
         ahead=2 * batch_size,
     )
-    with fou.ProgressBar(total=len(frozen), progress=progress) as bar:
+    with fou.ProgressBar(total=len(worklist), progress=progress) as bar:
         pipeline = _Pipeline(
             target, embedder, options, report, bar, batch_size, claim, clear
         )
         with contextlib.closing(reads), pipeline.writer:
-            step = Step(report, len(frozen))
+            step = Step(report, len(worklist))
             yield step
             for item in itertools.chain.from_iterable(reads):
                 pipeline.take(item)
@@ -299,7 +299,7 @@ class _Pipeline:
     def _not_finite(self, job: Job) -> ValueError:
         return ValueError(
             f"The model gave NaN or infinity for {job.path!r}, computing in "
-            f"{self._embedder.record['dtype']}"
+            f"{self._embedder.provenance['dtype']}"
         )
 
     def _stored(self, count: int) -> None:

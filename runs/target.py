@@ -19,7 +19,7 @@ from fiftyone import ViewField as F
 from fiftyone.core.odm.utils import validate_field_name
 
 from ..images.diagnostics import check_is_file
-from .jobs import Frozen, Job, Part
+from .jobs import Job, Part, Worklist
 from .patches import Box
 from .provenance import stored_field
 
@@ -97,7 +97,7 @@ class Target:
         )
         add(name, fof.VectorField)
 
-    def freeze(self, *, overwrite: bool, shard: tuple[int, int] | None) -> Frozen:
+    def list_work(self, *, overwrite: bool, shard: tuple[int, int] | None) -> Worklist:
         """Settle what is to be done.
 
         Args:
@@ -105,7 +105,7 @@ class Target:
             shard: the (index, count) of the part of the samples; None is all
 
         Returns:
-            a :class:`Frozen`
+            a :class:`Worklist`
         """
         frameless = self._add_frames(shard) if self._prefix else []
         total = sum(
@@ -116,7 +116,7 @@ class Target:
         rows = self._ids(pending.sort_by("filepath"), shard)
         if not self._has_parts:
             sample_ids = [sample_id for sample_id, _ in rows]
-            return Frozen(sample_ids, None, total - len(sample_ids))
+            return Worklist(sample_ids, None, total - len(sample_ids))
 
         part_ids = {sample_id: parts for sample_id, parts in rows if parts}
         skipped = total - sum(map(len, part_ids.values()))
@@ -124,30 +124,30 @@ class Target:
             # Of a video without frames, the sample stands for all of them
             part_ids |= {sample_id: [sample_id] for sample_id in frameless}
 
-        return Frozen(list(part_ids), part_ids, skipped)
+        return Worklist(list(part_ids), part_ids, skipped)
 
-    def jobs(self, frozen: Frozen) -> Iterator[Job]:
+    def jobs(self, worklist: Worklist) -> Iterator[Job]:
         """Look the work up, some samples at a time.
 
         Args:
-            frozen: the work
+            worklist: the work
 
         Yields:
             a :class:`Job` for each sample that there still is
         """
-        for sample_ids in _chunks(frozen.sample_ids, _LOOK_UP[self.media_type]):
+        for sample_ids in _chunks(worklist.sample_ids, _LOOK_UP[self.media_type]):
             view = self._select(sample_ids)
             jobs = {job.sample_id: job for job in self._read_jobs(view)}
             for sample_id in sample_ids:
                 if sample_id not in jobs:
-                    continue  # deleted since it was frozen
+                    continue  # deleted since it was worklist
 
                 job = jobs[sample_id]
-                if frozen.part_ids is None:
+                if worklist.part_ids is None:
                     yield job
                     continue
 
-                wanted = set(frozen.part_ids[sample_id])
+                wanted = set(worklist.part_ids[sample_id])
                 parts = [part for part in job.parts if part.id in wanted]
                 yield Job(sample_id, job.path, parts)
 
@@ -251,7 +251,7 @@ class Target:
 
     def _select(self, sample_ids: Sequence[str]) -> fov.DatasetView:
         # From the dataset, not from the view: its stages may no longer choose
-        # the samples that were frozen, and need not run again
+        # the samples that were worklist, and need not run again
         return fov.make_optimized_select_view(self.dataset, sample_ids, flatten=True)
 
     def _without_vectors(self) -> foc.SampleCollection:

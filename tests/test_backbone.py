@@ -10,7 +10,7 @@ from random_hiera import make_config, make_hiera
 from transformers import HieraBackbone
 from transformers.models.hiera.modeling_hiera import unroll
 
-from fiftyone_hiera.hiera.backbone import Trunk
+from fiftyone_hiera.hiera.backbone import Backbone
 
 _LAYOUTS: list[dict[str, Any]] = [
     {"image_size": (64, 96)},
@@ -37,13 +37,13 @@ def test_tokens_equal_transformers(layout: dict[str, Any], is_fused: bool) -> No
     config = make_config(**layout)
     hiera = make_hiera(config)
     stages = range(1, len(config.depths) + 1)
-    trunk = Trunk(config, stages).eval()
-    trunk.load_state_dict(hiera.state_dict(), strict=False)  # less the final norm
-    trunk.fuse_attention(is_fused)
+    backbone = Backbone(config, stages).eval()
+    backbone.load_state_dict(hiera.state_dict(), strict=False)  # less the final norm
+    backbone.fuse_attention(is_fused)
 
     pixels = torch.randn(2, 3, *config.image_size)
     output = hiera(pixels, output_hidden_states=True)
-    found = trunk(pixels)
+    found = backbone(pixels)
     assert len(found) == len(stages)
     for stage, tokens in zip(stages, found, strict=True):
         expected = output.reshaped_hidden_states[stage].flatten(1, 2)
@@ -55,8 +55,8 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
     stages = (1, 2, 3, 4)
     config = make_config(out_features=[f"stage{stage}" for stage in stages])
     hiera = make_hiera(config)
-    trunk = Trunk(config, stages).eval()
-    trunk.load_state_dict(hiera.state_dict(), strict=False)
+    backbone = Backbone(config, stages).eval()
+    backbone.load_state_dict(hiera.state_dict(), strict=False)
     backbone = HieraBackbone(config).eval()
     missing, _ = backbone.load_state_dict(hiera.state_dict(), strict=False)
     assert all(name.startswith("hidden_states_norms.") for name in missing)
@@ -66,7 +66,7 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
         backbone.hidden_states_norms[name] = torch.nn.Identity()
 
     pixels = torch.randn(2, 3, *config.image_size)
-    found = trunk(pixels)
+    found = backbone(pixels)
 
     def is_equal() -> list[bool]:
         maps = [values.flatten(2).mT for values in backbone(pixels).feature_maps]
@@ -92,11 +92,11 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
 def test_only_wanted_stages_are_computed(
     monkeypatch: pytest.MonkeyPatch, stages: tuple[int, ...]
 ) -> None:
-    trunk = Trunk(make_config(), stages).eval()
-    for stage in trunk.encoder.stages[max(stages) :]:
+    backbone = Backbone(make_config(), stages).eval()
+    for stage in backbone.encoder.stages[max(stages) :]:
         monkeypatch.setattr(stage, "forward", None)
 
-    assert len(trunk(torch.randn(2, 3, 64, 64))) == len(stages)
+    assert len(backbone(torch.randn(2, 3, 64, 64))) == len(stages)
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_only_wanted_stages_are_computed(
 )
 def test_what_no_hiera_does_is_refused(layout: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Trunk(make_config(**layout))
+        Backbone(make_config(**layout))

@@ -18,7 +18,7 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fiftyone_hiera
-from fiftyone_hiera.hiera.backbone import Trunk, grid_size
+from fiftyone_hiera.hiera.backbone import Backbone, grid_size
 from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
@@ -262,9 +262,9 @@ def test_memory_does_not_grow_with_the_square_of_the_tokens(dtype: torch.dtype) 
     size = (768, 512)
     config = make_config(image_size=size)
     down, across = grid_size(config, 3)
-    trunk = Trunk(config).eval()
-    trunk.load_state_dict(make_hiera(config).state_dict(), strict=False)
-    run = run_torch(trunk, dtype, size)
+    backbone = Backbone(config).eval()
+    backbone.load_state_dict(make_hiera(config).state_dict(), strict=False)
+    run = run_torch(backbone, dtype, size)
     with _LargestTensor() as largest:
         run(torch.randn(1, 3, *size))
 
