@@ -6,6 +6,7 @@ APP ?=
 BIN := .venv/bin
 SOURCES := .venv/src
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal --durations 25
 
 EXTRAS_demo := demo
 EXTRAS_test := demo test birder
@@ -17,7 +18,7 @@ EXTRAS_bench := demo test
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(APP),--app)
 
-# Lint, type-check and test
+# Lint, type-check and run all tests but the slow ones and those in the App
 .PHONY: test
 test: .venv/.test
 	$(BIN)/ruff format --check .
@@ -25,7 +26,12 @@ test: .venv/.test
 	PYTHONPATH=$(SOURCES) $(BIN)/lint-imports --no-cache
 	MYPYPATH=$(SOURCES) $(BIN)/mypy
 	MYPYPATH=$(SOURCES):benchmarks:examples:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py examples/*.py scripts/*.py
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# Run everything: what `make test` and `make test-app` run, and the slow tests
+.PHONY: test-all
+test-all: test test-app
+	$(PYTEST) -m slow
 
 # Test the plugin in FiftyOne's App, in a real browser
 .PHONY: test-app

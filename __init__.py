@@ -1,7 +1,6 @@
-"""Hiera image embeddings for FiftyOne: a model source for its zoo, and a plugin.
+"""Hiera image embeddings for FiftyOne: a source of its model zoo, and an App plugin.
 
-FiftyOne executes this file anew on every call of a hook, so the hooks only
-delegate.
+FiftyOne executes this file again on every call of a hook, so the hooks only delegate.
 """
 
 from __future__ import annotations
@@ -12,17 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .models.embedding import HieraEmbeddingModel
+    from typing import Unpack
 
-# FiftyOne 1.10 calls a downloaded plugin "@owner.name", and makes no module "@owner", by
-# which Python then looks for what it imports here
+    from .config import Options
+    from .zoo_model import HieraEmbeddingModel
+
+# FiftyOne 1.10 calls a downloaded plugin "@owner.name" without a module "@owner", which
+# Python's relative imports need
 _OWNER = __name__.rpartition(".")[0]
 if _OWNER.startswith("@"):
     sys.modules.setdefault(_OWNER, types.ModuleType(_OWNER))
 
 
 def download_model(model_name: str, model_path: str) -> None:
-    """Download the weights of a model, verify them and place them at a path.
+    """Download and verify the weights of a model.
 
     Args:
         model_name: the name of the model, as declared by the manifest
@@ -37,14 +39,14 @@ def download_model(model_name: str, model_path: str) -> None:
 
 
 def load_model(
-    model_name: str, model_path: str | None = None, **kwargs: Any
+    model_name: str, model_path: str | None = None, **kwargs: Unpack[Options]
 ) -> HieraEmbeddingModel:
     """Load a model.
 
     Args:
         model_name: the name of the model, as declared by the manifest
         model_path (None): the path of its weights; None takes them from the
-            hub's cache, where they are downloaded to if necessary
+            hub's cache, and downloads them if they are not there
         **kwargs: the options, see :class:`fiftyone_hiera.config.Settings`
 
     Returns:
@@ -56,7 +58,7 @@ def load_model(
     """
     from .zoo_model import load
 
-    return load(model_name, Path(model_path) if model_path else None, kwargs)
+    return load(model_name, Path(model_path) if model_path else None, {**kwargs})
 
 
 def resolve_input(model_name: str, ctx: Any) -> Any:
@@ -75,12 +77,12 @@ def resolve_input(model_name: str, ctx: Any) -> Any:
 
 
 def parse_parameters(model_name: str, ctx: Any, params: dict[str, Any]) -> None:
-    """Turn what that form returned into options of :func:`load_model`, in place.
+    """Convert the form's values to options of :func:`load_model`, in place.
 
     Args:
         model_name: the name of the model, as declared by the manifest
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-        params: what the form returned
+        params: the form's values
 
     Raises:
         ValueError: if an option or its value is not valid

@@ -1,16 +1,18 @@
-"""The options of the models."""
+"""The options of the models: each is described once, in the metadata of its field."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 
-from .checkpoints import OUTPUTS, Checkpoint, poolings_of
+from .checkpoints import Checkpoint
+from .hiera.checkpoint_kinds import ARCHITECTURES, Architecture
 from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino
 from .hiera.pooling import POOLINGS
 from .hiera.user_checkpoint import validate_checkpoint
@@ -24,73 +26,220 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""The types to compute in by name."""
+"""The dtypes by name."""
 
 LAST_STAGE = 4
-"""The last of Hiera's stages; they are counted from 1."""
-
-_MOST_MASKS = 64
+"""The last of Hiera's stages, which are counted from 1."""
 
 SIZE_STEP = 32
-"""The side in pixels of a mask unit: what sizes of images are multiples of."""
+"""The side of a mask unit in pixels, of which image sizes are multiples."""
 
 LARGEST_SIZE = 1024
-"""The longest side in pixels that images may be prepared at."""
+"""The largest height and width of the input, in pixels."""
 
 AUTO = "auto"
 """The choice of what is fastest on this machine; see ``docs/performance.md``."""
 
+_MOST_MASKS = 64
+
+
+@dataclass(frozen=True)
+class Option:
+    """The description of an option, and its validation.
+
+    Args:
+        label: the title, for forms
+        description: what the option does, for forms and the documentation
+        parse: from the name and a given value to the valid value; raises a ValueError
+        choices (()): the values in general, where they can be listed
+    """
+
+    label: str
+    description: str
+    parse: Callable[[str, Any], Any]
+    choices: Sequence[Any] = ()
+
+
+def _option(
+    default: Any,
+    label: str,
+    description: str,
+    choices: Sequence[Any] = (),
+    parse: Callable[[str, Any], Any] | None = None,
+) -> Any:
+    def parse_choice(name: str, value: object) -> object:
+        return _check_choice(name, value, choices)
+
+    option = Option(label, description, parse or parse_choice, choices)
+    return field(default=default, metadata={"option": option})
+
+
+def _check_choice(option: str, value: object, valid: Sequence[Any]) -> Any:
+    if not any(type(value) is type(choice) and value == choice for choice in valid):
+        raise ValueError(f"Invalid {option}: {value!r}. Valid are {[*valid]}")
+
+    return value
+
+
+def _parse_later(name: str, value: object) -> Any:
+    """Leave the validation to where the valid values are known."""
+    return value
+
+
+def _parse_device(name: str, value: object) -> str | None:
+    available = _available_devices()
+    if value is not None and str(value) not in available:
+        raise ValueError(
+            f"Invalid {name}: {str(value)!r}. Available are {available}, None takes the "
+            "first"
+        )
+
+    return None if value is None else str(value)
+
+
+def _parse_image_size(name: str, value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+
+    sides: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value, value]
+    valid = range(SIZE_STEP, LARGEST_SIZE + 1, SIZE_STEP)
+    if len(sides) != 2 or not all(
+        isinstance(side, Integral) and side in valid for side in sides
+    ):
+        raise ValueError(
+            f"Invalid {name}: {value!r}. Valid are the multiples of {SIZE_STEP} up to "
+            f"{LARGEST_SIZE}, as an int or as (height, width)"
+        )
+
+    height, width = map(int, sides)
+    return height, width
+
+
+def _parse_num_masks(name: str, value: object) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST_MASKS:
+        raise ValueError(f"Invalid {name}: {value!r}. Valid are 1 to {_MOST_MASKS}")
+
+    return value
+
+
+def _parse_path(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+
+    if not (isinstance(value, (str, PathLike)) and Path(value).is_file()):
+        raise ValueError(f"Invalid {name}: {str(value)!r} is no file")
+
+    return str(value)
+
+
+def _parse_checkpoint(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+
+    validate_checkpoint(str(value))
+    return str(value)
+
+
+# Each once; "embeddings" stands for no label
+_OUTPUTS = dict.fromkeys(name for one in ARCHITECTURES.values() for name in one.outputs)
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a model.
+    """The options of a model."""
 
-    Args:
-        pooling ("mean"): how the tokens become one vector: "mean" averages
-            them, "cls" takes the first, "pooler" applies the final LayerNorm
-            to the average
-        normalize (False): whether to scale each vector to length 1 (L2)
-        dtype ("auto"): the type to compute in: "float32", "bfloat16" or
-            "float16"; vectors are float32 in each case. "auto" is bfloat16 on
-            CPUs with AVX512-BF16, and float32 elsewhere
-        engine ("auto"): what runs the network: "torch", "compile" (by
-            torch.compile) or "openvino". "auto" is OpenVINO on CPUs, if it is
-            installed and can compute in the dtype there, and torch elsewhere
-        device (None): the torch device; None is cuda, else mps, else cpu
-        fast_decoding (False): whether to read images faster, large JPEGs
-            several times, to pixels that are a grey level or so off
-        stage (4): the stage whose tokens become the vector, 1 to 4
-        image_size (None): the size in pixels that images are prepared at, as an
-            int or as (height, width), multiples of 32 up to 1024. None is that
-            of the checkpoint
-        squash (False): whether to squash images to that size instead of
-            cropping them, so that the ends of elongated ones are seen
-        output (None): what ``apply_model`` gives: "classification",
-            "reconstruction_error" or "heatmap". None is the first of the
-            checkpoint's :data:`OUTPUTS`
-        heatmap_basis (None): the path of the basis of heatmaps that
-            ``fit_heatmap`` kept
-        num_masks (4): through how many masks an autoencoder looks at an image
-        checkpoint (None): weights of your own instead of the entry's: a
-            folder, a ``.safetensors`` file, or ``<owner>/<name>@<revision>``
-    """
-
-    pooling: str = next(iter(POOLINGS))
-    normalize: bool = False
-    dtype: str = AUTO
-    engine: str = AUTO
-    device: str | None = None
-    fast_decoding: bool = False
-    stage: int = LAST_STAGE
-    image_size: tuple[int, int] | None = None
-    squash: bool = False
-    output: str | None = None
-    heatmap_basis: str | None = None
-    num_masks: int = 4
-    checkpoint: str | None = None
+    pooling: str = _option(
+        "mean",
+        "Pooling",
+        'How the tokens become one embedding: "mean" averages them, "cls" takes the '
+        'first, "pooler" applies the final LayerNorm to the average. birder\'s checkpoint '
+        'has the default "pooler"; autoencoders (mae) have no "pooler"',
+        [*POOLINGS],
+        _parse_later,
+    )
+    normalize: bool = _option(
+        False, "Normalize", "Whether to scale embeddings to unit length (L2)", [False, True]
+    )
+    dtype: str = _option(
+        AUTO,
+        "Dtype",
+        "The dtype of attention and MLPs; embeddings are float32 in each case. "
+        '"auto" is bfloat16 on CPUs with AVX512-BF16, float32 elsewhere',
+        [AUTO, *DTYPES],
+    )
+    engine: str = _option(
+        AUTO,
+        "Engine",
+        'The engine that runs the network; "compile" is torch.compile. "auto" is OpenVINO '
+        "on CPUs if it is installed and supports the dtype there, torch elsewhere",
+        [AUTO, *ENGINES],
+    )
+    device: str | None = _option(
+        None,
+        "Device",
+        'The torch device, such as "cuda:1", "mps" or "cpu". By default, the first '
+        "available of cuda, mps and cpu",
+        parse=_parse_device,
+    )
+    fast_decoding: bool = _option(
+        False,
+        "Fast decoding",
+        "Whether to decode and resize images faster, large JPEGs several times faster, to "
+        "pixels that differ by about one grey level",
+        [False, True],
+    )
+    stage: int = _option(
+        LAST_STAGE,
+        "Stage",
+        "The stage whose tokens are pooled. Earlier stages have finer grids",
+        range(1, LAST_STAGE + 1),
+    )
+    image_size: tuple[int, int] | None = _option(
+        None,
+        "Image size",
+        "The size of the network's input in pixels, an int or (height, width), multiples "
+        f"of {SIZE_STEP} up to {LARGEST_SIZE}. By default, the checkpoint's own",
+        parse=_parse_image_size,
+    )
+    squash: bool = _option(
+        False,
+        "Squash",
+        "Whether to resize images without preserving the aspect ratio, instead of cropping "
+        "the center, so that the ends of elongated images are seen. birder's checkpoint "
+        "always does",
+        [False, True],
+    )
+    output: str | None = _option(
+        None,
+        "Output",
+        'What apply_model() computes: "classification" (in1k), "reconstruction_error" '
+        '(mae), "heatmap" (all) or "embeddings" (no label; the others). By default, the '
+        "first that the checkpoint has",
+        [*_OUTPUTS],
+        _parse_later,
+    )
+    heatmap_basis: str | None = _option(
+        None,
+        "Basis of heatmaps",
+        "The path of a file that model.fit_heatmap(dataset, path) wrote",
+        parse=_parse_path,
+    )
+    num_masks: int = _option(
+        4,
+        "Number of masks",
+        "The number of masks through which an autoencoder sees an image, 2 or more",
+        parse=_parse_num_masks,
+    )
+    checkpoint: str | None = _option(
+        None,
+        "Checkpoint",
+        "Your own weights instead of the model's: a folder, a .safetensors file or "
+        "<owner>/<name>@<revision> on the Hugging Face hub",
+        parse=_parse_checkpoint,
+    )
 
     def apply(self, preprocessing: Preprocessing) -> Preprocessing:
-        """Return a checkpoint's preprocessing as these options ask for it."""
+        """Return the preprocessing of a checkpoint with these options."""
         if self.image_size is not None:
             preprocessing = preprocessing.at(self.image_size)
 
@@ -98,29 +247,109 @@ class Settings:
         return replace(preprocessing, is_fast=self.fast_decoding, is_squashed=is_squashed)
 
 
+OPTIONS: dict[str, Option] = {one.name: one.metadata["option"] for one in fields(Settings)}
+"""The options by name."""
+
+Settings.__doc__ = "\n".join(
+    [
+        "The options of a model.\n\n    Args:",
+        *(
+            f"        {name} ({getattr(Settings, name)!r}): {option.description}"
+            for name, option in OPTIONS.items()
+        ),
+    ]
+)
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of ``load_model``; :class:`Settings` describes them."""
+
+    pooling: Literal["mean", "cls", "pooler"]
+    normalize: bool
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    engine: Literal["auto", "torch", "compile", "openvino"]
+    device: str | torch.device | None
+    fast_decoding: bool
+    stage: Literal[1, 2, 3, 4]
+    image_size: int | tuple[int, int] | None
+    squash: bool
+    output: (
+        Literal["classification", "reconstruction_error", "heatmap", "embeddings"] | None
+    )
+    heatmap_basis: str | PathLike[str] | None
+    num_masks: int
+    checkpoint: str | PathLike[str] | None
+
+
+def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settings:
+    """Validate the options of a model, before any weights are touched.
+
+    Args:
+        checkpoint: the entry of the zoo
+        options: the options that were given, see :class:`Options`
+
+    Returns:
+        a :class:`Settings` with the device, dtype and engine that will be used
+
+    Raises:
+        ValueError: if an option or its value is invalid; the message lists the valid ones
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise ValueError(f"Unknown option {name!r}. Valid are {list(OPTIONS)}")
+
+    given = {"pooling": default_pooling(checkpoint, options), **options}
+    settings = Settings(
+        **{name: OPTIONS[name].parse(name, value) for name, value in given.items()}
+    )
+    _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
+    if settings.pooling == "pooler" and settings.stage != LAST_STAGE:
+        raise ValueError(
+            f"Invalid stage: {settings.stage}. Pooling 'pooler' applies the LayerNorm of "
+            f"stage {LAST_STAGE}; for another stage, use another pooling"
+        )
+
+    output, device = settings.output, settings.device or _available_devices()[0]
+    if settings.checkpoint is None:
+        output = choose_output(settings, checkpoint.architecture)
+
+    dtype = _choose_dtype(settings.dtype, device)
+    engine = _choose_engine(settings.engine, dtype, device)
+    return replace(settings, output=output, device=device, dtype=dtype, engine=engine)
+
+
+def default_pooling(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
+    """Return the default pooling of an entry of the zoo.
+
+    Args:
+        checkpoint: the entry
+        options: the options that were given
+    """
+    has_norm = options.get("stage", LAST_STAGE) == LAST_STAGE
+    return next(name for name in checkpoint.poolings if has_norm or name != "pooler")
+
+
 # The options that are for one output alone
 _FOR_OUTPUT = {"heatmap_basis": "heatmap", "num_masks": "reconstruction_error"}
 
 
-def choose_output(settings: Settings, architecture: str) -> str:
-    """Return what ``apply_model`` gives, once it is known what the weights are.
+def choose_output(settings: Settings, architecture: Architecture) -> str:
+    """Return what ``apply_model`` computes, once the kind of checkpoint is known.
 
     Args:
         settings: the options
-        architecture: one of :data:`hiera.tensors.ARCHITECTURES`
+        architecture: the kind of checkpoint
 
     Returns:
-        one of its :data:`OUTPUTS`
+        one of its outputs
 
     Raises:
-        ValueError: if an option is not for such weights
+        ValueError: if an option does not fit the kind of checkpoint
     """
-    outputs = list(OUTPUTS[architecture])
-    output = settings.output or outputs[0]
-    _check_choice(f"output of a checkpoint of type {architecture}", output, outputs)
-    poolings = poolings_of(architecture)
-    what = f"pooling of a checkpoint of type {architecture}"
-    _check_choice(what, settings.pooling, poolings)
+    kind = f"of a checkpoint of type {architecture.name}"
+    output = settings.output or architecture.outputs[0]
+    _check_choice(f"output {kind}", output, architecture.outputs)
+    _check_choice(f"pooling {kind}", settings.pooling, architecture.poolings)
     for option, meant_for in _FOR_OUTPUT.items():
         is_given = getattr(settings, option) != getattr(Settings, option)
         if is_given and output != meant_for:
@@ -131,151 +360,37 @@ def choose_output(settings: Settings, architecture: str) -> str:
     return output
 
 
-def default_pooling(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
-    """Return the pooling of an entry of the zoo where none is asked for.
-
-    Args:
-        checkpoint: the entry
-        options: the options that were given
-    """
-    has_norm = options.get("stage", LAST_STAGE) == LAST_STAGE
-    return next(name for name in checkpoint.poolings if has_norm or name != "pooler")
-
-
-def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settings:
-    """Validate the options of a model, before any weights are touched.
-
-    Args:
-        checkpoint: the entry of the zoo
-        options: the options that were given
-
-    Returns:
-        a :class:`Settings`; device, dtype and engine are those that will be used
-
-    Raises:
-        ValueError: if an option or its value is unknown; the message gives it
-            and the valid ones
-    """
-    names = [field.name for field in fields(Settings)]
-    for name in options:
-        if name not in names:
-            raise ValueError(f"Unknown option {name!r}. Valid are {names}")
-
-    pooling = default_pooling(checkpoint, options)
-    settings = Settings(**{"pooling": pooling, **options})
-    _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
-    _check_choice("normalize", settings.normalize, [False, True])
-    _check_choice("dtype", settings.dtype, [AUTO, *DTYPES])
-    _check_choice("engine", settings.engine, [AUTO, *ENGINES])
-    _check_choice("fast_decoding", settings.fast_decoding, [False, True])
-    _check_choice("stage", settings.stage, list(range(1, LAST_STAGE + 1)))
-    _check_choice("squash", settings.squash, [False, True])
-    if settings.pooling == "pooler" and settings.stage != LAST_STAGE:
-        raise ValueError(
-            f"Invalid stage: {settings.stage}. Pooling 'pooler' applies the LayerNorm of "
-            f"stage {LAST_STAGE}; for another stage, use another pooling"
-        )
-
-    if type(settings.num_masks) is not int or not 1 <= settings.num_masks <= _MOST_MASKS:
-        raise ValueError(
-            f"Invalid num_masks: {settings.num_masks!r}. Valid are 1 to {_MOST_MASKS}"
-        )
-
-    basis = _parse_path("heatmap_basis", settings.heatmap_basis)
-    settings = replace(settings, heatmap_basis=basis)
-    if settings.checkpoint is None:
-        output = choose_output(settings, checkpoint.architecture)
-        settings = replace(settings, output=output)
-
-    settings = replace(settings, image_size=_parse_image_size(settings.image_size))
-
-    if settings.checkpoint is not None:
-        settings = replace(settings, checkpoint=str(settings.checkpoint))
-        validate_checkpoint(str(settings.checkpoint))
-
-    settings = replace(settings, device=_parse_device(settings.device))
-    settings = replace(settings, dtype=_choose_dtype(settings))
-    return replace(settings, engine=_choose_engine(settings))
-
-
-def _parse_path(option: str, path: object) -> str | None:
-    if path is None:
-        return None
-
-    if not (isinstance(path, (str, Path)) and Path(path).is_file()):
-        raise ValueError(f"Invalid {option}: {str(path)!r} is no file")
-
-    return str(path)
-
-
-def _parse_image_size(size: object) -> tuple[int, int] | None:
-    if size is None:
-        return None
-
-    sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size, size]
-    valid = range(SIZE_STEP, LARGEST_SIZE + 1, SIZE_STEP)
-    if len(sides) != 2 or not all(
-        isinstance(side, Integral) and side in valid for side in sides
-    ):
-        raise ValueError(
-            f"Invalid image_size: {size!r}. Valid are the multiples of {SIZE_STEP} up to "
-            f"{LARGEST_SIZE}, as an int or as (height, width)"
-        )
-
-    height, width = map(int, sides)
-    return height, width
-
-
-def _choose_dtype(settings: Settings) -> str:
-    if settings.dtype != AUTO:
-        return settings.dtype
+def _choose_dtype(dtype: str, device: str) -> str:
+    if dtype != AUTO:
+        return dtype
 
     # By the machine alone, so that it never changes there
-    return "bfloat16" if settings.device == "cpu" and has_bfloat16() else "float32"
+    return "bfloat16" if device == "cpu" and has_bfloat16() else "float32"
 
 
-def _choose_engine(settings: Settings) -> str:
-    obstacle = _openvino_obstacle(settings)
-    if settings.engine == AUTO:
+def _choose_engine(engine: str, dtype: str, device: str) -> str:
+    obstacle = _openvino_obstacle(dtype, device)
+    if engine == AUTO:
         return "torch" if obstacle else "openvino"
 
-    if settings.engine == "openvino" and obstacle:
+    if engine == "openvino" and obstacle:
         raise ValueError(f"Invalid engine: 'openvino' {obstacle}")
 
-    return settings.engine
+    return engine
 
 
-def _openvino_obstacle(settings: Settings) -> str | None:
-    if settings.device != "cpu":
-        return f"is for device 'cpu', not {settings.device!r}"
+def _openvino_obstacle(dtype: str, device: str) -> str | None:
+    if device != "cpu":
+        return f"is for device 'cpu', not {device!r}"
 
     dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
-    if settings.dtype not in dtypes:
-        return f"cannot compute in {settings.dtype!r} on this CPU, only in {dtypes}"
+    if dtype not in dtypes:
+        return f"cannot compute in {dtype!r} on this CPU, only in {dtypes}"
 
     if not has_openvino():
         return f"is not installed: pip install '{OPENVINO}'"
 
     return None
-
-
-def _check_choice(option: str, value: object, valid: list[Any]) -> None:
-    if not any(type(value) is type(choice) and value == choice for choice in valid):
-        raise ValueError(f"Invalid {option}: {value!r}. Valid are {valid}")
-
-
-def _parse_device(device: object) -> str:
-    available = _available_devices()
-    if device is None:
-        return available[0]
-
-    name = str(device)
-    if name not in available:
-        raise ValueError(
-            f"Invalid device: {name!r}. Available are {available}, None takes the first"
-        )
-
-    return name
 
 
 def _available_devices() -> list[str]:

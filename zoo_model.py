@@ -1,4 +1,4 @@
-"""What FiftyOne's model zoo asks of this source: weights, then a model."""
+"""From an entry of FiftyOne's model zoo and its options to verified weights to a model."""
 
 from __future__ import annotations
 
@@ -8,32 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HieraConfig
 
 from .checkpoints import Checkpoint, get_checkpoint
-from .config import AUTO, DTYPES, choose_output, parse_settings
-from .hiera import abswin
+from .config import AUTO, DTYPES, Settings, choose_output, parse_settings
 from .hiera.autoencoder import load_autoencoder
-from .hiera.encoder import load_encoder
+from .hiera.checkpoint_kinds import class_names, get_architecture
+from .hiera.encoder import Encoder, load_encoder
 from .hiera.head import load_classifier
 from .hiera.hub import BundledFile, download, link, verify
-from .hiera.imagenet import imagenet_classes
-from .hiera.state_dict import architecture_name, class_names, read_metadata
 from .hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
 from .models.classification import HieraClassifierModel
-from .models.embedding import HieraEmbeddingModel
+from .models.embedding import HieraEmbeddingModel, ModelParts
 from .models.heatmap import HieraFeatureHeatmapModel
 from .models.reconstruction import HieraAutoencoderModel
 from .runs.provenance import Origin
 
-_Parts = dict[str, Any]
-"""The arguments of any :class:`HieraEmbeddingModel`."""
+__all__ = ["HieraEmbeddingModel", "download_weights", "load"]
 
 logger = logging.getLogger(__name__)
 
 
 def download_weights(name: str, destination: Path) -> None:
-    """Make the weights of an entry of the zoo appear at a path.
+    """Download and verify the weights of an entry, and link them to a path.
 
     Args:
         name: the name of the entry
@@ -49,12 +45,12 @@ def download_weights(name: str, destination: Path) -> None:
 def load(
     name: str, weights: Path | None, options: Mapping[str, Any]
 ) -> HieraEmbeddingModel:
-    """Load an entry of the zoo.
+    """Load the model of an entry.
 
     Args:
         name: the name of the entry
-        weights: the path of its weights; None takes them from the hub's
-            cache, where they are downloaded to if necessary
+        weights: the path of its weights; None takes them from the hub's cache, and
+            downloads them if they are not there
         options: see :class:`fiftyone_hiera.config.Settings`
 
     Returns:
@@ -66,26 +62,13 @@ def load(
     """
     checkpoint = get_checkpoint(name)
     settings = parse_settings(checkpoint, options)
-
-    picked = [
-        f"{option} {getattr(settings, option)!r}"
-        for option in ("dtype", "engine")
-        if options.get(option, AUTO) == AUTO
-    ]
-    if picked:
-        # A warning, so that it is seen: hosts rarely show what is merely informative
-        logger.warning(
-            "%s on %s: auto picked %s", name, settings.device, " and ".join(picked)
-        )
-
+    _log_choices(name, settings, options)
     if settings.checkpoint is not None:
-        local = open_checkpoint(settings.checkpoint)
-        source = settings.checkpoint
+        local, source = open_checkpoint(settings.checkpoint), settings.checkpoint
     else:
-        local = _pinned_checkpoint(checkpoint, weights)
-        source = checkpoint.origin
+        local, source = _open_entry(checkpoint, weights), checkpoint.origin
 
-    output = choose_output(settings, architecture_name(local.config))
+    output = choose_output(settings, get_architecture(local.config))
     preprocessing = settings.apply(local.preprocessing)
     encoder = load_encoder(
         local.config,
@@ -95,8 +78,8 @@ def load(
         dtype=DTYPES[settings.dtype],
         device=torch.device(settings.device or "cpu"),
     )
-    encoder.prepare(settings.stage)
-    parts: _Parts = {
+    encoder.prepare(*_stages(output, settings, encoder))
+    parts: ModelParts = {
         "encoder": encoder,
         "preprocessing": preprocessing,
         "settings": settings,
@@ -105,12 +88,50 @@ def load(
     return _MODELS[output](local, parts)
 
 
-def _make_classifier(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingModel:
+def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> None:
+    chosen = [
+        f"{option} {getattr(settings, option)!r}"
+        for option in ("dtype", "engine")
+        if options.get(option, AUTO) == AUTO
+    ]
+    if chosen:
+        # A warning, since hosts rarely show less
+        logger.warning(
+            "%s on %s: auto picked %s", name, settings.device, " and ".join(chosen)
+        )
+
+
+def _open_entry(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
+    path = weights or _verified_weights(checkpoint, None)
+    preprocessing = checkpoint.preprocessing
+    read_preprocessing = checkpoint.architecture.read_preprocessing
+    if read_preprocessing is not None:
+        preprocessing = read_preprocessing(path, preprocessing.crop_size)
+
+    return LocalCheckpoint(checkpoint.config, path, preprocessing, checkpoint.revision)
+
+
+def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
+    if isinstance(checkpoint.weights, BundledFile):
+        return verify(checkpoint.weights)
+
+    # A warning, for the same reason
+    logger.warning("The weights of %s are licensed %s", checkpoint.name, checkpoint.license)
+    return download(checkpoint.weights, destination)
+
+
+def _stages(output: str, settings: Settings, encoder: Encoder) -> list[int]:
+    """Return the stages that a model computes: a classifier's head needs the last."""
+    last = [len(encoder.stages)] if output == "classification" else []
+    return sorted({settings.stage, *last})
+
+
+def _make_classifier(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddingModel:
     classifier = load_classifier(local.config, local.weights, parts["encoder"])
     return HieraClassifierModel(classifier, class_names(local.config), **parts)
 
 
-def _make_autoencoder(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingModel:
+def _make_autoencoder(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddingModel:
     autoencoder = load_autoencoder(
         local.config,
         local.weights,
@@ -121,65 +142,15 @@ def _make_autoencoder(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingMo
     return HieraAutoencoderModel(autoencoder, **parts)
 
 
-def _make_heatmap_model(local: LocalCheckpoint, parts: _Parts) -> HieraEmbeddingModel:
+def _make_heatmap_model(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddingModel:
     basis = parts["settings"].heatmap_basis
     return HieraFeatureHeatmapModel(Path(basis) if basis else None, **parts)
 
 
-_MODELS: dict[str, Callable[[LocalCheckpoint, _Parts], HieraEmbeddingModel]] = {
+_MODELS: dict[str, Callable[[LocalCheckpoint, ModelParts], HieraEmbeddingModel]] = {
     "embeddings": lambda local, parts: HieraEmbeddingModel(**parts),
     "classification": _make_classifier,
     "reconstruction_error": _make_autoencoder,
     "heatmap": _make_heatmap_model,
 }
-"""By what ``apply_model`` gives."""
-
-
-def _pinned_checkpoint(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
-    path = weights or _verified_weights(checkpoint, None)
-    preprocessing = checkpoint.preprocessing
-    if checkpoint.architecture == abswin.ARCHITECTURE:
-        preprocessing = abswin.read_preprocessing(
-            path, read_metadata(path), preprocessing.crop_size
-        )
-
-    return LocalCheckpoint(
-        hiera_config(checkpoint), path, preprocessing, checkpoint.revision
-    )
-
-
-def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
-    if isinstance(checkpoint.weights, BundledFile):
-        return verify(checkpoint.weights)
-
-    # A warning for the same reason
-    logger.warning("The weights of %s are licensed %s", checkpoint.name, checkpoint.license)
-    return download(checkpoint.weights, destination)
-
-
-# The same in all of Meta's autoencoders
-_DECODER = {
-    "num_query_pool": 2,
-    "decoder_depth": 8,
-    "decoder_hidden_size": 512,
-    "decoder_num_heads": 16,
-    "mask_ratio": 0.6,
-    "normalize_pixel_loss": True,
-}
-
-
-def hiera_config(checkpoint: Checkpoint) -> HieraConfig:
-    """Return the transformers configuration of an entry of the zoo."""
-    config = HieraConfig(
-        architectures=[checkpoint.architecture],
-        depths=checkpoint.depths,
-        embed_dim=checkpoint.embed_dim,
-        num_heads=checkpoint.num_heads,
-        image_size=(checkpoint.image_size, checkpoint.image_size),
-    )
-    if checkpoint.architecture == "HieraForImageClassification":
-        config.id2label = dict(enumerate(imagenet_classes()))
-    elif checkpoint.architecture == "HieraForPreTraining":
-        config.update(_DECODER)
-
-    return config
+"""Builders of models, by what ``apply_model`` computes."""

@@ -62,13 +62,12 @@ def _load(folder: Path, suffix: str = "hf", **options: Any) -> Any:
 
     import fiftyone_hiera
     from fiftyone_hiera.checkpoints import get_checkpoint
-    from fiftyone_hiera.zoo_model import hiera_config
 
     path = folder / f"tiny-{suffix}"
     checkpoint = get_checkpoint(f"facebook/hiera-tiny-224-{suffix}")
     if not path.exists():
-        network = getattr(transformers, checkpoint.architecture)
-        network(hiera_config(checkpoint)).save_pretrained(path)
+        network = getattr(transformers, checkpoint.architecture.name)
+        network(checkpoint.config).save_pretrained(path)
 
     return fiftyone_hiera.load_model(_NANO, checkpoint=str(path), **options)
 

@@ -67,7 +67,7 @@ def _measure_reading(files: dict[str, list[str]], rounds: int) -> dict[str, Any]
     from fiftyone_hiera.images.preprocessing import for_image_size
 
     exact = for_image_size((224, 224))
-    fast = type(exact)(exact.least_size, exact.crop_size, is_fast=True)
+    fast = type(exact)(exact.resize_size, exact.crop_size, is_fast=True)
     options: dict[str, Any] = {
         "size": {"shortest_edge": 256},
         "crop_size": {"height": 224, "width": 224},

@@ -3,30 +3,32 @@
 Window Attention is Not All You Need in Hiera, Bolya et al., 2023,
 https://arxiv.org/abs/2311.05613; birder, https://github.com/birder-project/birder
 
-The network is Hiera's own but for its position embeddings, which are put together once,
-at loading: one for each place in a mask unit, plus one for the place in the image.
+The network is Hiera's own except for its position embeddings: a token has the sum of one
+for its place in its mask unit and one for its place in the image. The sums are computed
+once, at loading.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional
+from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing
-
-ARCHITECTURE = "birder.Hiera"
-"""What stands for it among transformers' classes."""
+from .backbone import POSITIONS, Backbone, at_size, grid_size, stage_dim
+from .state_dict import Shapes, read_metadata, shapes_of
 
 NORM = "features.1."
-"""What the names of the final LayerNorm's tensors begin with."""
+"""The prefix of the final LayerNorm's tensors."""
 
 GLOBAL_STRIDE = 16
-"""How many pixels a global position embedding is for."""
+"""The side in pixels of what one global position embedding covers."""
 
 _GLOBAL = "pos_embed"
 _WINDOW = "pos_embed_win"
@@ -39,8 +41,37 @@ _PARTS = {
 }
 
 
+def expected_shapes(config: HieraConfig) -> Shapes:
+    """Return the shapes of a file's tensors by birder's names."""
+    backbone = shapes_of(Backbone(config))
+    del backbone[POSITIONS]
+    dim = config.embed_dim
+    grid = [side // GLOBAL_STRIDE for side in config.image_size]
+    return {
+        **{birder_name(name): shape for name, shape in backbone.items()},
+        _GLOBAL: [1, dim, *grid],
+        _WINDOW: [1, dim, *config.masked_unit_size],
+        **shapes_of(nn.LayerNorm(stage_dim(config, len(config.depths))), NORM),
+    }
+
+
+def read_backbone(
+    tensors: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    config: HieraConfig,
+    image_size: tuple[int, int],
+) -> dict[str, torch.Tensor]:
+    """Rename the backbone's tensors and join its position embeddings.
+
+    See :attr:`fiftyone_hiera.hiera.checkpoint_kinds.Architecture.read_backbone`.
+    """
+    grid = grid_size(at_size(config, image_size), 1)
+    renamed = {name: tensors[birder_name(name)] for name in names if name != POSITIONS}
+    return {**renamed, POSITIONS: join_positions(tensors, image_size, grid)}
+
+
 def birder_name(name: str) -> str:
-    """Return how birder names a tensor of the backbone, other than position embeddings."""
+    """Return birder's name of a tensor of the backbone, other than position embeddings."""
     block = _BLOCK.fullmatch(name)
     if block is None:
         return name.replace("embeddings.patch_embeddings.projection", "stem.proj")
@@ -52,25 +83,15 @@ def birder_name(name: str) -> str:
     return f"body.stage{int(stage) + 1}.{layer}.{rest}"
 
 
-def position_shapes(
-    image_size: Sequence[int], unit: Sequence[int], dim: int
-) -> dict[str, list[int]]:
-    """Return the shapes of birder's position embeddings by name."""
-    return {
-        _GLOBAL: [1, dim, *(side // GLOBAL_STRIDE for side in image_size)],
-        _WINDOW: [1, dim, *unit],
-    }
-
-
 def join_positions(
     tensors: Mapping[str, torch.Tensor], image_size: tuple[int, int], grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Put the position embeddings of each token together.
+    """Sum up the position embeddings of each token.
 
     Args:
-        tensors: those of the file
-        image_size: the (height, width) in pixels of the images to come
-        grid: the number of their tokens, down and across
+        tensors: the tensors of the file
+        image_size: the (height, width) of the input, in pixels
+        grid: the (height, width) of the input, in tokens
 
     Returns:
         a tensor of shape (1, T, D)
@@ -87,27 +108,28 @@ def join_positions(
     return joined.flatten(2).transpose(1, 2).contiguous()
 
 
-def read_preprocessing(
-    path: Path, metadata: Mapping[str, str], image_size: tuple[int, int]
-) -> Preprocessing:
-    """Read how images are prepared: squashed, with the mean and deviation of the file.
+def read_preprocessing(path: Path, image_size: tuple[int, int]) -> Preprocessing:
+    """Read the preprocessing from a file's metadata.
 
     Args:
         path: the path of the file
-        metadata: what it says of itself
-        image_size: the encoder's (height, width) in pixels
+        image_size: the (height, width) of the input, in pixels
+
+    Returns:
+        a :class:`fiftyone_hiera.images.preprocessing.Preprocessing` that resizes without
+        preserving the aspect ratio, with the mean and standard deviation of the file
 
     Raises:
-        ValueError: if the file does not say so
+        ValueError: if the metadata has no mean and standard deviation
     """
+    metadata = read_metadata(path)
     try:
         stats = json.loads(metadata["rgb_stats"])
         mean, std = tuple(stats["mean"]), tuple(stats["std"])
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold the weights of this model: its metadata has no "
-            "'rgb_stats' with 'mean' and 'std', by which birder's files say how images "
-            "are to be normalized"
+            "'rgb_stats' with 'mean' and 'std', which define how images are normalized"
         ) from error
 
     return Preprocessing(image_size, image_size, mean=mean, std=std, is_squashed=True)

@@ -1,4 +1,4 @@
-"""The masked autoencoder: hide parts of an image, and see how well they are guessed.
+"""The masked autoencoder: mask parts of an image, and reconstruct them.
 
 Masked Autoencoders Are Scalable Vision Learners, He et al., CVPR 2022,
 https://arxiv.org/abs/2111.06377; for Hiera, https://arxiv.org/abs/2306.00989
@@ -17,8 +17,9 @@ import torch
 from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
-from .backbone import grid_size, resize_positions
-from .state_dict import at_size, read_tensors
+from .backbone import at_size, grid_size, resize_positions
+from .checkpoint_kinds import expected_shapes
+from .state_dict import read_tensors
 
 _SEED = 51
 _POSITIONS = "hiera.embeddings.position_embeddings"
@@ -26,19 +27,18 @@ _DECODER_POSITIONS = "decoder.decoder_position_embeddings"
 
 
 class Autoencoder:
-    """Guesses what was hidden of images.
+    """Reconstructs masked parts of images.
 
-    Each image is looked at through a few masks, the same for all images, which between
-    them hide each mask unit (32 px) at least once, and as often as the others or once
-    more.
+    The masks are the same for all images. Together they mask each mask unit (32 px) at
+    least once, and no unit more than once more often than another.
 
     Args:
         network: transformers' ``HieraForPreTraining``
-        normalize: from pixels to what the network sees
+        normalize: from pixels to the input of the network
         num_masks: the number of masks
 
     Raises:
-        ValueError: if so few masks cannot hide everything
+        ValueError: if the masks are too few to mask every unit
     """
 
     def __init__(self, network: Any, normalize: Normalization, num_masks: int) -> None:
@@ -61,16 +61,16 @@ class Autoencoder:
 
     @torch.inference_mode()
     def errors(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Measure how far the guesses are off.
+        """Compute reconstruction errors.
 
         Args:
             pixels: a uint8 tensor of shape (N, 3, H, W)
 
         Returns:
-            a float32 tensor of shape (N, h, w): of each mask unit the mean squared error
-            of its pixels, over the masks that hide it. Where the network was trained to
-            guess patches that are normalised, as Meta's were, 0 is a perfect guess, and 1
-            that of a plain patch
+            a float32 tensor of shape (N, h, w): the mean squared error of each mask unit's
+            pixels, over the masks that cover it. If the network was trained on normalized
+            patches, as Meta's were, 0 is a perfect reconstruction and 1 that of a uniform
+            patch
         """
         inputs = self._normalize(pixels)
         targets = self._to_patches(inputs)
@@ -79,8 +79,8 @@ class Autoencoder:
             targets = (targets - mean) / std
 
         total = torch.zeros(targets.shape[:2], device=targets.device)
-        for guess, is_hidden in self._guess(inputs):
-            total += (guess - targets).square().mean(dim=-1) * is_hidden
+        for reconstructed, is_masked in self._reconstruct(inputs):
+            total += (reconstructed - targets).square().mean(dim=-1) * is_masked
 
         errors = (total / self._counts).unflatten(1, self._grid)
         down, across = (
@@ -91,23 +91,23 @@ class Autoencoder:
 
     @torch.inference_mode()
     def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Guess all of images, each part from what is around it.
+        """Reconstruct images, each part from the parts that its masks leave visible.
 
         Args:
             pixels: a uint8 tensor of shape (N, 3, H, W)
 
         Returns:
-            a uint8 tensor of shape (N, 3, H, W). Where the network was trained to guess
-            patches that are normalised, it cannot know their average colour and
-            contrast: each patch (16 px) has those of the image itself
+            a uint8 tensor of shape (N, 3, H, W). If the network was trained on normalized
+            patches, it cannot know their mean and contrast: each patch (16 px) has those
+            of the image itself
 
         Raises:
             ValueError: if the network gave NaN or infinity
         """
         inputs = self._normalize(pixels)
         total = torch.zeros_like(self._to_patches(inputs))
-        for guess, is_hidden in self._guess(inputs):
-            total += guess * is_hidden.unsqueeze(-1)
+        for reconstructed, is_masked in self._reconstruct(inputs):
+            total += reconstructed * is_masked.unsqueeze(-1)
 
         patches = total / self._counts.unsqueeze(-1)
         if self._network.config.normalize_pixel_loss:
@@ -115,14 +115,16 @@ class Autoencoder:
             patches = patches * std + mean
 
         if not patches.isfinite().all():
-            raise ValueError("The model gave NaN or infinity instead of a picture")
+            raise ValueError("The model returned NaN or infinity")
 
         return self._normalize.undo(self._from_patches(patches))
 
-    def _guess(self, inputs: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield for each mask the guessed patches (N, P, D), and which of them count."""
+    def _reconstruct(
+        self, inputs: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the reconstructed patches (N, P, D) and the masked ones, for each mask."""
         for mask in self.masks:
-            # transformers hides where the noise is largest
+            # transformers masks where the noise is largest
             noise = mask.float().expand(len(inputs), -1)
             yield self._network(inputs, noise=noise).logits, self._spread(mask)
 
@@ -148,38 +150,38 @@ class Autoencoder:
 
 
 def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tensor:
-    """Choose what each mask hides: the same each time, and all of an image between them.
+    """Make reproducible masks that together cover all mask units.
 
     Args:
         num_units: the number of mask units of an image
-        mask_ratio: the share of them that a mask hides
+        mask_ratio: the share of units that each mask covers
         num_masks: the number of masks
 
     Returns:
-        a bool tensor of shape (num_masks, num_units), True where a unit is hidden
+        a bool tensor of shape (num_masks, num_units), True where a unit is masked
 
     Raises:
-        ValueError: if so few masks cannot hide everything
+        ValueError: if the masks are too few to cover every unit
     """
-    num_hidden = num_units - int(num_units * (1 - mask_ratio))
-    least = math.ceil(num_units / num_hidden)
-    if num_hidden == num_units:
+    num_masked = num_units - int(num_units * (1 - mask_ratio))
+    least = math.ceil(num_units / num_masked)
+    if num_masked == num_units:
         raise ValueError(
-            f"An image of {num_units} mask units is too small to hide "
+            f"An image of {num_units} mask units is too small to mask "
             f"{mask_ratio:.0%} of it: choose a larger image_size"
         )
 
     if num_masks < least:
         raise ValueError(
-            f"Invalid num_masks: {num_masks}. Each hides {num_hidden} of {num_units} mask "
-            f"units, so it takes {least} at least to hide each once"
+            f"Invalid num_masks: {num_masks}. Each masks {num_masked} of {num_units} mask "
+            f"units, so at least {least} are needed to mask each once"
         )
 
     order = torch.randperm(num_units, generator=torch.Generator().manual_seed(_SEED))
     masks = torch.zeros(num_masks, num_units, dtype=torch.bool)
     for index in range(num_masks):
         first = round(index * num_units / num_masks)
-        masks[index, order.roll(-first)[:num_hidden]] = True
+        masks[index, order.roll(-first)[:num_masked]] = True
 
     return masks
 
@@ -191,13 +193,13 @@ def load_autoencoder(
     num_masks: int,
     device: torch.device,
 ) -> Autoencoder:
-    """Load the masked autoencoder that a weights file holds.
+    """Load a masked autoencoder from a local safetensors file.
 
     Args:
         config: the transformers configuration of a ``HieraForPreTraining``
         weights: the path of the file
-        preprocessing: the preprocessing; to a crop of another size than the
-            configuration's, position embeddings are interpolated
+        preprocessing: the preprocessing; if its crop has another size than the
+            configuration, position embeddings are interpolated
         num_masks: the number of masks
         device: the device; the network is computed in float32
 
@@ -205,13 +207,13 @@ def load_autoencoder(
         an :class:`Autoencoder`
 
     Raises:
-        ValueError: if the file is not what the configuration says, or if so few masks
-            cannot hide everything
+        ValueError: if the file does not match the configuration, or if the masks are too
+            few to mask every unit
     """
     from transformers import HieraForPreTraining
 
     resized = at_size(config, preprocessing.crop_size)
-    tensors = read_tensors(weights, config, "")
+    tensors = read_tensors(weights, expected_shapes(config), "")
     for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, len(config.depths))):
         old, new = (grid_size(one, stage) for one in (config, resized))
         tensors[name] = resize_positions(tensors[name], old, new)
@@ -225,6 +227,6 @@ def load_autoencoder(
 
 
 def _statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of each patch, as the network's targets have."""
+    """Return the mean and standard deviation of each patch, as in training."""
     mean = patches.mean(dim=-1, keepdim=True)
     return mean, (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()

@@ -1,17 +1,18 @@
-"""The network itself: from normalized pixels to the tokens of its stages.
+"""The backbone: from normalized pixels to the tokens of its stages.
 
 Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles,
 Ryali et al., ICML 2023, https://arxiv.org/abs/2306.00989
 
 The parameters have the names and shapes of transformers' ``HieraModel``, so its
-checkpoints load as they are, and the outputs are equal up to float32 rounding. What
-differs is the order of the tokens in between: here those of a mask unit lie together,
-there they lie far apart. Attention inside of a unit thus works on four-dimensional
-views, for which there are fast kernels.
+checkpoints load unchanged, and the outputs are equal up to float32 rounding. Only the
+order of the tokens in between differs: here the tokens of a mask unit are adjacent, there
+they are far apart. Attention within a mask unit can therefore use four-dimensional views,
+for which fast kernels exist.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -20,17 +21,20 @@ from torch import nn
 from torch.nn import functional
 from transformers import HieraConfig
 
+POSITIONS = "embeddings.position_embeddings"
+"""The name of the position embeddings in the state dict."""
+
 
 class Backbone(nn.Module):
-    """A Hiera without a head, and without its final LayerNorm.
+    """A Hiera without a head and without its final LayerNorm.
 
     Args:
         config: the transformers configuration
-        stages (None): the stages whose tokens are wanted, from 1, ascending; None
-            is the last alone. What comes after them is not computed
+        stages (None): the stages whose tokens are returned, from 1, ascending. By
+            default, the last. Stages after the last of these are not computed
 
     Raises:
-        ValueError: if the configuration asks for what no Hiera does
+        ValueError: if the configuration is not supported
     """
 
     order: torch.Tensor
@@ -62,11 +66,10 @@ class Backbone(nn.Module):
             self.register_buffer(f"raster{stage}", raster, persistent=False)
 
     def reduce(self, dtype: torch.dtype) -> None:
-        """Compute what the blocks add to the tokens in a dtype.
+        """Compute attention and MLPs in a dtype.
 
-        The tokens themselves stay float32: the patches, the sums, and where they are
-        projected from stage to stage. That is a twentieth of the work, and where most
-        of the error would come from.
+        Patch embedding, residual sums and the projections between stages stay float32:
+        they are a twentieth of the work and would cause most of the error.
 
         Args:
             dtype: the dtype
@@ -76,23 +79,23 @@ class Backbone(nn.Module):
                 module.to(dtype)
 
     def fuse_attention(self, value: bool) -> None:
-        """Choose between torch's fused attention and the same step by step.
+        """Choose between torch's fused attention and separate operations.
 
         Args:
-            value: whether to use the fused one
+            value: whether to use fused attention
         """
         for module in self.modules():
             if isinstance(module, _Attention):
                 module.is_fused = value
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+        """Compute the tokens of :attr:`stages`.
 
         Args:
             pixels: a tensor of shape (N, 3, H, W)
 
         Returns:
-            of each wanted stage a tensor of shape (N, T, D), in raster order
+            a tensor of shape (N, T, D) for each stage, in raster order
         """
         tokens: torch.Tensor = self.embeddings(pixels).index_select(1, self.order)
         wanted = []
@@ -130,7 +133,7 @@ class _PatchEmbeddings(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """The stages, over tokens (N, units * T, D) of which those of a unit lie together."""
+    """The stages, over tokens (N, units * T, D); tokens of a mask unit are adjacent."""
 
     def __init__(self, config: HieraConfig) -> None:
         super().__init__()
@@ -142,8 +145,7 @@ class _Encoder(nn.Module):
             dim_out = stage_dim(config, index + 1)
             stage = _Stage()
             for layer in range(depth):
-                # Between two stages, the first block of the later one pools, and attends
-                # over what the earlier one did
+                # The first block of a stage pools, and attends like the stage before
                 is_first = layer == 0 and index > 0
                 is_local = config.masked_unit_attention[index] or (
                     is_first and config.masked_unit_attention[index - 1]
@@ -202,15 +204,15 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention within each unit (local) or over all tokens, with pooled queries.
+    """Attention within each mask unit (local) or over all tokens, with pooled queries.
 
     Args:
-        dim_in: the length of a token that comes in
-        dim: the length of a token that goes out
+        dim_in: the length of an input token
+        dim: the length of an output token
         heads: the number of heads
         units: the number of mask units
-        is_local: whether a token attends to those of its unit alone
-        stride: how many tokens are pooled to one
+        is_local: whether a token attends only to tokens of its mask unit
+        stride: the number of tokens that are pooled into one
     """
 
     def __init__(
@@ -226,7 +228,10 @@ class _Attention(nn.Module):
         self._stride = stride
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Take the maximum over each ``stride`` tokens (N, units * T, D) of a unit."""
+        """Max-pool the tokens (N, units * T, D) over the first digit of their index.
+
+        See :func:`_unit_order`.
+        """
         if self._stride == 1:
             return tokens
 
@@ -276,7 +281,7 @@ class _Mlp(nn.Module):
 
 
 def grid_size(config: HieraConfig, stage: int) -> tuple[int, int]:
-    """Return the number of tokens of a stage, down and across."""
+    """Return the (height, width) of a stage, in tokens."""
     pools = min(stage - 1, config.num_query_pool)
     sizes = zip(
         *map(_pair, (config.image_size, config.patch_stride, config.query_stride)),
@@ -284,6 +289,13 @@ def grid_size(config: HieraConfig, stage: int) -> tuple[int, int]:
     )
     height, width = (side // patch // pool**pools for side, patch, pool in sizes)
     return height, width
+
+
+def at_size(config: HieraConfig, image_size: tuple[int, int]) -> HieraConfig:
+    """Return the same configuration for images of another (height, width)."""
+    resized = copy.copy(config)
+    resized.image_size = list(image_size)
+    return resized
 
 
 def stage_dim(config: HieraConfig, stage: int) -> int:
@@ -301,8 +313,8 @@ def resize_positions(
 
     Args:
         positions: a tensor of shape (1, T, D)
-        old: the number of tokens that they are of, down and across
-        new: the number of tokens that they are wanted for
+        old: the (height, width) of their grid, in tokens
+        new: the (height, width) of the new grid, in tokens
 
     Returns:
         a tensor of shape (1, T', D)
@@ -326,11 +338,43 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _unit_order(config: HieraConfig, stage: int) -> torch.Tensor:
-    """Return where in a stage's raster each token is, those of a mask unit together.
+    """Return the raster indices of a stage's tokens in the order of the network.
 
-    Within a unit the tokens that a stage pools are next to those that they are pooled
-    with, first of the first stage, then of the next: what is left of the split in
-    :meth:`_Attention.pool`.
+    The mask units follow one another. Within a mask unit, the index of a token has a
+    digit for each pooling that is yet to come, that of the next pooling first. The digit
+    is the token's place in the window that the pooling merges: 0 to 3, in raster order,
+    for windows of 2x2. Pooling takes the maximum over the first digit, and the other
+    digits are the index in the next stage. No pooling moves a token.
+
+    A mask unit of 4x4 tokens, pooled twice by 2x2::
+
+         0  1 |  2  3
+         4  5 |  6  7
+        ------+------
+         8  9 | 10 11
+        12 13 | 14 15
+
+    >>> config = HieraConfig(
+    ...     image_size=(16, 16), depths=(1, 1, 1), masked_unit_size=(4, 4), num_query_pool=2
+    ... )
+    >>> _unit_order(config, 1).view(4, 4)  # the first digit is the row
+    tensor([[ 0,  2,  8, 10],
+            [ 1,  3,  9, 11],
+            [ 4,  6, 12, 14],
+            [ 5,  7, 13, 15]])
+
+    The maximum over the rows merges 0, 1, 4 and 5, the upper left window, and so on. What
+    is left are the four tokens of stage 2:
+
+    >>> _unit_order(config, 2)
+    tensor([0, 1, 2, 3])
+
+    Args:
+        config: the transformers configuration
+        stage: the stage, from 1
+
+    Returns:
+        an int64 tensor of shape (T,)
     """
     pools = min(stage - 1, config.num_query_pool)
     height, width = grid_size(config, stage)

@@ -1,4 +1,4 @@
-"""The encoder: verified weights in the network, and an engine that runs it."""
+"""The encoder: verified weights in the backbone, and an engine that runs it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,19 @@ from torch import nn
 from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
-from .backbone import Backbone, grid_size, stage_dim
+from .backbone import Backbone, at_size, grid_size, stage_dim
+from .checkpoint_kinds import expected_shapes, get_architecture
 from .engines import ENGINES, Run
-from .state_dict import (
-    ARCHITECTURES,
-    architecture_name,
-    at_size,
-    read_backbone,
-    read_tensors,
-)
+from .state_dict import read_tensors
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage gives.
+    """The output of a stage.
 
     Args:
-        grid: the number of its tokens, down and across
-        embedding_dim: the length of each
+        grid: the (height, width) of its grid of tokens
+        embedding_dim: the length of a token
     """
 
     grid: tuple[int, int]
@@ -37,14 +32,14 @@ class Stage:
 
 
 class Encoder:
-    """Pixels to the tokens of stages.
+    """Computes the tokens of stages from pixels.
 
     Args:
-        start: from the stages that are wanted to what runs the network up to them
-        stages: of each stage the grid and the length of its tokens
+        start: builds the network that computes the given stages
+        stages: the output of each stage
         norm: the final LayerNorm, for pooling the last stage
-        normalize: from pixels to what the network sees
-        device: where the network is
+        normalize: from pixels to the input of the network
+        device: the device of the network
     """
 
     def __init__(
@@ -60,62 +55,75 @@ class Encoder:
         self.device = device
         self.normalize = normalize
         self._start = start
-        self._runs: dict[tuple[int, ...], Run] = {}
+        self._network: Run | None = None
+        self._computed: tuple[int, ...] = ()
         self._lock = threading.Lock()
 
-    def prepare(self, *stages: int) -> Run:
-        """Make ready what runs the network up to some stages; once for each choice.
+    @torch.inference_mode()
+    def __call__(self, pixels: torch.Tensor, *stages: int) -> Sequence[torch.Tensor]:
+        """Compute the tokens of stages in one forward pass.
 
         Args:
-            *stages: the stages whose tokens are wanted, from 1, ascending
+            pixels: a uint8 tensor of shape (N, 3, H, W) on any device
+            *stages: the stages, from 1
 
         Returns:
-            what runs it, over normalized pixels
+            a float32 tensor of shape (N, T, D) for each stage, on the encoder's device
+            and in raster order; T = 49 in stage 4 for 224 px
 
         Raises:
             ValueError: if there is no such stage
         """
-        if not set(stages) <= set(range(1, len(self.stages) + 1)):
-            raise ValueError(
-                f"Invalid stages: {stages}. This checkpoint has stages 1 to "
-                f"{len(self.stages)}"
-            )
-
-        with self._lock:
-            if stages not in self._runs:
-                self._runs[stages] = self._start(stages)
-
-            return self._runs[stages]
-
-    @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor, *stages: int) -> Sequence[torch.Tensor]:
-        """Run the network once over a batch.
-
-        Args:
-            pixels: a uint8 tensor of shape (N, 3, H, W) on any device
-            *stages: as for :meth:`prepare`
-
-        Returns:
-            of each stage a float32 tensor of shape (N, T, D) on the encoder's device,
-            in raster order; T = 49 in stage 4 for 224 px
-        """
-        run = self.prepare(*stages)
-        return run(self.normalize(pixels))
+        network, computed = self._prepare(stages)
+        tokens = network(self.normalize(pixels))
+        return [tokens[computed.index(stage)] for stage in stages]
 
     def maps(self, pixels: torch.Tensor, *stages: int) -> list[torch.Tensor]:
-        """Run the network once over a batch.
+        """Compute the feature maps of stages in one forward pass.
 
         Args:
             pixels: as for :meth:`__call__`
-            *stages: as for :meth:`prepare`
+            *stages: as for :meth:`__call__`
 
         Returns:
-            of each stage a float32 tensor of shape (N, D, h, w)
+            a float32 tensor of shape (N, D, h, w) for each stage
+
+        Raises:
+            ValueError: if there is no such stage
         """
         return [
             tokens.transpose(1, 2).unflatten(2, self.stages[stage - 1].grid)
             for stage, tokens in zip(stages, self(pixels, *stages), strict=True)
         ]
+
+    def prepare(self, *stages: int) -> None:
+        """Build the network ahead of the first forward pass.
+
+        There is one network. If it does not compute one of the stages, it is built again
+        to compute all stages asked for so far.
+
+        Args:
+            *stages: as for :meth:`__call__`
+
+        Raises:
+            ValueError: if there is no such stage
+        """
+        self._prepare(stages)
+
+    def _prepare(self, stages: Sequence[int]) -> tuple[Run, tuple[int, ...]]:
+        if not set(stages) <= set(range(1, len(self.stages) + 1)):
+            raise ValueError(
+                f"Invalid stages: {tuple(stages)}. This checkpoint has stages 1 to "
+                f"{len(self.stages)}"
+            )
+
+        with self._lock:
+            if self._network is None or not set(stages) <= set(self._computed):
+                computed = tuple(sorted({*self._computed, *stages}))
+                self._network = None  # its weights go before others are loaded
+                self._network, self._computed = self._start(computed), computed
+
+            return self._network, self._computed
 
 
 def load_encoder(
@@ -131,13 +139,12 @@ def load_encoder(
 
     Args:
         config: the transformers configuration; its ``architectures`` is one
-            of :data:`hiera.tensors.ARCHITECTURES`, none is ``HieraModel``
+            of :data:`hiera.checkpoint_kinds.ARCHITECTURES`, none is ``HieraModel``
         weights: the path of the file
-        preprocessing: the preprocessing; to a crop of another size than the
-            configuration's, position embeddings are interpolated
+        preprocessing: the preprocessing; if its crop has another size than the
+            configuration, position embeddings are interpolated
         engine ("torch"): one of :data:`hiera.engines.ENGINES`
-        dtype (torch.float32): the type to compute in; the final LayerNorm
-            stays float32
+        dtype (torch.float32): the dtype of attention and MLPs
         device (None): the device; None is the CPU
 
     Returns:
@@ -149,27 +156,31 @@ def load_encoder(
             engine cannot compute in the dtype
     """
     device = device or torch.device("cpu")
-    resized = at_size(config, preprocessing.crop_size)
-    architecture = ARCHITECTURES[architecture_name(config)]
+    image_size = preprocessing.crop_size
+    resized = at_size(config, image_size)
+    architecture = get_architecture(config)
+    expected = expected_shapes(config)
 
     def start(stages: tuple[int, ...]) -> Run:
         with torch.device("meta"):
             backbone = Backbone(resized, stages)
 
-        # Nothing is ever initialised: each parameter is a tensor of the file. The file is
-        # read each time, so that weights that an engine has its own copy of can go
-        names = backbone.state_dict()
-        tensors = read_backbone(weights, config, preprocessing.crop_size, names)
-        backbone.load_state_dict(tensors, strict=True, assign=True)
+        # No parameter is initialized, each is a tensor of the file. The file is read
+        # again for each network, so that an engine may free the weights that it copied
+        tensors = read_tensors(weights, expected, architecture.prefix)
+        state_dict = architecture.read_backbone(
+            tensors, backbone.state_dict(), config, image_size
+        )
+        backbone.load_state_dict(state_dict, strict=True, assign=True)
         backbone.eval().requires_grad_(False).float().to(device)
-        return ENGINES[engine](backbone, dtype, preprocessing.crop_size)
+        return ENGINES[engine](backbone, dtype, image_size)
 
     stages = [
         Stage(grid_size(resized, stage), stage_dim(config, stage))
         for stage in range(1, len(config.depths) + 1)
     ]
     norm = nn.LayerNorm(stages[-1].embedding_dim, config.layer_norm_eps, device="meta")
-    tensors = read_tensors(weights, config, architecture.norm)
+    tensors = read_tensors(weights, expected, architecture.norm)
     norm.load_state_dict(tensors, assign=True)
     norm.requires_grad_(False).float().to(device)
     return Encoder(start, stages, norm, Normalization(preprocessing, device), device)

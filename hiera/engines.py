@@ -1,6 +1,6 @@
-"""What runs the network: torch as it is, torch compiled, or OpenVINO.
+"""Engines that run the backbone: torch, torch.compile and OpenVINO.
 
-Which of them is the fastest on which machine is in ``docs/performance.md``.
+See ``docs/performance.md`` for their speed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import torch
 from .backbone import Backbone
 
 Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
-"""From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) of stages."""
+"""From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) per stage."""
 
 Engine: TypeAlias = Callable[[Backbone, torch.dtype, tuple[int, int]], Run]
-"""Takes a backbone in float32 on its device, the dtype to compute in, and (H, W)."""
+"""Takes a float32 backbone on its device, the dtype to compute in and the input size."""
 
 _LARGE = 512 * 512  # pixels
 
 
 def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
-    """Run the network step by step."""
+    """Run the backbone with torch."""
     device = backbone.order.device
     backbone.reduce(dtype)
 
-    # On CPUs, the fused attention of the reduced types is slower than its steps, but its
-    # memory does not grow with the square of the tokens
+    # On CPUs, fused attention in reduced dtypes is slower than separate operations, but its
+    # memory does not grow with the square of the number of tokens
     is_large = math.prod(image_size) > _LARGE
     backbone.fuse_attention(device.type != "cpu" or dtype == torch.float32 or is_large)
     return backbone
@@ -43,20 +43,20 @@ def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int
 def run_compiled(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
 ) -> Run:
-    """Compile the network with torch.compile, once for all batch sizes."""
+    """Compile the backbone with torch.compile, once for all batch sizes."""
     device = backbone.order.device
     run = run_torch(backbone, dtype, image_size)
-    # Weights in the layout that the kernels want; only CPU kernels want one
+    # Freezing stores weights in the layout of the kernels; only CPU kernels have one
     compiled = torch.compile(run, options={"freezing": device.type == "cpu"})
 
     def run_batch(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        # For a batch of one, torch would compile once more
+        # A batch of one would be compiled separately
         if len(pixels) == 1:
             return [tokens[:1] for tokens in compiled(pixels.repeat(2, 1, 1, 1))]
 
         return compiled(pixels)
 
-    # Compiling is part of loading, and so are its errors
+    # Compile at loading, so that errors are raised there
     with torch.inference_mode():
         example = torch.zeros(2, 3, *image_size, device=device)
         torch._dynamo.mark_dynamic(example, 0)
@@ -68,7 +68,7 @@ def run_compiled(
 def run_openvino(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
 ) -> Run:
-    """Hand the network to OpenVINO; the backbone is needed no more."""
+    """Convert the backbone to OpenVINO; its own weights are no longer needed."""
     import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -76,11 +76,11 @@ def run_openvino(
     backbone.reduce(dtype)
     backbone.fuse_attention(False)
     with warnings.catch_warnings(), torch.inference_mode():
-        # New torch releases advise against tracing, by which OpenVINO reads networks
+        # New torch releases deprecate tracing, which OpenVINO needs
         warnings.simplefilter("ignore")
         example = torch.zeros(1, 3, *image_size)
         traced = torch.jit.trace(backbone, example, check_trace=False)
-        # What openvino.convert_model() does, but not slowly
+        # As openvino.convert_model() does, but faster
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
@@ -89,12 +89,12 @@ def run_openvino(
 
 
 class _Compiled:
-    """A network compiled by OpenVINO, that never returns what it did not compute.
+    """A model compiled by OpenVINO, guarded against wrong results after out of memory.
 
-    Where memory runs out, OpenVINO raises an error, or on one thread returns without one
-    and leaves what was there. From then on it may compute wrong numbers, and it does not
-    give memory back. So each batch has a request of its own, whose results must be as
-    many, and after a failure the network is compiled anew.
+    When memory runs out, OpenVINO raises an error, or, on one thread, returns without one
+    and leaves earlier results in place. From then on it may compute wrong numbers and does
+    not release memory. So each batch has its own request, the number of its results is
+    checked, and after a failure the model is compiled again and must repeat a known result.
 
     Args:
         model: the ``openvino.Model``
@@ -104,7 +104,7 @@ class _Compiled:
     def __init__(self, model: Any, example: torch.Tensor) -> None:
         self._model = model
         self._example = example
-        self._lock = threading.Lock()  # one stream serves one thread at a time
+        self._lock = threading.Lock()  # there is one stream, for one thread at a time
         self._compiled: Any = compile_openvino(model)
         self._expected = self._infer(example)
         self._unfinished: list[Any] = []
@@ -112,12 +112,12 @@ class _Compiled:
     def __call__(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         with self._lock:
             if self._compiled is None:
-                self._compile_anew()
+                self._compile_again()
 
             try:
                 return self._infer(pixels)
             except _NoResultError:
-                # It is still at work: destroyed now, it would end the process
+                # It is still computing: destroying it now would end the process
                 self._unfinished.append(self._compiled)
                 self._compiled = None
                 raise
@@ -130,11 +130,11 @@ class _Compiled:
         results = request.infer(pixels.numpy())
         tokens = [torch.from_numpy(results[index]) for index in range(len(results))]
         if any(len(rows) != len(pixels) for rows in tokens):
-            raise _NoResultError("OpenVINO ran out of memory, and gave no result")
+            raise _NoResultError("OpenVINO ran out of memory and returned no result")
 
         return tokens
 
-    def _compile_anew(self) -> None:
+    def _compile_again(self) -> None:
         compiled = None
         try:
             compiled = self._compiled = compile_openvino(self._model)
@@ -151,17 +151,17 @@ class _Compiled:
 
 
 class _NoResultError(MemoryError):
-    """A batch for which there was no memory, and no error either."""
+    """OpenVINO ran out of memory without raising an error."""
 
 
 _NO_RESTART = (
-    "OpenVINO ran out of memory, and cannot start anew: use a smaller batch_size, or "
+    "OpenVINO ran out of memory and cannot recover: use a smaller batch_size, or "
     "engine='torch'"
 )
 
 
 OPENVINO = "openvino>=2025.2,<2027"
-"""What to install for the engine of that name."""
+"""The requirement of the engine "openvino"."""
 
 _OPENVINO_YEAR = 2025
 
@@ -175,7 +175,7 @@ ENGINES: dict[str, Engine] = {
 
 @functools.cache
 def has_openvino() -> bool:
-    """Return whether an OpenVINO that can be used is installed."""
+    """Return whether a supported OpenVINO is installed."""
     try:
         version = importlib.metadata.version("openvino")
     except importlib.metadata.PackageNotFoundError:
@@ -187,8 +187,8 @@ def has_openvino() -> bool:
 def import_openvino() -> Any:
     """Import OpenVINO without its telemetry.
 
-    Unless the user opted out, importing it would report that over the network, and
-    write files into the user's home.
+    Unless the user opted out, telemetry reports the import over the network and writes
+    files to the user's home.
 
     Returns:
         the module
@@ -205,7 +205,7 @@ def import_openvino() -> Any:
 
 
 def compile_openvino(model: Any) -> Any:
-    """Compile a model for the CPU, to be computed in the types that it has.
+    """Compile a model for the CPU, to compute in its own dtypes.
 
     Args:
         model: an ``openvino.Model``
@@ -214,7 +214,7 @@ def compile_openvino(model: Any) -> Any:
         an ``openvino.CompiledModel``
     """
     options = {
-        "INFERENCE_PRECISION_HINT": "f32",  # else it would choose other types
+        "INFERENCE_PRECISION_HINT": "f32",  # otherwise OpenVINO chooses other dtypes
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
     }
@@ -223,15 +223,14 @@ def compile_openvino(model: Any) -> Any:
 
 @functools.cache
 def _openvino_core() -> Any:
-    """Return the one core of this process, which is never destroyed.
+    """Return the core of this process, which is never destroyed.
 
-    A core gives the thread that makes it another stack for signals, and takes that
-    stack's memory away with it, in whichever thread it is destroyed. The next signal
-    would then end the process.
+    A core installs an alternate signal stack in the thread that creates it, and frees that
+    stack in the thread that destroys it. The next signal would then crash the process.
     """
     return import_openvino().Core()
 
 
 def has_bfloat16() -> bool:
-    """Return whether the CPU has instructions for bfloat16: AVX512-BF16."""
+    """Return whether the CPU has bfloat16 instructions (AVX512-BF16)."""
     return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,4 +1,4 @@
-"""From the tokens of the last stage to logits: the head of a fine-tuned checkpoint."""
+"""The classification head: from the tokens of the last stage to logits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from torch import nn
 from transformers import HieraConfig
 
+from .checkpoint_kinds import class_names, expected_shapes
 from .encoder import Encoder
 from .pooling import pooler
-from .state_dict import class_names, read_tensors
+from .state_dict import read_tensors
 
 Classifier: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From tokens (N, T, D) to logits (N, C)."""
 
 
 def load_classifier(config: HieraConfig, weights: Path, encoder: Encoder) -> Classifier:
-    """Load the head that a weights file holds.
+    """Load the head of a fine-tuned checkpoint.
 
-    As in transformers' ``HieraForImageClassification``: the average of the tokens,
-    through the final LayerNorm, which fine-tuning trained, and a linear layer.
+    As in transformers' ``HieraForImageClassification``: the mean of the tokens, the final
+    LayerNorm and a linear layer.
 
     Args:
         config: the transformers configuration of a ``HieraForImageClassification``
@@ -33,11 +34,12 @@ def load_classifier(config: HieraConfig, weights: Path, encoder: Encoder) -> Cla
         a :data:`Classifier`
 
     Raises:
-        ValueError: if the file is not what the configuration says
+        ValueError: if the file does not match the configuration
     """
     dim = encoder.stages[-1].embedding_dim
     linear = nn.Linear(dim, len(class_names(config)), device="meta")
-    linear.load_state_dict(read_tensors(weights, config, "classifier."), assign=True)
+    tensors = read_tensors(weights, expected_shapes(config), "classifier.")
+    linear.load_state_dict(tensors, assign=True)
     linear.requires_grad_(False).float().to(encoder.device)
 
     def classify(tokens: torch.Tensor) -> torch.Tensor:

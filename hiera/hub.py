@@ -1,8 +1,8 @@
-"""From the Hugging Face hub to a verified local file.
+"""Download files from the Hugging Face hub and verify them.
 
 huggingface_hub downloads into its shared cache, so ``HF_HOME``, ``HF_TOKEN``,
-``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` mean what they always mean. A file is
-handed on only after its sha256 matched.
+``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` have their usual meaning. Weights are used only if
+their sha256 matches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DownloadError(RuntimeError):
-    """Weights could not be downloaded, or are not what they should be."""
+    """Weights could not be downloaded or verified."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class HubFile:
 
     Args:
         repo_id: the repository
-        revision (None): the full commit hash; None is the head of ``main``,
-            which is allowed only with a ``sha256``
-        sha256 (None): the file's hash; None is the hash that the hub itself
-            states for the revision
+        revision (None): the full commit hash; None is the head of ``main``, which
+            requires a ``sha256``
+        sha256 (None): the hash of the file; None is the hash that the hub states for the
+            revision
         filename ("model.safetensors"): the path inside the repository
     """
 
@@ -85,7 +85,7 @@ class BundledFile:
 
 
 def verify(file: BundledFile) -> Path:
-    """Check that a bundled file is what it should be.
+    """Verify the sha256 of a bundled file.
 
     Args:
         file: the file
@@ -107,7 +107,7 @@ def verify(file: BundledFile) -> Path:
 
 
 def find_cached(file: HubFile) -> Path | None:
-    """Return the path of a file in the hub's cache, not verified, if it is there.
+    """Return the path of a file in the hub's cache, or None; it is not verified.
 
     Args:
         file: the file
@@ -130,7 +130,7 @@ def fetch(file: HubFile, destination: Path | None = None) -> Path:
     Raises:
         DownloadError: if the hub refuses or cannot be reached
     """
-    # The client asks the hub for more than the file, even if that is cached
+    # The client sends requests to the hub even for a cached file
     cached = find_cached(file) if file.revision else None
     if cached is not None:
         return cached
@@ -142,7 +142,7 @@ def fetch(file: HubFile, destination: Path | None = None) -> Path:
 
 
 def fetch_optional(file: HubFile) -> Path | None:
-    """Download a file that the repository may lack.
+    """Download a file that may not exist in the repository.
 
     Args:
         file: the file, with a revision
@@ -187,7 +187,7 @@ def download(file: HubFile, destination: Path | None = None) -> Path:
         return cached.resolve()
 
     if _blob(cached).name != actual:
-        # Not even what the hub said it was sending: useless to everybody
+        # The bytes differ even from the ETag that the hub stated: remove them
         _remove(cached)
 
     raise DownloadError(
@@ -207,14 +207,13 @@ def sha256(path: Path) -> str:
 
 
 def link(source: Path, destination: Path) -> None:
-    """Make a file appear at a path, atomically and without storing it twice.
+    """Link a file to a path, atomically.
 
-    A hard link where the file system allows it, else a symbolic link, else a
-    copy.
+    A hard link where the file system allows it, else a symbolic link, else a copy.
 
     Args:
         source: the path of the file
-        destination: the path to appear at; what is there is replaced
+        destination: the path of the link, which is replaced if it exists
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".") as folder:
@@ -252,7 +251,7 @@ def _stated_sha256(file: HubFile, cached: Path) -> str:
 
 
 def _blob(cached: Path) -> Path:
-    # One step only: a blob may itself be a link into a store shared by repositories
+    # One step only: a blob may be a link into a store shared by repositories
     return cached.readlink() if cached.is_symlink() else cached
 
 
@@ -264,7 +263,7 @@ def _remove(cached: Path) -> None:
 
 
 def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
-    # Where nothing is cached, the client wraps what really happened
+    # If nothing is cached, the client wraps the original error
     wrapped = isinstance(error, LocalEntryNotFoundError) and error.__cause__
     cause = wrapped or error
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
@@ -276,7 +275,7 @@ def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
     elif status is not None:
         reason = f"the hub answered {status}"
     else:
-        # The other lines are about how to debug the hub
+        # The other lines explain how to debug the hub
         reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
 
     if destination is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def imagenet_classes() -> list[str]:
-    """Return the names in the order of their WordNet IDs, that of all classifiers.
+    """Return the class names in the order of their WordNet IDs, as classifiers use it.
 
-    torchvision's table: unlike that of FiftyOne's own classifiers it has no name twice
-    ("crane bird" and "crane", "maillot" and "maillot tank suit"); the other 998 are the
-    same.
+    The names are torchvision's. FiftyOne's own classifiers use "crane" and "maillot" for
+    two classes each; here they are unique: "crane bird" and "maillot tank suit". The other
+    998 names are equal.
     """
     from torchvision.models import ResNet50_Weights
 

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory, in parts that do."""
+"""Recover from out of memory by halving batches."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 Pixels: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
-"""The encoder's input for N images, stacked or one by one."""
+"""The encoder's input for N images, as one tensor or as N."""
 
 Arrays: TypeAlias = Sequence[npt.NDArray[np.float32]]
 
 logger = logging.getLogger(__name__)
 
-# RuntimeErrors by which torch says so where it has no class of its own for it
+# Out of memory in messages of RuntimeErrors, where torch has no class for it
 _MESSAGES = (
     "out of memory",
     "can't alloc",
@@ -28,12 +28,12 @@ _MESSAGES = (
 
 
 class Halving:
-    """Runs a function over batches; halves those that run out of memory.
+    """Runs a function over batches, and halves batches that run out of memory.
 
-    A size that failed once is not tried again.
+    A batch size that failed is not tried again.
 
     Args:
-        forward: maps pixels of N images to arrays of N rows each
+        forward: maps the pixels of N images to arrays of N rows each
     """
 
     def __init__(self, forward: Callable[[Pixels], Arrays]) -> None:
@@ -76,8 +76,8 @@ class Halving:
         return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
     def _try(self, pixels: Pixels) -> Arrays | None:
-        # The failed attempt's tensors live as long as its exception, so that
-        # must be gone before the next attempt
+        # The exception keeps the tensors of the failed attempt alive, so it must be gone
+        # before the next attempt
         try:
             return self._forward(pixels)
         except (MemoryError, RuntimeError) as error:
@@ -90,13 +90,13 @@ class Halving:
     def _halve(self, size: int) -> None:
         if size == 1:
             raise MemoryError(
-                "Out of memory while embedding a single image: free some, or choose a "
-                f"smaller checkpoint or another device ({self._reason})"
+                "Out of memory at a single image: free some memory, or choose a smaller "
+                f"checkpoint or another device ({self._reason})"
             )
 
         self._largest = size // 2
         logger.warning(
-            "Out of memory at %d images in one batch: going on with %d", size, self._largest
+            "Out of memory at a batch size of %d: continuing with %d", size, self._largest
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -110,7 +110,7 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the line that says it; OpenVINO begins with where it was."""
+    """Return the line that names the cause; OpenVINO begins with source locations."""
     lines = str(error).splitlines() or [type(error).__name__]
     named = [line for line in lines if any(message in line for message in _MESSAGES)]
     return (named or lines)[0]

@@ -1,7 +1,6 @@
-"""From the encoder's tokens to one vector per image.
+"""Poolings: from the tokens of a stage to one embedding per image.
 
-Every pooling takes the tokens of the last stage, (N, T, D) in raster order,
-and the encoder's final LayerNorm, and returns (N, D).
+Each takes tokens (N, T, D) in raster order and the final LayerNorm, and returns (N, D).
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ Pooling: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
 
 
 def mean(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Average the tokens; no weight that pretraining left untouched is used."""
+    """Average the tokens."""
     return tokens.mean(dim=1)
 
 
 def cls(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Take token 0.
 
-    Hiera has no class token: this is the top-left cell of the grid (32 px of
-    224), with what attention brought to it from the rest of the image.
+    Hiera has no class token: this is the token of the top-left cell of the grid (32 px
+    of 224), after attention to the rest of the image.
     """
     return tokens[:, 0]
 
 
 def pooler(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Apply the final LayerNorm to the average.
+    """Apply the final LayerNorm to the mean.
 
-    This is transformers' ``pooler_output``. MAE pretraining never trained that
-    LayerNorm; a fine-tuned classifier did.
+    This is transformers' ``pooler_output``. MAE pretraining does not train this
+    LayerNorm, fine-tuning does.
     """
     return norm(tokens.mean(dim=1))
 

@@ -1,75 +1,38 @@
-"""From a safetensors file to tensors: none missing, none made up, and no code run."""
+"""Read tensors from a safetensors file: exactly those expected, and no code is run."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import HieraConfig
 
-from . import abswin
-from .backbone import Backbone, grid_size, resize_positions, stage_dim
+from .backbone import POSITIONS, at_size, grid_size, resize_positions
+
+Shapes: TypeAlias = Mapping[str, list[int]]
+"""The shapes of tensors by name."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Where in a file what is.
-
-    Args:
-        backbone: what the names of the backbone's tensors begin with
-        norm: what those of the final LayerNorm begin with
-    """
-
-    backbone: str
-    norm: str
-
-
-ARCHITECTURES = {
-    "HieraModel": Architecture("", "pooler.layernorm."),
-    "HieraForImageClassification": Architecture("hiera.", "hiera.pooler.layernorm."),
-    "HieraForPreTraining": Architecture("hiera.", "encoder_norm."),
-    abswin.ARCHITECTURE: Architecture("", abswin.NORM),
-}
-"""What a weights file may hold, by the names of transformers' classes."""
-
-POSITIONS = "embeddings.position_embeddings"
-"""The backbone's name of its position embeddings."""
-
-
-def architecture_name(config: HieraConfig) -> str:
-    """Return which of :data:`ARCHITECTURES` a configuration is of."""
-    return (config.architectures or ["HieraModel"])[0]
-
-
-def class_names(config: HieraConfig) -> list[str]:
-    """Return the names of a classifier's classes, in the order of its logits."""
-    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return [names[index] for index in range(len(names))]
-
-
-def read_tensors(path: Path, config: HieraConfig, prefix: str) -> dict[str, torch.Tensor]:
-    """Read a part of a network.
+def read_tensors(path: Path, expected: Shapes, prefix: str) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file whose names begin with a prefix.
 
     Args:
-        path: the path of the file, which must hold exactly the configuration's network
-        config: the transformers configuration
-        prefix: what the names of the part's tensors begin with
+        path: the path of the file
+        expected: the names and shapes of all tensors of the file
+        prefix: the prefix
 
     Returns:
         the tensors by name, without the prefix
 
     Raises:
         ValueError: if the file is not a complete safetensors file with exactly the
-            tensors and shapes that the configuration asks for
+            expected tensors
     """
-    expected = _expected_shapes(config)
     with _open(path) as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no dict
         problems = _differences(expected, found)
@@ -86,13 +49,33 @@ def read_tensors(path: Path, config: HieraConfig, prefix: str) -> dict[str, torc
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file says of itself.
+    """Read the metadata of a safetensors file.
 
     Raises:
         ValueError: if it is not a complete safetensors file
     """
     with _open(path) as file:
         return file.metadata() or {}
+
+
+def resize_backbone(
+    tensors: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    config: HieraConfig,
+    image_size: tuple[int, int],
+) -> dict[str, torch.Tensor]:
+    """Select the backbone's tensors and resize its position embeddings.
+
+    See :attr:`fiftyone_hiera.hiera.checkpoint_kinds.Architecture.read_backbone`.
+    """
+    old, new = (grid_size(one, 1) for one in (config, at_size(config, image_size)))
+    positions = resize_positions(tensors[POSITIONS], old, new)
+    return {**{name: tensors[name] for name in names}, POSITIONS: positions}
+
+
+def shapes_of(module: nn.Module, prefix: str = "") -> dict[str, list[int]]:
+    """Return the shapes of a module's state dict, with a prefix before the names."""
+    return {prefix + name: [*tensor.shape] for name, tensor in module.state_dict().items()}
 
 
 @contextlib.contextmanager
@@ -107,75 +90,7 @@ def _open(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def read_backbone(
-    path: Path, config: HieraConfig, image_size: tuple[int, int], names: Iterable[str]
-) -> dict[str, torch.Tensor]:
-    """Read the backbone, with position embeddings for images of a size.
-
-    Args:
-        path: the path of the file
-        config: the transformers configuration
-        image_size: the (height, width) in pixels
-        names: the names of the backbone's tensors
-
-    Returns:
-        the tensors by these names
-
-    Raises:
-        ValueError: as :func:`read_tensors`
-    """
-    name = architecture_name(config)
-    old, new = grid_size(config, 1), grid_size(at_size(config, image_size), 1)
-    tensors = read_tensors(path, config, ARCHITECTURES[name].backbone)
-    if name == abswin.ARCHITECTURE:
-        positions = abswin.join_positions(tensors, image_size, new)
-        tensors = {
-            ours: tensors[abswin.birder_name(ours)] for ours in names if ours != POSITIONS
-        }
-        return {**tensors, POSITIONS: positions}
-
-    tensors = {ours: tensors[ours] for ours in names}
-    return {**tensors, POSITIONS: resize_positions(tensors[POSITIONS], old, new)}
-
-
-def at_size(config: HieraConfig, image_size: tuple[int, int]) -> HieraConfig:
-    """Return the same configuration for images of another size."""
-    resized = copy.copy(config)
-    resized.image_size = list(image_size)
-    return resized
-
-
-def _expected_shapes(config: HieraConfig) -> dict[str, list[int]]:
-    name = architecture_name(config)
-    with torch.device("meta"):
-        if name == "HieraForPreTraining":
-            # Only its users wait for this import
-            from transformers import HieraForPreTraining
-
-            return _shapes(HieraForPreTraining(config), "")
-
-        dim = stage_dim(config, len(config.depths))
-        architecture = ARCHITECTURES[name]
-        shapes = _shapes(Backbone(config), architecture.backbone)
-        if name == abswin.ARCHITECTURE:
-            del shapes[POSITIONS]
-            shapes = {abswin.birder_name(key): shape for key, shape in shapes.items()}
-            shapes |= abswin.position_shapes(
-                config.image_size, config.masked_unit_size, config.embed_dim
-            )
-
-        shapes |= _shapes(nn.LayerNorm(dim), architecture.norm)
-        if name == "HieraForImageClassification":
-            shapes |= _shapes(nn.Linear(dim, len(class_names(config))), "classifier.")
-
-    return shapes
-
-
-def _shapes(module: nn.Module, prefix: str) -> dict[str, list[int]]:
-    return {prefix + name: [*tensor.shape] for name, tensor in module.state_dict().items()}
-
-
-def _differences(expected: dict[str, list[int]], found: dict[str, list[int]]) -> list[str]:
+def _differences(expected: Shapes, found: Shapes) -> list[str]:
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     misshapen = [
@@ -187,7 +102,7 @@ def _differences(expected: dict[str, list[int]], found: dict[str, list[int]]) ->
         f"{len(names)} {what} (first: {names[0]})"
         for what, names in (
             ("tensors missing", missing),
-            ("tensors too many", extra),
+            ("unexpected tensors", extra),
             ("tensors of another shape", misshapen),
         )
         if names

@@ -1,8 +1,7 @@
-"""A checkpoint of the user's own: a folder, a safetensors file or a hub id.
+"""Open a user's own checkpoint: a folder, a safetensors file or a hub id.
 
-A fine-tuned Hiera of any size, as transformers saves it: ``config.json`` says
-what it is, ``preprocessor_config.json``, where there is one, how its images
-were prepared.
+Any Hiera that transformers saved. ``config.json`` defines the architecture, and
+``preprocessor_config.json``, if it exists, the preprocessing.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Any, TypeAlias
 from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing, for_image_size, from_file
+from .checkpoint_kinds import ARCHITECTURES
 from .hub import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
-from .state_dict import ARCHITECTURES
 
 _CONFIG_NAME = "config.json"
 _PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -37,8 +36,8 @@ class LocalCheckpoint:
     Args:
         config: the transformers configuration
         weights: the path of the safetensors file
-        preprocessing: how images are prepared
-        revision (None): the commit on the hub, where it is from there
+        preprocessing: the preprocessing
+        revision (None): the commit on the hub, if known
     """
 
     config: HieraConfig
@@ -48,7 +47,7 @@ class LocalCheckpoint:
 
 
 def validate_checkpoint(checkpoint: str) -> None:
-    """Check that a checkpoint option names something, without loading it.
+    """Check that a checkpoint exists, without loading it.
 
     Args:
         checkpoint: a folder, a ``.safetensors`` file, or
@@ -69,7 +68,7 @@ def validate_checkpoint(checkpoint: str) -> None:
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
             ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
             "revision is the full 40-digit commit hash from its page 'Files and "
-            "versions', so that the vectors can be made again. Pickle files such as .bin "
+            "versions', so that embeddings are reproducible. Pickle files such as .bin "
             "are never loaded"
         )
 
@@ -79,7 +78,7 @@ def validate_checkpoint(checkpoint: str) -> None:
 
 
 def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
-    """Bring a checkpoint to disk and read what it is.
+    """Read the configuration of a checkpoint, and download it if necessary.
 
     Args:
         checkpoint: see :func:`validate_checkpoint`
@@ -101,7 +100,7 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
         revision = None
         files = _on_disk(Path(checkpoint).expanduser())
 
-    # The small files come first: nothing large is downloaded to be refused
+    # Small files first, so that nothing large is downloaded only to be refused
     config_path, preprocessor_path, weights = files
     config = _read_config(config_path)
     image_size = _pair(config.image_size)
@@ -142,7 +141,7 @@ def _read_config(path: Path) -> HieraConfig:
     if config.get("model_type") != "hiera":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'hiera'")
 
-    # Early files named these otherwise, and their defaults would be silently wrong
+    # Early files have other names for these, and the defaults would be silently wrong
     missing = [key for key in _REQUIRED_KEYS if key not in config]
     if missing:
         raise ValueError(
@@ -159,7 +158,7 @@ def _read_config(path: Path) -> HieraConfig:
     if config.get("num_channels", 3) != 3:
         raise ValueError(f"{path}: num_channels is {config['num_channels']}, not 3")
 
-    # Meta's own files have an older name for it, which transformers does not know
+    # Meta's own files have an older name, which transformers does not know
     if "norm_pix_loss" in config:
         config.setdefault("normalize_pixel_loss", config["norm_pix_loss"])
 

@@ -1,1 +1,1 @@
-"""From an image file to upright RGB to a uint8 tensor. No FiftyOne here."""
+"""Decode, check and preprocess images. Nothing here imports FiftyOne."""

@@ -1,19 +1,17 @@
-"""Any image as an upright, 8-bit RGB picture.
+"""Decode images of any format to upright, 8-bit RGB.
 
-These are the rules for every path by which an image reaches the encoder:
+All images that reach the encoder are decoded by the same rules:
 
-- EXIF orientation is applied, so the picture is as it is displayed. EXIF data
-  that cannot be parsed counts as none.
-- Grey is replicated to three channels, an alpha channel is dropped, palettes
-  and CMYK are converted, ICC profiles are ignored.
-- 16-bit grey keeps its high byte (``value >> 8``), as OpenCV does.
-- Of an animation or a multi-page file the first frame is used.
-- 32-bit integer and floating-point pictures have no defined range and are
-  refused.
-- Decoding is strict: truncated files are refused, whatever
-  ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says, and so are JPEGs in which
-  libjpeg finds corrupt data, of which Pillow alone says nothing. JPEGs are
-  therefore decoded by simplejpeg, to the very same pixels.
+- EXIF orientation is applied. EXIF data that cannot be parsed is ignored.
+- Grayscale is replicated to three channels, alpha is dropped, palettes and CMYK
+  are converted, ICC profiles are ignored.
+- 16-bit grayscale keeps its high byte (``value >> 8``), as in OpenCV.
+- The first frame of animations and multi-page files is used.
+- 32-bit integer and floating-point images are refused: their value range is not
+  defined.
+- Decoding is strict. Truncated files are refused, whatever
+  ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says. JPEGs with corrupt data are refused
+  too: Pillow does not report it, so simplejpeg decodes JPEGs, to the same pixels.
 - Vector formats are refused; Ghostscript is never run.
 """
 
@@ -29,8 +27,8 @@ import simplejpeg
 import torch
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
-from .diagnostics import check_is_file, describe_content
 from .monkeypatch import Override
+from .refusals import check_is_file, describe_content
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +38,8 @@ ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.generic] | torch.Tensor"
 _CHANNELS = (1, 3, 4)
 _EXIF_ORIENTATION = 0x0112
 
-# From the value of the tag, as the EXIF standard defines it, to what undoes it
-_UPRIGHT = {
+# The transposition that turns an image of each EXIF orientation upright
+_TRANSPOSE_METHODS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,7 +49,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_SWAPPING = [_UPRIGHT[value] for value in (5, 6, 7, 8)]
+_SWAPS_WIDTH_AND_HEIGHT = [_TRANSPOSE_METHODS[value] for value in (5, 6, 7, 8)]
 
 _strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
@@ -59,19 +57,19 @@ _strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 def read_image(
     path: str | os.PathLike[str], shortest_edge: int | None = None
 ) -> Image.Image:
-    """Read an image file.
+    """Decode an image file.
 
     Args:
         path: the path of the image
-        shortest_edge (None): lets JPEGs be decoded to a fraction of their size,
-            as long as their shorter side keeps this length in pixels
+        shortest_edge (None): decode JPEGs at reduced size, with at least this many
+            pixels on their shortest edge. By default, at full size
 
     Returns:
         an upright RGB image
 
     Raises:
         ValueError: if the file cannot be opened or decoded completely; the
-            message names it and says why
+            message gives its path and the reason
     """
     try:
         check_is_file(path)
@@ -90,31 +88,31 @@ def read_image(
         ) from error
 
 
-def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the (width, height) in pixels of an image file as it is displayed.
+def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the (width, height) in pixels of an image file, EXIF orientation applied.
 
     Args:
         path: the path of an image that can be read
     """
     with Image.open(path) as image:
-        turn = _orientation(image)
-        return image.size[::-1] if turn in _SWAPPING else image.size
+        swaps = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
+        return image.size[::-1] if swaps else image.size
 
 
 def to_rgb(image: ImageLike) -> Image.Image:
-    """Convert an image in memory.
+    """Convert an image in memory to upright, 8-bit RGB.
 
     Args:
         image: a PIL image of any mode, an array of shape (H, W) or (H, W, C)
-            with C in {1, 3, 4} and of type uint8, uint16 or bool, or a uint8
+            with C in {1, 3, 4} and dtype uint8, uint16 or bool, or a uint8
             tensor of shape (C, H, W)
 
     Returns:
         an upright RGB image
 
     Raises:
-        TypeError: if the image is none of these
-        ValueError: if its shape, type or mode is not supported
+        TypeError: if the image has another type
+        ValueError: if its shape, dtype or mode is not supported
     """
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image)
@@ -122,8 +120,8 @@ def to_rgb(image: ImageLike) -> Image.Image:
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8:
             raise ValueError(
-                f"An image tensor must be uint8, found {image.dtype}. Tensors made by "
-                "model.transforms go in with model.preprocess = False"
+                f"An image tensor must be uint8, found {image.dtype}. For tensors that "
+                "model.transforms returned, set model.preprocess = False"
             )
 
         if image.ndim == 3:
@@ -143,45 +141,43 @@ def to_rgb(image: ImageLike) -> Image.Image:
 def _pil_to_rgb(image: Image.Image, shortest_edge: int | None = None) -> Image.Image:
     if 0 in image.size:
         raise ValueError(
-            f"The picture is empty ({image.width}x{image.height} px). A patch is, if its "
-            "box is smaller than a pixel or outside of the image"
+            f"The image is empty ({image.width}x{image.height} px). If it is a patch, its "
+            "bounding box is smaller than a pixel or lies outside the image"
         )
 
     if image.format == "EPS":
-        raise ValueError("it is PostScript, which is no picture of pixels; render it first")
+        raise ValueError("it is PostScript, a vector format; render it to PNG or JPEG")
 
-    picture = _decode_jpeg(image, shortest_edge)
-    if picture is not None:
-        return _upright(picture, image)
+    decoded = _decode_jpeg(image, shortest_edge)
+    if decoded is not None:
+        return _apply_orientation(decoded, image)
 
     with _strict_decoding:
         image.load()
 
-    # 16-bit PGM files come with that range, but as 32 bits
-    is_deep = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-
-    upright = _upright(image, image)
-    if is_deep:
+    # After loading: some formats store EXIF data behind the pixels
+    upright = _apply_orientation(image, image)
+    # Pillow decodes 16-bit PGM files to 32-bit integers
+    is_16_bit = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+    if is_16_bit:
         return _array_to_rgb(np.asarray(upright).astype(np.uint16))
 
     if image.mode in ("I", "F"):
         raise ValueError(
-            f"Pictures of mode {image.mode!r} (32-bit) have no defined range of values; "
-            "convert them to 8 or 16 bit"
+            f"Images of mode {image.mode!r} (32-bit) have no defined value range; convert "
+            "it to 8 or 16 bit"
         )
 
-    picture = upright.convert("RGB")
-    picture.info = {}  # an orientation that was applied must not be applied again
-    return picture
+    rgb = upright.convert("RGB")
+    rgb.info = {}  # the EXIF orientation must not be applied twice
+    return rgb
 
 
 def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image | None:
-    """Decode a JPEG by libjpeg itself, which tells whether it is intact.
-
-    Pillow decodes on past corrupt data.
+    """Decode a JPEG with libjpeg, which reports corrupt data; Pillow does not.
 
     Returns:
-        the picture, or None if it is for Pillow to decode, or decoded already
+        the image, or None if Pillow has decoded it already or must decode it
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.fp is None:
         return None
@@ -191,39 +187,40 @@ def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image |
     data = image.fp.read()
     image.fp.seek(position)
 
-    # Of other modes (CMYK), and where the user chose a size, only whether it is intact:
-    # an eighth of the size costs a tenth of Pillow's decoding, and sees each coefficient
+    # Pillow decodes other modes (CMYK) and images whose size the caller reduced. They are
+    # only checked here, at an eighth of their size: it parses every coefficient at a tenth
+    # of the cost of Pillow's decoding
     is_plain = image.mode in ("RGB", "L") and not image.decoderconfig
-    # Fractions above a half take as long as the whole
+    # Scales above one half take as long as the full size
     is_scaled = shortest_edge is not None and min(image.size) >= 2 * shortest_edge
-    least = shortest_edge if is_plain and is_scaled else 0
+    min_edge = shortest_edge if is_plain and is_scaled else 0
     try:
         array = simplejpeg.decode_jpeg(
             data,
             "RGB" if is_plain else "GRAY",
-            min_height=least,
-            min_width=least,
+            min_height=min_edge,
+            min_width=min_edge,
             min_factor=1 if is_plain else 8,
         )
     except ValueError as error:
         if str(error).startswith(("Corrupt JPEG", "Premature end")):
             raise
 
-        return None  # its other complaints are Pillow's to judge
+        return None  # other errors: let Pillow decide
 
     return Image.fromarray(array) if is_plain else None
 
 
-def _upright(picture: Image.Image, file: Image.Image) -> Image.Image:
-    """Turn a picture as the EXIF data of its file say."""
-    turn = _orientation(file)
-    return picture if turn is None else picture.transpose(turn)
+def _apply_orientation(image: Image.Image, exif_source: Image.Image) -> Image.Image:
+    """Turn an image upright by the EXIF data of the image that it was decoded from."""
+    method = _transpose_method(exif_source)
+    return image if method is None else image.transpose(method)
 
 
-def _orientation(file: Image.Image) -> Image.Transpose | None:
-    """Return what turns the picture of a file upright."""
+def _transpose_method(image: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that applies the EXIF orientation of an image."""
     try:
-        return _UPRIGHT.get(file.getexif().get(_EXIF_ORIENTATION, 1))
+        return _TRANSPOSE_METHODS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # noqa: BLE001  # broken EXIF raises nearly anything
         return None
 
@@ -232,7 +229,7 @@ def _warn_if_large(path: str | os.PathLike[str], image: Image.Image) -> None:
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
         logger.warning(
-            "%r is a very large picture: %d MP, of which all are decoded",
+            "%r is a very large image: %d MP are decoded",
             os.fspath(path),
             pixels // 10**6,
         )

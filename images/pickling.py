@@ -1,9 +1,12 @@
-"""Objects that data loader workers can unpickle.
+"""Pickling for data loader workers that cannot import this package by name.
 
-FiftyOne imports a zoo source by its path, so workers that are started with
-``spawn`` or ``forkserver`` cannot import it by name, and pickle refers to
-classes by name. A :class:`Portable` object therefore carries, ahead of itself,
-the order to import the package from its folder.
+Pickle stores the names of classes, not their code. FiftyOne imports a zoo source or a
+plugin by its path, so a worker that is started with ``spawn`` or ``forkserver`` does not
+find the package on ``sys.path``. The pickle of a :class:`Portable` object therefore first
+runs this file with the name and the folder of the package, which imports it.
+
+``runpy`` runs this file outside of its package: it must have no relative imports, and must
+stay one folder below the package's ``__init__.py``.
 """
 
 from __future__ import annotations
@@ -15,15 +18,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PACKAGE = __name__.rpartition(".")[0].rpartition(".")[0]
+# The name under which FiftyOne imported the package
+_PACKAGE = __name__.rpartition(".images.")[0]
 _FOLDER = Path(__file__).resolve().parents[1]
 
 
 class Portable:
-    """Base class of objects that unpickle where the package was not imported."""
+    """Base class of objects that import this package when they are unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A tuple is unpickled in order: import first, then the object
+        # Tuples are unpickled in order: first the import, then the object
         return operator.itemgetter(1), ((_PackageImport(), _Instance(self)),)
 
 
@@ -41,7 +45,7 @@ class _Instance:
 
 
 def import_package(name: str, folder: str) -> None:
-    """Import the package in a folder under a name, unless that name is taken.
+    """Import a package from its folder, unless a module of its name is imported.
 
     Args:
         name: the package's name
@@ -51,7 +55,7 @@ def import_package(name: str, folder: str) -> None:
         return
 
     spec = importlib.util.spec_from_file_location(name, Path(folder) / "__init__.py")
-    assert spec is not None and spec.loader is not None  # always so for a .py path
+    assert spec is not None and spec.loader is not None  # true for any .py path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -1,13 +1,13 @@
-"""From a picture to the encoder's input, exactly as transformers does it.
+"""Resize, crop and normalize images, with the same results as transformers.
 
-The steps and their order are those of transformers' ``BitImageProcessorPil``
-with the settings of Meta's Hiera repositories: shortest edge to 256, bicubic;
-centre crop of 224, odd margins truncated; 1/255; ImageNet mean and standard
-deviation. The crop is kept as uint8 until it is on the encoder's device, a
-quarter of the bytes to move; :class:`Normalization` gives the very same floats.
+The steps are those of transformers' ``BitImageProcessorPil`` with the settings of
+Meta's Hiera repositories: resize the shortest edge to 256, bicubic; center crop of 224,
+odd margins truncated; scale by 1/255; normalize by ImageNet's mean and standard
+deviation. The crop stays uint8 until it is on the encoder's device, a quarter of the
+bytes to transfer; :class:`Normalization` then computes the same float32 values.
 
-The fast way, for those who ask for it, decodes large JPEGs to a fraction of their
-size, and resizes with torch's vector instructions.
+The fast variant (option ``fast_decoding``) decodes large JPEGs at reduced size and
+resizes with torch's SIMD kernels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch.nn import functional
 from .decoding import ImageLike, read_image, to_rgb
 from .pickling import Portable
 
-# Of pictures that would be larger when resized, only what the crop shows is: the
-# whole of one of 30000x1 px would take 8 GB
-_LARGEST_RESIZED = 4096 * 4096
+# If an image would have more pixels once resized, only the part inside the crop is
+# resized: all of a 30000x1 px image would take 8 GB
+_MAX_RESIZED_PIXELS = 4096 * 4096
 
-# The fast way decodes JPEGs to no less than this multiple of the size that they are
-# resized to: at once of it, their pixels differ three to four times as much
+# The fast variant decodes JPEGs to at least this multiple of the size that they are
+# resized to. With 1 instead of 2, pixels differ three to four times as much
 _FAST_FACTOR = 2
 _TORCH_MODES = {
     int(Image.Resampling.BILINEAR): "bilinear",
@@ -44,21 +44,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing(Portable):
-    """Resize, centre crop and the constants of normalisation.
+    """Resize and center crop images; carries the constants of their normalization.
 
     Args:
-        least_size: the (height, width) in pixels that an image is resized to cover, in
-            its own proportions: (N, N) makes its shorter side N long
-        crop_size: the (height, width) in pixels of the centre crop
-        resample (3): the PIL filter; 3 is bicubic
+        resize_size: the (height, width) in pixels that an image is resized to cover,
+            preserving its aspect ratio: (N, N) resizes its shortest edge to N
+        crop_size: the (height, width) in pixels of the center crop
+        resample (3): the PIL resampling filter; 3 is bicubic
         mean: the mean of each channel, for values in [0, 1]
         std: the standard deviation of each channel, for values in [0, 1]
-        is_fast (False): whether to be fast instead of exact to the last bit
-        is_squashed (False): whether to resize to the very size of the crop instead,
-            so that all of an image is seen, distorted
+        is_fast (False): whether to trade bit-exact results for speed
+        is_squashed (False): whether to resize images to ``crop_size`` without preserving
+            the aspect ratio, instead of cropping them
     """
 
-    least_size: tuple[int, int]
+    resize_size: tuple[int, int]
     crop_size: tuple[int, int]
     resample: int = int(Image.Resampling.BICUBIC)
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -67,44 +67,44 @@ class Preprocessing(Portable):
     is_squashed: bool = False
 
     def read(self, path: str | os.PathLike[str]) -> Image.Image:
-        """Read an image that will be prepared as a whole.
+        """Decode an image file.
 
         Args:
             path: the path of the image
 
         Returns:
-            an upright RGB image; if fast, perhaps of a fraction of its size
+            an upright RGB image; if :attr:`is_fast`, possibly of reduced size
 
         Raises:
-            ValueError: if the file cannot be read; the message names it
+            ValueError: if the file cannot be read; the message gives its path
         """
-        return read_image(path, self._least_edge)
+        return read_image(path, self._shortest_edge)
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
-        """Cut the encoder's input out of an image.
+        """Resize and crop an image to the encoder's input.
 
         Args:
-            image: any form that :func:`hiera.images.to_rgb` takes
+            image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
 
         Returns:
             a uint8 tensor of shape (3, height, width)
         """
-        picture = to_rgb(image)
-        resized = self._resized(picture.size)
+        rgb = to_rgb(image)
+        resized = self._resized_size(rgb.size)
         crop = self._crop(resized)
-        if resized[0] * resized[1] > _LARGEST_RESIZED:
-            picture = _resize_inside(picture, resized, crop, self.resample)
+        if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
+            cropped = _resize_crop(rgb, resized, crop, self.resample)
         elif self.is_fast and self.resample in _TORCH_MODES:
-            pixels = _resize_fast(picture, resized, _TORCH_MODES[self.resample])
+            pixels = _resize_fast(rgb, resized, _TORCH_MODES[self.resample])
             left, top, right, bottom = crop
             return pixels[:, top:bottom, left:right].contiguous()
         else:
-            picture = picture.resize(resized, self.resample).crop(crop)
+            cropped = rgb.resize(resized, self.resample).crop(crop)
 
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
 
-    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return which part of an image the encoder sees.
+    def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of an image that is inside the crop.
 
         Args:
             size: the (width, height) in pixels of the image
@@ -112,7 +112,7 @@ class Preprocessing(Portable):
         Returns:
             the (left, top, right, bottom) edges in pixels of the image
         """
-        resized = self._resized(size)
+        resized = self._resized_size(size)
         left, top, right, bottom = (
             edge * whole / scaled
             for edge, whole, scaled in zip(
@@ -122,53 +122,54 @@ class Preprocessing(Portable):
         return left, top, right, bottom
 
     def at(self, image_size: tuple[int, int]) -> Preprocessing:
-        """Return the same for another size of the encoder's input.
+        """Return this preprocessing for another input size of the encoder.
 
         Args:
             image_size: the (height, width) in pixels
 
         Returns:
-            a :class:`Preprocessing` that leaves as wide a margin around the crop
+            a :class:`Preprocessing` with the same relative margin around the crop
         """
         height, width = (
-            side * least // crop
-            for side, least, crop in zip(
-                image_size, self.least_size, self.crop_size, strict=True
+            side * resized // crop
+            for side, resized, crop in zip(
+                image_size, self.resize_size, self.crop_size, strict=True
             )
         )
-        return replace(self, least_size=(height, width), crop_size=image_size)
+        return replace(self, resize_size=(height, width), crop_size=image_size)
 
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (width, height) that an image is resized to."""
         if self.is_squashed:
             return self.crop_size[1], self.crop_size[0]
 
         width, height = size
-        least_height, least_width = self.least_size
-        if width * least_height <= height * least_width:
-            return least_width, int(least_width * height / width)
+        min_height, min_width = self.resize_size
+        if width * min_height <= height * min_width:
+            return min_width, int(min_width * height / width)
 
-        return int(least_height * width / height), least_height
+        return int(min_height * width / height), min_height
 
     def _crop(self, resized: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Return the (left, top, right, bottom) edges of the centre crop."""
+        """Return the (left, top, right, bottom) edges of the center crop."""
         height, width = self.crop_size
         left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
         return left, top, left + width, top + height
 
     @property
-    def _least_edge(self) -> int | None:
+    def _shortest_edge(self) -> int | None:
+        """The shortest edge in pixels that JPEGs may be decoded to; None is their own."""
         if not self.is_fast:
             return None
 
-        return _FAST_FACTOR * max(self.crop_size if self.is_squashed else self.least_size)
+        return _FAST_FACTOR * max(self.crop_size if self.is_squashed else self.resize_size)
 
 
 def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
-    """Return the preprocessing of Meta's checkpoints at an input size.
+    """Return the preprocessing of Meta's checkpoints for an input size of the encoder.
 
     Args:
-        image_size: the encoder's (height, width) in pixels
+        image_size: the (height, width) in pixels
 
     Returns:
         a :class:`Preprocessing` that resizes to 256/224 of that size
@@ -187,7 +188,7 @@ def from_file(path: Path) -> Preprocessing:
         a :class:`Preprocessing`
 
     Raises:
-        ValueError: if the file asks for a step that is not supported
+        ValueError: if a value in the file is not supported
     """
     config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     size, crop_size = config.get("size"), config.get("crop_size")
@@ -224,7 +225,7 @@ def from_file(path: Path) -> Preprocessing:
         )
 
     return Preprocessing(
-        least_size=(edge, edge),
+        resize_size=(edge, edge),
         crop_size=crop,
         resample=int(config.get("resample", Image.Resampling.BICUBIC)),
         mean=tuple(config["image_mean"]),
@@ -233,11 +234,11 @@ def from_file(path: Path) -> Preprocessing:
 
 
 class Normalization:
-    """From uint8 pixels to what the network sees.
+    """Scale uint8 pixels to [0, 1] and normalize each channel.
 
     Args:
-        preprocessing: supplies mean and standard deviation
-        device: where the network is
+        preprocessing: the preprocessing, which has the mean and standard deviation
+        device: the device of the network
     """
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
@@ -247,59 +248,75 @@ class Normalization:
             for values in (preprocessing.mean, preprocessing.std)
         )
 
-        # All are tensors on the device: dividing by a Python scalar multiplies by a
-        # rounded reciprocal on some devices
+        # A tensor: some devices divide by a Python scalar by multiplying with its rounded
+        # reciprocal
         self._full_scale = torch.full_like(self._mean, 255.0)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Scale pixels to [0, 1], and normalise each channel.
+        """Normalize a batch of images.
 
         Args:
             pixels: a uint8 tensor of shape (N, 3, H, W) on any device
 
         Returns:
-            a float32 tensor of that shape on the network's device
+            a float32 tensor of shape (N, 3, H, W) on the network's device
         """
         pixels = pixels.to(self._device, non_blocking=True)
         return pixels.float().div_(self._full_scale).sub_(self._mean).div_(self._std)
 
     def undo(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the pixels that a float32 tensor (N, 3, H, W) stands for, as uint8."""
+        """Convert a normalized batch back to uint8 pixels.
+
+        Args:
+            inputs: a float32 tensor of shape (N, 3, H, W)
+
+        Returns:
+            a uint8 tensor of shape (N, 3, H, W)
+        """
         pixels = self._full_scale * (inputs * self._std + self._mean)
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
-def _resize_fast(picture: Image.Image, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """Resize with filters of 16 bits, where Pillow's have 22: a grey level, here and there.
+def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Resize an image to (width, height) with torch.
+
+    torch's filter weights have 16 bits, Pillow's 22: some values differ by one gray
+    level.
 
     Returns:
-        a uint8 tensor of shape (3, H, W)
+        a uint8 tensor of shape (3, height, width)
     """
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     return functional.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0]
 
 
-def _resize_inside(
-    picture: Image.Image,
+def _resize_crop(
+    image: Image.Image,
     resized: tuple[int, int],
     crop: tuple[int, int, int, int],
     resample: int,
 ) -> Image.Image:
-    """Resize, but only the part inside a crop.
+    """Resize only the part of an image that is inside the crop.
 
-    Equal to resizing all and cropping, up to the precision of the filter's
-    position (Pillow's boxes are float32): one grey level in some pixels.
+    Equal to resizing the whole image and cropping it, up to the precision of Pillow's
+    boxes (float32): some values differ by one gray level.
+
+    Args:
+        image: the image
+        resized: the (width, height) that the whole image would be resized to
+        crop: the (left, top, right, bottom) edges of the crop in the resized image
+        resample: the PIL resampling filter
     """
-    scales = [old / new for old, new in zip(picture.size, resized, strict=True)] * 2
+    scales = [old / new for old, new in zip(image.size, resized, strict=True)] * 2
     box = [edge * scale for edge, scale in zip(crop, scales, strict=True)]
 
-    # The filter reaches beyond the box, by 3 pixels of the coarser grid at most
-    reach = [int(4 * max(scale, 1)) + 1 for scale in scales[:2]]
-    x, y = (max(0, int(box[axis]) - reach[axis]) for axis in (0, 1))
+    # The filter's support extends beyond the box by at most 3 pixels of the coarser grid
+    support = [int(4 * max(scale, 1)) + 1 for scale in scales[:2]]
+    x, y = (max(0, int(box[axis]) - support[axis]) for axis in (0, 1))
     right, bottom = (
-        min(picture.size[axis], int(box[axis + 2]) + reach[axis]) for axis in (0, 1)
+        min(image.size[axis], int(box[axis + 2]) + support[axis]) for axis in (0, 1)
     )
-    return picture.crop((x, y, right, bottom)).resize(
+    return image.crop((x, y, right, bottom)).resize(
         (crop[2] - crop[0], crop[3] - crop[1]),
         resample,
         box=(box[0] - x, box[1] - y, box[2] - x, box[3] - y),

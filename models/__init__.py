@@ -1,1 +1,1 @@
-"""The FiftyOne models, and the datasets that their data loaders read."""
+"""The FiftyOne models and what their data loaders read."""

@@ -1,11 +1,11 @@
-"""The FiftyOne model of a fine-tuned checkpoint: classifications, logits, embeddings."""
+"""The FiftyOne model that classifies images with a fine-tuned checkpoint."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Unpack
 
 import fiftyone.core.labels as fol
 import fiftyone.core.models as fom
@@ -16,85 +16,32 @@ import torch
 from ..hiera.head import Classifier
 from ..hiera.oom import Halving, Pixels
 from ..images.decoding import ImageLike
-from .embedding import HieraEmbeddingModel, stack
+from .batches import stack
+from .embedding import Embeddings, HieraEmbeddingModel, ModelParts
 
 Logits = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
 
-class LabelFilter:
-    """What ``apply_model`` sets for the time of its run.
-
-    Args:
-        classes: the names that there are
-    """
-
-    def __init__(self, classes: Iterable[str]) -> None:
-        self._classes = frozenset(classes)
-        self._wanted: frozenset[str] | None = None
-        self._least: float | None = None
-
-    @property
-    def confidence_thresh(self) -> float | None:
-        """The least confidence of a label, or None.
-
-        Raises:
-            ValueError: if it is set to what is no confidence
-        """
-        return self._least
-
-    @confidence_thresh.setter
-    def confidence_thresh(self, least: float | None) -> None:
-        if least is not None and not (isinstance(least, Real) and 0 <= least <= 1):
-            raise ValueError(f"Invalid confidence_thresh: {least!r}. Valid are 0 to 1")
-
-        self._least = least
-
-    @property
-    def filter_classes(self) -> frozenset[str] | None:
-        """The only classes to give, or None.
-
-        Raises:
-            ValueError: if it is set to names that are all unknown
-        """
-        return self._wanted
-
-    @filter_classes.setter
-    def filter_classes(self, names: Iterable[str] | None) -> None:
-        wanted = frozenset(names or [])
-        unknown = wanted - self._classes
-        if unknown:
-            message = (
-                f"Not among this checkpoint's classes: {sorted(unknown)}. Give a list of "
-                "names; model.classes has them all"
-            )
-            if unknown == wanted:
-                raise ValueError(message)
-
-            logger.warning(message)
-
-        self._wanted = None if names is None else wanted
-
-
 class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
-    """A fine-tuned Hiera that classifies images, and embeds them.
+    """FiftyOne model that classifies images with a fine-tuned Hiera, and embeds them.
 
     Args:
-        classifier: the head
+        classifier: the classification head
         classes: the names of the classes, in the order of the logits
-        **kwargs: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+        **parts: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
     """
 
     def __init__(
-        self, classifier: Classifier, classes: Sequence[str], **kwargs: Any
+        self, classifier: Classifier, classes: Sequence[str], **parts: Unpack[ModelParts]
     ) -> None:
         fom.LogitsMixin.__init__(self)
-        HieraEmbeddingModel.__init__(self, **kwargs)
+        HieraEmbeddingModel.__init__(self, **parts)
         self.config = LabelFilter(classes)
         self.classes = [*classes]
         self._classifier = classifier
-        self._both = Halving(self._forward_both)
+        self._classify_in_parts = Halving(self._forward_with_logits)
 
     @property
     def has_logits(self) -> bool:
@@ -113,48 +60,104 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         return self.predict_all([arg])[0]
 
     def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Classification]:
-        """Classify a batch of images, and embed them in the same forward pass.
+        """Classify a batch of images and embed them in the same forward pass.
 
-        The embeddings are those that :meth:`get_embeddings` then returns.
+        :meth:`get_embeddings` then returns the embeddings.
 
         Args:
             args: as for :meth:`embed_all`
 
         Returns:
-            a list of :class:`fiftyone.core.labels.Classification` instances. They
-            are without a label where :attr:`config` asks for more confidence, or
-            for other classes
+            a list of :class:`fiftyone.core.labels.Classification` instances. Those
+            that :attr:`config` filters out have no label
 
         Raises:
-            ValueError, MemoryError: as :meth:`embed_all`
+            ValueError, MemoryError: as for :meth:`embed_all`
         """
-        pixels = self._batch(args)
+        pixels = self._to_pixels(args)
         if not len(pixels):
             return []
 
-        vectors, logits = self._both(pixels)
-        self._check_finite(vectors)
+        embeddings, logits = self._classify_in_parts(pixels)
+        self._check_finite(embeddings)
         self._check_finite(logits)
-        self._embeddings = vectors
+        self._embeddings = embeddings
         return [self._to_label(row) for row in logits]
 
     def _to_label(self, logits: Logits) -> fol.Classification:
-        odds = np.exp(logits - logits.max())
+        unnormalized = np.exp(logits - logits.max())
         index = int(np.argmax(logits))
-        label, confidence = self.classes[index], float(odds[index] / odds.sum())
-
-        least, wanted = self.config.confidence_thresh, self.config.filter_classes
-        if (least is not None and confidence < least) or (
-            wanted is not None and label not in wanted
-        ):
+        label = self.classes[index]
+        confidence = float(unnormalized[index] / unnormalized.sum())
+        if not self.config.keeps(label, confidence):
             return fol.Classification()
 
         stored = logits if self.store_logits else None
         return fol.Classification(label=label, confidence=confidence, logits=stored)
 
     @torch.inference_mode()
-    def _forward_both(self, pixels: Pixels) -> tuple[npt.NDArray[np.float32], Logits]:
+    def _forward_with_logits(self, pixels: Pixels) -> tuple[Embeddings, Logits]:
         stages = sorted({self.settings.stage, len(self._encoder.stages)})
         tokens = self._encoder(stack(pixels), *stages)
-        vectors = self._pool(tokens[0])
-        return vectors, self._classifier(tokens[-1]).cpu().numpy()
+        return self._pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
+
+
+class LabelFilter:
+    """Filter of labels by confidence and class, which ``apply_model`` sets during a run.
+
+    Args:
+        classes: the names of all classes
+    """
+
+    def __init__(self, classes: Iterable[str]) -> None:
+        self._classes = frozenset(classes)
+        self._filter_classes: frozenset[str] | None = None
+        self._confidence_thresh: float | None = None
+
+    def keeps(self, label: str, confidence: float) -> bool:
+        """Return whether a label passes the filter."""
+        thresh, classes = self._confidence_thresh, self._filter_classes
+        return (thresh is None or confidence >= thresh) and (
+            classes is None or label in classes
+        )
+
+    @property
+    def confidence_thresh(self) -> float | None:
+        """The minimum confidence of a label, or None.
+
+        Raises:
+            ValueError: if it is set to anything but None or a number from 0 to 1
+        """
+        return self._confidence_thresh
+
+    @confidence_thresh.setter
+    def confidence_thresh(self, thresh: float | None) -> None:
+        if thresh is not None and not (isinstance(thresh, Real) and 0 <= thresh <= 1):
+            raise ValueError(f"Invalid confidence_thresh: {thresh!r}. Valid are 0 to 1")
+
+        self._confidence_thresh = thresh
+
+    @property
+    def filter_classes(self) -> frozenset[str] | None:
+        """The classes to keep, or None for all.
+
+        Raises:
+            ValueError: if it is set to unknown names only
+        """
+        return self._filter_classes
+
+    @filter_classes.setter
+    def filter_classes(self, names: Iterable[str] | None) -> None:
+        classes = frozenset(names or [])
+        unknown = classes - self._classes
+        if unknown:
+            message = (
+                f"Not among this checkpoint's classes: {sorted(unknown)}. Pass a list of "
+                "names from model.classes"
+            )
+            if unknown == classes:
+                raise ValueError(message)
+
+            logger.warning(message)
+
+        self._filter_classes = None if names is None else classes

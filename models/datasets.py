@@ -1,4 +1,4 @@
-"""How data loader workers read the model's images."""
+"""GetItem and Dataset classes with which data loaders read images and patches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import torch
 
-from ..images.decoding import read_image, upright_size
+from ..images.decoding import displayed_size, read_image
 from ..images.pickling import Portable
 from ..images.preprocessing import Preprocessing
 from ..runs.patches import Box, extract_patch
 
 
 class ImageGetItem(Portable, fout.GetItem):
-    """Reads image files into the encoder's input.
+    """Reads and preprocesses image files.
 
     Args:
         preprocessing: the preprocessing
@@ -36,7 +36,7 @@ class ImageGetItem(Portable, fout.GetItem):
         return ["filepath"]
 
     def __call__(self, d: Mapping[str, Any]) -> Any:
-        """Read and prepare one image.
+        """Read and preprocess one image.
 
         Args:
             d: a dict whose ``"filepath"`` is the path of the image
@@ -45,49 +45,47 @@ class ImageGetItem(Portable, fout.GetItem):
             a uint8 tensor of shape (3, H, W)
 
         Raises:
-            ValueError: if the file cannot be read; the message names it
+            ValueError: if the file cannot be read; the message gives its path
         """
         return self._preprocessing(self._preprocessing.read(d["filepath"]))
 
 
 class SizedGetItem(ImageGetItem):
-    """Reads image files into the encoder's input, and says how large they are."""
+    """Reads and preprocesses image files, and keeps their original sizes."""
 
     def __call__(self, d: Mapping[str, Any]) -> dict[str, Any]:
-        """Read and prepare one image.
+        """Read and preprocess one image.
 
         Args:
             d: a dict whose ``"filepath"`` is the path of the image
 
         Returns:
-            a dict: ``"pixels"``, a uint8 tensor of shape (3, H, W), ``"width"`` and
-            ``"height"``
+            a dict with ``"pixels"``, a uint8 tensor of shape (3, H, W), and the
+            ``"width"`` and ``"height"`` of the image in pixels
 
         Raises:
-            ValueError: if the file cannot be read; the message names it
+            ValueError: if the file cannot be read; the message gives its path
         """
         path = d["filepath"]
-        picture = self._preprocessing.read(path)
-        # Decoded fast, it may be a fraction of its size
-        size = upright_size(path) if self._preprocessing.is_fast else picture.size
-        pixels = self._preprocessing(picture)
+        image = self._preprocessing.read(path)
+        # Fast decoding may have reduced the size
+        size = displayed_size(path) if self._preprocessing.is_fast else image.size
+        pixels = self._preprocessing(image)
         return {"pixels": pixels, "width": size[0], "height": size[1]}
 
 
 class PatchesDataset(Portable, fout.TorchImagePatchesDataset):
-    """FiftyOne's dataset of patches, with images read by this project's rules.
+    """FiftyOne's dataset of image patches, with strict decoding.
 
-    FiftyOne reads the images of patches with OpenCV, which fills what is
-    missing of truncated files with grey.
+    FiftyOne decodes with OpenCV, which fills the missing part of truncated files
+    with gray.
     """
 
     def _extract_patches(self, image_path: str, patches: Iterable[Box]) -> torch.Tensor:
-        picture = np.asarray(read_image(image_path))
+        image = np.asarray(read_image(image_path))
         try:
             extracted = [
-                extract_patch(
-                    picture, box, alpha=self.alpha, force_square=self.force_square
-                )
+                extract_patch(image, box, alpha=self.alpha, force_square=self.force_square)
                 for box in patches
             ]
         except ValueError as error:

@@ -1,10 +1,10 @@
-"""The FiftyOne model: embeddings of images with a Hiera encoder."""
+"""The FiftyOne model that embeds images with a Hiera encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import fiftyone.core.collections as foc
 import fiftyone.core.models as fom
@@ -12,7 +12,6 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from ..config import Settings
 from ..hiera.encoder import Encoder
@@ -26,30 +25,39 @@ from ..runs.provenance import Origin, provenance_of
 from ..runs.report import EmbeddingReport
 from ..runs.runner import Embedder, run
 from ..runs.target import Target
+from .batches import check_finite, stack, to_pixels
 from .datasets import ImageGetItem, PatchesDataset
 
 Embeddings = npt.NDArray[np.float32]
 
-_CHANNELS = (1, 3, 4)
+# FiftyOne takes a model's own GetItem for images, but has no such hook for patches
+_patches_override = Override(fout, "TorchImagePatchesDataset", PatchesDataset)
 
-# FiftyOne lets a model say how images are read, but not how those of patches are
-_reading_patches = Override(fout, "TorchImagePatchesDataset", PatchesDataset)
+
+class ModelParts(TypedDict):
+    """The keyword arguments of all models, see :class:`HieraEmbeddingModel`."""
+
+    encoder: Encoder
+    preprocessing: Preprocessing
+    settings: Settings
+    origin: Origin
 
 
 class HieraEmbeddingModel(
     fom.SupportsGetItem, fom.EmbeddingsMixin, fom.TorchModelMixin, fom.Model
 ):
-    """A Hiera encoder that embeds images.
+    """FiftyOne model that embeds images with a Hiera encoder.
 
     Args:
         encoder: the encoder
         preprocessing: the preprocessing of its checkpoint
         settings: the options, with a device
-        origin: where its weights come from
+        origin: the source of its weights
     """
 
     def __init__(
         self,
+        *,
         encoder: Encoder,
         preprocessing: Preprocessing,
         settings: Settings,
@@ -60,24 +68,24 @@ class HieraEmbeddingModel(
         self._encoder = encoder
         self._preprocessing = preprocessing
         self._pooling = POOLINGS[settings.pooling]
-        self._vectors = Halving(self._forward)
+        self._embed_in_parts = Halving(self._forward)
 
-        # FiftyOne asks it for what some models set for the time of a run
+        # FiftyOne looks here for settings that it may override during a run
         self.config: Any = settings
         self._preprocess = True
         self._embeddings: Embeddings | None = None
 
-        # FiftyOne reads this one when it is asked to pin memory
+        # FiftyOne reads this to decide whether to pin memory
         self._using_gpu = encoder.device.type == "cuda"
 
     def __enter__(self) -> HieraEmbeddingModel:
-        """Prepare for FiftyOne's own methods, which embed inside this context."""
-        _reading_patches.__enter__()
+        """Make FiftyOne decode the images of patches strictly inside this context."""
+        _patches_override.__enter__()
         return self
 
     def __exit__(self, *args: object) -> None:
-        """Undo what :meth:`__enter__` did."""
-        _reading_patches.__exit__(*args)
+        """Restore FiftyOne's own dataset of patches."""
+        _patches_override.__exit__(*args)
 
     @property
     def media_type(self) -> str:
@@ -96,8 +104,8 @@ class HieraEmbeddingModel(
 
     @property
     def embedder(self) -> Embedder:
-        """What a run of this package needs of the model."""
-        return Embedder(self._preprocessing, self._embed, self._record)
+        """The part of the model that :func:`fiftyone_hiera.runs.runner.run` uses."""
+        return Embedder(self._preprocessing, self._embed, self._provenance)
 
     @property
     def ragged_batches(self) -> bool:
@@ -106,12 +114,12 @@ class HieraEmbeddingModel(
 
     @property
     def transforms(self) -> Preprocessing:
-        """The preprocessing: from an image to a uint8 tensor (3, H, W)."""
+        """The preprocessing, from an image to a uint8 tensor of shape (3, H, W)."""
         return self._preprocessing
 
     @property
     def preprocess(self) -> bool:
-        """Whether to apply :attr:`transforms`, or assume that this was done (False)."""
+        """Whether to apply :attr:`transforms`; if False, inputs must be transformed."""
         return self._preprocess
 
     @preprocess.setter
@@ -121,7 +129,7 @@ class HieraEmbeddingModel(
     def build_get_item(
         self, field_mapping: Mapping[str, str] | None = None
     ) -> fout.GetItem:
-        """Build the object by which data loaders read the model's images.
+        """Build the object with which data loaders read the model's images.
 
         Args:
             field_mapping (None): a dict that maps ``"filepath"`` to another
@@ -145,69 +153,69 @@ class HieraEmbeddingModel(
         return embedding
 
     def embed_all(self, args: Iterable[ImageLike]) -> Embeddings:
-        """Generate embeddings for a batch of images, in one forward pass.
+        """Generate embeddings for a batch of images in one forward pass.
 
         Args:
             args: PIL images, arrays of shape (H, W) or (H, W, C), or uint8
                 tensors of shape (C, H, W). If :attr:`preprocess` is False,
-                tensors that :attr:`transforms` returned, also as one tensor
-                of shape (N, 3, H, W)
+                tensors that :attr:`transforms` returned, or one tensor of
+                shape (N, 3, H, W)
 
         Returns:
             a float32 array of shape (N, D)
 
         Raises:
-            ValueError: if an image or a tensor is not of such a form, or if
-                the model gave NaN or infinity for one
+            ValueError: if an image or a tensor has another form, or if the
+                model returned NaN or infinity for it
             MemoryError: if there is not enough memory even for one image
         """
-        pixels = self._batch(args)
+        pixels = self._to_pixels(args)
         if not len(pixels):
             self._embeddings = np.empty((0, self.embedding_dim), np.float32)
             return self._embeddings
 
-        vectors = self._embed(pixels)
-        self._check_finite(vectors)
-        self._embeddings = vectors
-        return vectors
+        embeddings = self._embed(pixels)
+        self._check_finite(embeddings)
+        self._embeddings = embeddings
+        return embeddings
 
     def feature_maps(
         self, images: Iterable[ImageLike], stages: Sequence[int] = (1, 2, 3, 4)
     ) -> dict[str, Embeddings]:
-        """Compute what the stages of the network see of a batch of images.
+        """Compute feature maps for a batch of images in one forward pass.
 
         Args:
             images: as for :meth:`embed_all`
-            stages ((1, 2, 3, 4)): the stages, from 1
+            stages ((1, 2, 3, 4)): the stages, counted from 1
 
         Returns:
-            a dict of float32 arrays of shape (N, D, h, w) by the names of the
-            stages: at 224 px, "stage1" has a grid of 56x56, "stage4" of 7x7
+            a dict from the names of the stages to float32 arrays of shape
+            (N, D, h, w): at 224 px, h x w is 56x56 in "stage1" and 7x7 in "stage4"
 
         Raises:
-            ValueError, MemoryError: as :meth:`embed_all`; and if there is no such
-                stage
+            ValueError, MemoryError: as for :meth:`embed_all`, or if a stage does not
+                exist
         """
         if isinstance(stages, (int, str)) or not stages:
             raise ValueError(
-                f"Invalid stages: {stages!r}. Valid is a list of one stage or more"
+                f"Invalid stages: {stages!r}. Expected a non-empty list of stages"
             )
 
         wanted = tuple(sorted({*stages}))
         self._encoder.prepare(*wanted)
-        pixels = self._batch(images)
+        pixels = self._to_pixels(images)
 
         def compute(pixels: Pixels) -> list[Embeddings]:
             maps = self._encoder.maps(stack(pixels), *wanted)
             return [values.cpu().numpy() for values in maps]
 
-        # Of no image at all, the shapes of one
-        some = pixels if len(pixels) else torch.zeros(1, *pixels.shape[1:]).byte()
+        # An empty batch gets the shapes of a black image's maps
+        some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
         maps = [values[: len(pixels)] for values in Halving(compute)(some)]
         for values in maps:
             self._check_finite(values)
 
-        return {f"stage{stage}": found for stage, found in zip(wanted, maps, strict=True)}
+        return {f"stage{stage}": values for stage, values in zip(wanted, maps, strict=True)}
 
     def get_embeddings(self) -> Embeddings:
         """Return the embeddings generated by the last forward pass.
@@ -216,7 +224,7 @@ class HieraEmbeddingModel(
             a float32 array of shape (N, D)
 
         Raises:
-            ValueError: if there was no forward pass yet
+            ValueError: if there has been no forward pass yet
         """
         if self._embeddings is None:
             raise ValueError(
@@ -239,34 +247,34 @@ class HieraEmbeddingModel(
         failure_tag: str | None = None,
         progress: bool | Callable[[Any], None] | None = None,
     ) -> EmbeddingReport:
-        """Embed the samples that have no vector yet, and lose none.
+        """Embed the samples that have no embedding yet.
 
-        A file that cannot be read costs its own vector and no other. A run that
-        was cut, for whatever reason, goes on where it stopped when it is called
-        again. What made the vectors is recorded in the field's ``info``.
+        If a file cannot be read, only its own embedding is missing. A run that was
+        interrupted resumes when this method is called again. The provenance of the
+        embeddings is recorded in the field's ``info``.
 
         Args:
             samples: a :class:`fiftyone.core.dataset.Dataset` or a
-                :class:`fiftyone.core.view.DatasetView` of images or videos; of
+                :class:`fiftyone.core.view.DatasetView` of images or videos; for
                 videos, the frames are embedded
-            embeddings_field: the field to store the vectors in, created if it
-                does not exist; with ``patches_field``, the labels' attribute
+            embeddings_field: the field to store the embeddings in, created if it
+                does not exist; with ``patches_field``, an attribute of the labels
             patches_field (None): a field of detections or polylines whose
                 patches are embedded, instead of the whole images or frames
-            batch_size (None): the number of images in a forward pass. By
+            batch_size (None): the number of images per forward pass. By
                 default, ``fiftyone.config.default_batch_size``, or 32
-            num_workers (None): the number of threads that read images; 0
-                reads them in this one. By default, one per core
-            overwrite (False): whether to embed what has a vector already. It
-                keeps that one if this fails, unless the field's vectors were
-                made otherwise: then all are removed before the first new one
-                is stored
-            skip_failures (True): whether to go on after a failure, or to stop
+            num_workers (None): the number of threads that decode images; with 0,
+                the calling thread does. By default, one per core
+            overwrite (False): whether to embed samples that have an embedding
+                already. Those that fail keep the one they have, unless the field's
+                embeddings were computed with different settings: then all are
+                removed before the first new one is stored
+            skip_failures (True): whether to continue after a failure, or to stop
                 at the first
-            shard (None): a tuple ``(k, n)``, the part of the samples to embed:
-                the k-th of n disjoint parts, 0 <= k < n
-            failure_tag (None): a tag for the samples that failed. It is taken
-                off those that succeed
+            shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint
+                parts of the samples, 0 <= k < n
+            failure_tag (None): a tag for the samples that fail. It is removed
+                from those that succeed
             progress (None): whether to render a progress bar (True/False), use
                 the default value ``fiftyone.config.show_progress_bars`` (None),
                 or a progress callback function to invoke instead
@@ -279,9 +287,9 @@ class HieraEmbeddingModel(
 
         Raises:
             ValueError: if an argument is not valid, or if the field holds
-                vectors that were made otherwise
-            EmbeddingError: a RuntimeError, if the run had to stop or if
-                everything failed; its attribute ``report`` says how far it got
+                embeddings computed with different settings
+            EmbeddingError: a RuntimeError, if the run had to stop or if all
+                inputs failed; its attribute ``report`` has what was done
         """
         options = RunOptions(
             batch_size, num_workers, overwrite, skip_failures, shard, failure_tag
@@ -290,10 +298,10 @@ class HieraEmbeddingModel(
         return run(target, self.embedder, options, progress)
 
     def predict(self, arg: ImageLike) -> None:
-        """Refuse: this model generates embeddings, not labels.
+        """Raise an error: this model generates embeddings, not labels.
 
         Raises:
-            NotImplementedError: always; the message says what to call
+            NotImplementedError: always; the message names the methods to call
         """
         raise NotImplementedError(
             "This model generates embeddings, not labels. Instead of apply_model() and "
@@ -304,27 +312,16 @@ class HieraEmbeddingModel(
         )
 
     @cached_property
-    def _record(self) -> dict[str, Any]:
+    def _provenance(self) -> dict[str, Any]:
         return provenance_of(self._origin, self._preprocessing, self.settings)
 
-    def _batch(self, args: Iterable[ImageLike]) -> torch.Tensor:
-        shape = (3, *self._preprocessing.crop_size)
-        if _is_one_image(args):
-            raise ValueError("This takes a list of images: for one, give [image]")
-
-        if self._preprocess:
-            tensors = [self._preprocessing(image) for image in args]
-            return torch.stack(tensors) if tensors else torch.empty(0, *shape)
-
-        if isinstance(args, torch.Tensor):
-            return _check_pixels(args, shape)
-
-        pixels = [_check_pixels(tensor, shape).view(shape) for tensor in args]
-        return torch.stack(pixels) if pixels else torch.empty(0, *shape)
+    def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
+        """Return the encoder's input for the arguments of :meth:`embed_all`."""
+        return to_pixels(args, self._preprocessing, preprocess=self._preprocess)
 
     def _embed(self, pixels: Pixels) -> Embeddings:
-        (vectors,) = self._vectors(pixels)
-        return vectors
+        (embeddings,) = self._embed_in_parts(pixels)
+        return embeddings
 
     @torch.inference_mode()
     def _forward(self, pixels: Pixels) -> tuple[Embeddings]:
@@ -332,53 +329,12 @@ class HieraEmbeddingModel(
         return (self._pool(tokens),)
 
     def _pool(self, tokens: torch.Tensor) -> Embeddings:
-        vectors = self._pooling(tokens, self._encoder.norm)
+        pooled = self._pooling(tokens, self._encoder.norm)
         if self.settings.normalize:
-            vectors = torch.nn.functional.normalize(vectors, dim=1)
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
 
-        embeddings: Embeddings = vectors.cpu().numpy()
+        embeddings: Embeddings = pooled.cpu().numpy()
         return embeddings
 
     def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
-        inside = tuple(range(1, rows.ndim))
-        broken = np.flatnonzero(~np.isfinite(rows).all(axis=inside)).tolist()
-        if broken:
-            raise ValueError(
-                f"The model gave NaN or infinity for the images {broken} of a batch of "
-                f"{len(rows)}, counted from 0, in dtype {self.settings.dtype!r}"
-            )
-
-
-def stack(pixels: Pixels) -> torch.Tensor:
-    """Return the pixels of N images as one tensor (N, 3, H, W)."""
-    return pixels if isinstance(pixels, torch.Tensor) else torch.stack([*pixels])
-
-
-def _is_one_image(args: object) -> bool:
-    """Return whether a batch is one image, whose rows would be taken for images."""
-    if isinstance(args, np.ndarray):
-        return args.ndim == 2 or (args.ndim == 3 and args.shape[2] in _CHANNELS)
-
-    if isinstance(args, torch.Tensor):
-        return args.ndim == 3 and args.shape[0] in _CHANNELS
-
-    return isinstance(args, Image.Image)
-
-
-def _check_pixels(pixels: object, shape: tuple[int, ...]) -> torch.Tensor:
-    if (
-        isinstance(pixels, torch.Tensor)
-        and pixels.dtype == torch.uint8
-        and tuple(pixels.shape[-3:]) == shape
-    ):
-        return pixels
-
-    found = (
-        f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-        if isinstance(pixels, torch.Tensor)
-        else type(pixels).__name__
-    )
-    raise ValueError(
-        "With preprocess=False the model takes what its transforms return, a torch.uint8 "
-        f"tensor of shape {shape}, or N of them stacked; found {found}"
-    )
+        check_finite(rows, self.settings.dtype)

@@ -1,4 +1,4 @@
-"""The FiftyOne models that draw heatmaps."""
+"""The FiftyOne models that generate heatmaps."""
 
 from __future__ import annotations
 
@@ -6,58 +6,47 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import fiftyone.core.collections as foc
 import fiftyone.core.labels as fol
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..hiera.oom import Halving, Pixels
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
 from ..images.decoding import ImageLike, to_rgb
-from ..images.preprocessing import Preprocessing
+from .batches import stack
 from .datasets import ImageGetItem, SizedGetItem
-from .embedding import HieraEmbeddingModel, stack
+from .drawing import Values, make_heatmap
+from .embedding import HieraEmbeddingModel, ModelParts
 
 logger = logging.getLogger(__name__)
 
-# In standard deviations of the tokens that the basis was fitted to
-_LIMITS = (-3.0, 3.0)
-
-_FIT_BATCH = 16
+_FIT_BATCH_SIZE = 16
 _SEED = 51
-
-Values = npt.NDArray[np.float32]
 
 
 class HieraHeatmapModel(HieraEmbeddingModel):
-    """A Hiera that draws heatmaps of images, and embeds them.
+    """Base class of FiftyOne models that generate heatmaps of images, and embed them.
 
-    Subclasses say what of.
-
-    Args:
-        limits: the least and the largest value that can be told apart in a map
-        **kwargs: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+    Subclasses compute the values.
     """
 
-    def __init__(self, limits: tuple[float, float], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._limits = limits
-        self._grids = Halving(self._forward_grids)
+    _limits: ClassVar[tuple[float, float]]
+    """The values that become the darkest and the brightest level of a heatmap."""
 
     def build_get_item(
         self, field_mapping: Mapping[str, str] | None = None
     ) -> ImageGetItem:
-        """Build the object by which data loaders read the model's images."""
+        """Build the object with which data loaders read the model's images."""
         return SizedGetItem(self._preprocessing, field_mapping=field_mapping)
 
     def predict(self, arg: ImageLike) -> fol.Heatmap:
-        """Draw the heatmap of an image.
+        """Generate a heatmap of an image.
 
         Args:
             arg: see :meth:`predict_all`
@@ -68,74 +57,81 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         return self.predict_all([arg])[0]
 
     def predict_all(self, args: Any) -> list[fol.Heatmap]:
-        """Draw the heatmaps of a batch of images.
+        """Generate heatmaps of a batch of images in one forward pass.
 
         Args:
             args: PIL images or arrays, as for :meth:`embed_all`; if :attr:`preprocess`
-                is False, a batch of what :meth:`build_get_item` reads
+                is False, a collated batch of what :meth:`build_get_item` reads
 
         Returns:
-            a list of :class:`fiftyone.core.labels.Heatmap` instances, of the sizes of
+            a list of :class:`fiftyone.core.labels.Heatmap` instances of the sizes of
             the images
 
         Raises:
-            ValueError, MemoryError: as :meth:`embed_all`
+            ValueError, MemoryError: as for :meth:`embed_all`
         """
         if self._preprocess:
-            pictures = [to_rgb(image) for image in args]
-            sizes = [picture.size for picture in pictures]
-            pixels = self._batch(pictures)
+            images = [to_rgb(image) for image in args]
+            sizes = [image.size for image in images]
+            pixels = self._to_pixels(images)
         else:
             sizes = list(zip(args["width"].tolist(), args["height"].tolist(), strict=True))
-            pixels = self._batch(args)
+            pixels = self._to_pixels(args)
 
         if not len(pixels):
             return []
 
-        (grids,) = self._grids(pixels)
+        (grids,) = self._compute_in_parts(pixels)
         self._check_finite(grids)
         return [
             make_heatmap(
-                grid, self._limits, self._preprocessing, size, **self._describe(grid)
+                grid, self._limits, self._preprocessing, size, **self._attributes(grid)
             )
             for grid, size in zip(grids, sizes, strict=True)
         ]
 
     @abstractmethod
-    def _heat(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the values (N, h, w) of images (N, 3, H, W)."""
+    def _values(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Compute the values (N, h, w) of the heatmaps of images (N, 3, H, W)."""
 
-    def _describe(self, grid: Values) -> dict[str, float]:
-        """Return further attributes of an image's label."""
+    def _attributes(self, values: Values) -> dict[str, float]:
+        """Return further attributes of the label of an image with values (h, w)."""
         return {}
 
-    def _batch(self, args: Iterable[ImageLike]) -> torch.Tensor:
-        return super()._batch(args["pixels"] if isinstance(args, Mapping) else args)
+    def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
+        return super()._to_pixels(args["pixels"] if isinstance(args, Mapping) else args)
+
+    @cached_property
+    def _compute_in_parts(self) -> Halving:
+        return Halving(self._forward_values)
 
     @torch.inference_mode()
-    def _forward_grids(self, pixels: Pixels) -> tuple[Values]:
-        return (self._heat(stack(pixels)).cpu().numpy(),)
+    def _forward_values(self, pixels: Pixels) -> tuple[Values]:
+        return (self._values(stack(pixels)).cpu().numpy(),)
 
 
 class HieraFeatureHeatmapModel(HieraHeatmapModel):
-    """Draws where in an image the tokens of a stage are of one kind or of another.
+    """FiftyOne model that generates heatmaps of a principal component of patch tokens.
 
     Args:
-        basis: what kind that is, if it was fitted already
-        **kwargs: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+        basis: the path of a basis that :meth:`fit_heatmap` wrote, or None
+        **parts: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
     """
 
-    def __init__(self, basis: Path | None, **kwargs: Any) -> None:
-        super().__init__(limits=_LIMITS, **kwargs)
-        self._basis = None if basis is None else self._check_basis(basis)
+    # In standard deviations of the tokens that the basis was fitted to
+    _limits = (-3.0, 3.0)
+
+    def __init__(self, basis: Path | None, **parts: Unpack[ModelParts]) -> None:
+        super().__init__(**parts)
+        self._basis = None if basis is None else self._load_basis(basis)
 
     def __enter__(self) -> HieraFeatureHeatmapModel:
-        """Prepare for FiftyOne's own methods.
+        """Check that there is a basis before FiftyOne's own methods start.
 
         Raises:
             ValueError: if the model has no basis yet
         """
-        # FiftyOne would only log it, batch by batch
+        # FiftyOne would log this for every batch instead of raising it
         self._require_basis()
         super().__enter__()
         return self
@@ -146,22 +142,21 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         path: str | None = None,
         max_samples: int = 256,
     ) -> None:
-        """Find what heatmaps show: the direction in which tokens differ most.
+        """Fit the basis of heatmaps: the first principal component of patch tokens.
 
-        It is the first principal component of the tokens of these images, and the same
-        for all images that heatmaps are drawn of from now on.
+        All heatmaps of this model use the same basis, so that they are comparable.
 
         Args:
             samples: a :class:`fiftyone.core.dataset.Dataset` or a
                 :class:`fiftyone.core.view.DatasetView` of images
-            path (None): a ``.safetensors`` file to keep it in, for the option
+            path (None): a ``.safetensors`` file to write the basis to, for the option
                 ``heatmap_basis``
-            max_samples (256): how many images to look at; if there are more, which
-                is chosen at random, but the same ones each time
+            max_samples (256): the maximum number of images to fit the basis to. If
+                there are more, they are sampled at random with a fixed seed
 
         Raises:
-            ValueError: if the samples are no images, if none can be read, or if the
-                path is a folder, or in none
+            ValueError: if the samples are not images, if none of them can be read, or
+                if the path is a folder or its folder does not exist
         """
         if not isinstance(samples, foc.SampleCollection):
             raise ValueError(
@@ -170,71 +165,72 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
         if samples.media_type != fom.IMAGE:
             raise ValueError(
-                f"A basis is fitted to images, not to media type {samples.media_type!r}: "
-                "of a video dataset, give dataset.to_frames(sample_frames=True)"
+                f"A basis is fitted to images, not to media type {samples.media_type!r}. "
+                "For a video dataset, pass dataset.to_frames(sample_frames=True)"
             )
 
         if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"Invalid path: {str(path)!r} is in no folder that there is")
+            raise ValueError(f"Invalid path: the folder of {str(path)!r} does not exist")
 
         if path is not None and Path(path).is_dir():
-            raise ValueError(f"Invalid path: {str(path)!r} is a folder; name a file")
+            raise ValueError(f"Invalid path: {str(path)!r} is a folder; give a file")
 
-        chosen = samples.take(max_samples, seed=_SEED).values("filepath")
+        paths = samples.take(max_samples, seed=_SEED).values("filepath")
         try:
-            self._basis = fit_basis(self._tokens_of(sorted(chosen)), self._fitted_with)
+            self._basis = fit_basis(self._compute_tokens(sorted(paths)), self._fitted_with)
         except ValueError as error:
-            raise ValueError(f"No basis from {len(chosen)} images: {error}") from error
+            raise ValueError(
+                f"Cannot fit a basis to {len(paths)} images: {error}"
+            ) from error
 
         if path is not None:
             save_basis(self._basis, Path(path))
 
-    def _heat(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         (tokens,) = self._encoder(pixels, self.settings.stage)
         grid = self._encoder.stages[self.settings.stage - 1].grid
-        heat: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
-        return heat
+        values: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
+        return values
 
     def _require_basis(self) -> Basis:
         if self._basis is None:
             raise ValueError(
-                "Heatmaps need a basis, one for all images: call "
-                "model.fit_heatmap(dataset) first, or load the model with heatmap_basis, "
-                "the path of one that was kept. (To embed with FiftyOne's own methods, "
-                "load the model without output='heatmap')"
+                "Heatmaps need a basis: call model.fit_heatmap(dataset) first, or load the "
+                "model with heatmap_basis, the path of a basis that was written before. To "
+                "only embed with FiftyOne's own methods, load the model without "
+                "output='heatmap'"
             )
 
         return self._basis
 
-    def _check_basis(self, path: Path) -> Basis:
+    def _load_basis(self, path: Path) -> Basis:
         basis = load_basis(path)
-        differing = [
-            f"{name} {basis.fitted_with.get(name, 'unknown')}, here it is {here}"
-            for name, here in self._fitted_with.items()
-            if basis.fitted_with.get(name) != here
-        ]
+        fitted_with, here = basis.fitted_with, self._fitted_with
+        differing = [name for name in here if fitted_with.get(name) != here[name]]
         if differing:
             raise ValueError(
                 f"Invalid heatmap_basis: {str(path)!r} was fitted with "
-                + "; ".join(differing)
+                f"{_format(fitted_with, differing)}, but this model has "
+                f"{_format(here, differing)}. Use the same checkpoint and options, "
+                "or fit another basis with model.fit_heatmap(dataset)"
             )
 
         return basis
 
     @property
-    def _fitted_with(self) -> dict[str, str]:
-        height, width = self._preprocessing.crop_size
+    def _fitted_with(self) -> dict[str, Any]:
+        """The settings that the tokens depend on, with values that JSON has."""
         return {
-            "weights of sha256": self._record["sha256"],
-            "stage": str(self.settings.stage),
-            "image_size": f"{height}x{width}",
-            "squash": str(self._preprocessing.is_squashed),
+            "sha256": self._provenance["sha256"],
+            "stage": self.settings.stage,
+            "image_size": [*self._preprocessing.crop_size],
+            "squash": self._preprocessing.is_squashed,
         }
 
-    def _tokens_of(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
+    def _compute_tokens(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
         with ThreadPoolExecutor(fou.recommend_thread_pool_workers()) as pool:
-            for start in range(0, len(paths), _FIT_BATCH):
-                read = pool.map(self._read, paths[start : start + _FIT_BATCH])
+            for start in range(0, len(paths), _FIT_BATCH_SIZE):
+                read = pool.map(self._read, paths[start : start + _FIT_BATCH_SIZE])
                 pixels = [image for image in read if image is not None]
                 if pixels:
                     yield self._encoder(torch.stack(pixels), self.settings.stage)[0]
@@ -247,43 +243,5 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
             return None
 
 
-def make_heatmap(
-    values: Values,
-    limits: tuple[float, float],
-    preprocessing: Preprocessing,
-    size: tuple[int, int],
-    **attributes: Any,
-) -> fol.Heatmap:
-    """Draw a grid of values as a map of the size of its image.
-
-    Each cell of the grid becomes a plain rectangle: what lies between the centers of
-    two cells was not measured. The map is uint8 and says 1 to 255 for the values between
-    the limits, the same in all images, and 0 for what was cropped away.
-
-    Args:
-        values: an array of shape (h, w)
-        limits: the values that become 1 and 255; those beyond are cut
-        preprocessing: how the image was prepared
-        size: the (width, height) in pixels of the image
-        **attributes: further attributes of the label
-
-    Returns:
-        a :class:`fiftyone.core.labels.Heatmap`
-    """
-    low, high = limits
-    levels = 1 + np.rint(254 * np.clip((values - low) / (high - low), 0, 1))
-    left, top, right, bottom = preprocessing.box(size)
-    columns = _cells(size[0], left, right, values.shape[1])
-    rows = _cells(size[1], top, bottom, values.shape[0])
-
-    # A border of zeros, for the cell -1
-    padded = np.pad(levels.astype(np.uint8), ((0, 1), (0, 1)))
-    drawn = padded[rows][:, columns]
-    return fol.Heatmap(map=drawn, **attributes)
-
-
-def _cells(length: int, start: float, end: float, count: int) -> npt.NDArray[np.intp]:
-    """Return in which of the cells between two edges the centers of pixels are, or -1."""
-    places = (np.arange(length) + 0.5 - start) / (end - start) * count
-    cells = np.floor(places).astype(np.intp)
-    return np.where((places >= 0) & (cells < count), cells, -1)
+def _format(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={settings.get(name)}" for name in names)

@@ -1,8 +1,8 @@
-"""The FiftyOne model of a masked autoencoder: how well images are guessed."""
+"""The FiftyOne model that reconstructs images with a masked autoencoder."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -10,41 +10,44 @@ from PIL import Image
 
 from ..hiera.autoencoder import Autoencoder
 from ..images.decoding import ImageLike
-from .heatmap import HieraHeatmapModel, Values
-
-# A guess that is a plain patch has an error of 1; those beyond 2 are rare
-_LIMITS = (0.0, 2.0)
+from .drawing import Values
+from .embedding import ModelParts
+from .heatmap import HieraHeatmapModel
 
 
 class HieraAutoencoderModel(HieraHeatmapModel):
-    """A masked autoencoder that draws where it guesses images wrongly.
+    """FiftyOne model that generates heatmaps of the reconstruction error, and embeds.
 
     Args:
-        autoencoder: the network
-        **kwargs: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+        autoencoder: the masked autoencoder
+        **parts: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
     """
 
-    def __init__(self, autoencoder: Autoencoder, **kwargs: Any) -> None:
-        super().__init__(limits=_LIMITS, **kwargs)
+    # The reconstruction error of a uniform patch is 1; errors above 2 are rare
+    _limits = (0.0, 2.0)
+
+    def __init__(self, autoencoder: Autoencoder, **parts: Unpack[ModelParts]) -> None:
+        super().__init__(**parts)
         self._autoencoder = autoencoder
 
     def reconstruct(self, image: ImageLike) -> Image.Image:
-        """Guess all of an image, each part from what is around it.
+        """Reconstruct an image, each part from the parts around it.
+
+        The network predicts normalized patches, without their color and contrast:
+        each patch of 16 px gets the mean and standard deviation of the image's own.
 
         Args:
-            image: any form that :meth:`embed_all` takes
+            image: an image of any form that :meth:`embed_all` accepts
 
         Returns:
-            an RGB picture of the size of the encoder's input. The network guesses
-            patches that are normalised: each one (16 px) has the average colour and the
-            contrast of the image itself
+            an RGB image of the encoder's input size
         """
         pixels = self._preprocessing(image).unsqueeze(0)
-        (guessed,) = self._autoencoder.reconstruct(pixels)
-        return Image.fromarray(guessed.permute(1, 2, 0).cpu().numpy())
+        (reconstruction,) = self._autoencoder.reconstruct(pixels)
+        return Image.fromarray(reconstruction.permute(1, 2, 0).cpu().numpy())
 
-    def _heat(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._autoencoder.errors(pixels)
 
-    def _describe(self, grid: Values) -> dict[str, float]:
-        return {"error": float(np.mean(grid))}
+    def _attributes(self, values: Values) -> dict[str, float]:
+        return {"error": float(np.mean(values))}

@@ -1,8 +1,7 @@
-"""The form of compute_hiera_embeddings: what is asked, and what is wrong with it."""
+"""The input form of compute_hiera_embeddings and its validation."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +10,43 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from .compute_params import WHOLE, EmbeddingParams, parse_params
 from .compute_plan import (
-    METHODS,
+    WHOLE,
+    EmbeddingParams,
     EmbeddingPlan,
-    check_brain_key,
-    check_method,
     check_patches_field,
-    default_method,
-    find_obstacle,
+    field_prefix,
     find_patches_fields,
     get_settings,
+    has_umap,
     make_plan,
+    parse_params,
     target_samples,
-    vectors_prefix,
 )
 from .local_weights import is_on_disk, zoo_folder
-from .widgets import check, mark_invalid, show_obstacle
+from .widgets import check, error_form, mark_invalid
 from .zoo_form import ask_pooling
 
 _TITLE = "Compute Hiera embeddings"
+_METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 _NO_FRAMES = (
-    "FiftyOne's brain takes frames only as samples of their own: embed the videos first, "
+    "FiftyOne's brain does not support frame-level embeddings: embed the videos first, "
     "then use the brain on dataset.to_frames()"
 )
 
 
 def build_form(ctx: Any) -> types.Property:
-    """Build the form, with what is wrong marked.
+    """Build the form and mark the invalid inputs.
 
     Args:
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
 
     Returns:
-        the form, or a message if there is nothing to embed
+        the form, or an error if the current view cannot be embedded
     """
-    obstacle = find_obstacle(ctx)
-    if obstacle is not None:
-        return show_obstacle(obstacle, _TITLE)
+    reason = _unsupported_reason(ctx)
+    if reason is not None:
+        return error_form(reason, _TITLE)
 
     inputs = types.Object()
     params = parse_params(ctx.params)
@@ -56,19 +54,35 @@ def build_form(ctx: Any) -> types.Property:
     samples = target_samples(ctx)
     if _ask_model(inputs, params) and _ask_patches(inputs, params, samples):
         plan = make_plan(params, samples)
-        # Not defaults: the App would not follow when checkpoint or pooling change
-        unnamed = replace(
-            params,
-            embeddings_field=None,
-            similarity_brain_key=None,
-            visualization_brain_key=None,
-        )
-        proposed = make_plan(unnamed, samples)
-        _ask_field(inputs, params, plan, proposed)
-        _ask_brain(inputs, params, plan, proposed)
-        _ask_how(inputs)
+        _ask_field(inputs, plan)
+        _ask_brain(inputs, plan)
+        _ask_options(inputs)
 
     return types.Property(inputs, view=types.View(label=_TITLE))
+
+
+def _unsupported_reason(ctx: Any) -> str | None:
+    """Return why the current view cannot be embedded, or None if it can."""
+    if ctx.dataset is None:
+        return "Open a dataset first"
+
+    if ctx.view._is_generated:
+        return (
+            "Cannot embed a view of patches, frames or clips. Return to the dataset; to "
+            "embed patches, select their field in this form"
+        )
+
+    media_type = target_samples(ctx).media_type
+    if media_type is None:
+        return "This dataset has no samples"
+
+    if media_type not in (fom.IMAGE, fom.VIDEO):
+        return (
+            f"Cannot embed media of type {media_type!r}, only images and videos. In a "
+            "grouped dataset, select a slice of images or videos"
+        )
+
+    return None
 
 
 def _ask_model(inputs: types.Object, params: EmbeddingParams) -> bool:
@@ -76,7 +90,7 @@ def _ask_model(inputs: types.Object, params: EmbeddingParams) -> bool:
     choices = types.Dropdown()
     folder = zoo_folder()
     for checkpoint in CHECKPOINTS.values():
-        if checkpoint.pooling is None:  # the others are the same weights
+        if checkpoint.pooling is None:  # the others have the same weights
             choices.add_choice(checkpoint.name, label=_label(checkpoint, folder))
 
     model = inputs.enum(
@@ -103,7 +117,7 @@ def _ask_model(inputs: types.Object, params: EmbeddingParams) -> bool:
 
 
 def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) -> bool:
-    """Ask whether patches are embedded; return whether that is valid."""
+    """Ask whether to embed patches; return whether the field is valid."""
     names = find_patches_fields(samples)
     if not names and params.patches_field is None:
         return True
@@ -118,30 +132,27 @@ def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) ->
         "patches_field",
         choices.values(),
         default=WHOLE,
-        label="What is embedded",
+        label="What to embed",
         view=choices,
     )
     check(prop, lambda: check_patches_field(samples, params.patches_field))
     return not prop.invalid
 
 
-def _ask_field(
-    inputs: types.Object,
-    params: EmbeddingParams,
-    plan: EmbeddingPlan,
-    proposed: EmbeddingPlan,
-) -> None:
-    """Ask which field the vectors go to."""
+def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
+    """Ask for the field to store the embeddings in."""
     fields = types.AutocompleteView()
-    for name in _vector_fields(plan):
+    for name in _embeddings_fields(plan):
         fields.add_choice(name, label=name)
 
+    # Described, not set as a default: the App would keep a default when another checkpoint
+    # or pooling changes it
     field = inputs.str(
         "embeddings_field",
-        label="Field",
+        label="Embeddings field",
         description=(
-            f"Empty for {proposed.embeddings_field!r}. What has a vector there already is "
-            "skipped"
+            f"Empty for {plan.defaults['embeddings_field']!r}. {plan.unit.capitalize()} "
+            "that already have an embedding there are skipped"
         ),
         view=fields,
     )
@@ -149,25 +160,115 @@ def _ask_field(
         "overwrite",
         default=False,
         label="Overwrite",
-        description="Embed again what has a vector already",
+        description="Recompute existing embeddings",
         view=types.CheckboxView(),
     )
-    check(field, lambda: plan.check_field(overwrite=params.overwrite))
+    check(field, plan.check_field)
 
 
-def _ask_how(inputs: types.Object) -> None:
+def _ask_brain(inputs: types.Object, plan: EmbeddingPlan) -> None:
+    """Ask for the brain runs to compute."""
+    wants_index = _ask_brain_run(
+        inputs,
+        plan,
+        "similarity_index",
+        label="Similarity index",
+        description="Sort by similarity to any image; find duplicates and outliers",
+    )
+    if wants_index:
+        _ask_brain_key(inputs, plan, "similarity_brain_key")
+
+    wants_map = _ask_brain_run(
+        inputs,
+        plan,
+        "visualization",
+        label="2-D map",
+        description="Visualize the embeddings in the Embeddings panel",
+    )
+    if not wants_map:
+        return
+
+    key = _ask_brain_key(inputs, plan, "visualization_brain_key")
+    if wants_index and plan.visualization_brain_key == plan.similarity_brain_key:
+        mark_invalid(key, "The similarity index and the 2-D map need different brain keys")
+
+    methods = types.RadioGroup()
+    for name, label in _METHODS.items():
+        methods.add_choice(name, label=label)
+
+    method = inputs.enum(
+        "visualization_method",
+        list(_METHODS),
+        default=plan.defaults["visualization_method"],
+        label="Method",
+        view=methods,
+    )
+    check(method, lambda: _check_method(plan.visualization_method))
+
+
+def _ask_brain_run(
+    inputs: types.Object, plan: EmbeddingPlan, name: str, *, label: str, description: str
+) -> bool:
+    """Ask whether to compute a brain run; return whether its box is checked."""
+    box = inputs.bool(
+        name,
+        default=False,
+        label=label,
+        description=description,
+        view=types.CheckboxView(),
+    )
+    is_checked: bool = getattr(plan.params, name)
+    if is_checked and plan.samples.media_type == fom.VIDEO:
+        mark_invalid(box, _NO_FRAMES)
+
+    return is_checked
+
+
+def _ask_brain_key(inputs: types.Object, plan: EmbeddingPlan, name: str) -> types.Property:
+    prop = inputs.str(
+        name,
+        label="Brain key",
+        description=f"A new name; empty for {plan.defaults[name]!r}",
+    )
+    taken = plan.samples._dataset.list_brain_runs()
+    check(prop, lambda: _check_brain_key(getattr(plan, name), taken))
+    return prop
+
+
+def _check_brain_key(key: str, taken: list[str]) -> None:
+    if not key.isidentifier():
+        raise ValueError(
+            f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
+            "with a letter"
+        )
+
+    if key in taken:
+        raise ValueError(
+            f"Brain key {key!r} is taken: choose another or delete that brain run"
+        )
+
+
+def _check_method(method: str) -> None:
+    if method not in _METHODS:
+        raise ValueError(f"Invalid method {method!r}. Valid are {list(_METHODS)}")
+
+    if method == "umap" and not has_umap():
+        raise ValueError("Method 'umap' is not installed: pip install umap-learn")
+
+
+def _ask_options(inputs: types.Object) -> None:
     inputs.str(
         "failure_tag",
         required=False,
         label="Tag failures",
-        description="A tag for the samples that cannot be read; empty for none",
+        description="Tag to add to samples that cannot be embedded; empty for none",
     )
     inputs.int(
         "batch_size",
         required=False,
         min=1,
         label="Batch size",
-        description="Images in a forward pass; empty for the default, 32",
+        description="Images per forward pass; empty for the default, 32",
     )
     inputs.int(
         "num_workers",
@@ -178,75 +279,10 @@ def _ask_how(inputs: types.Object) -> None:
     )
 
 
-def _ask_brain(
-    inputs: types.Object,
-    params: EmbeddingParams,
-    plan: EmbeddingPlan,
-    proposed: EmbeddingPlan,
-) -> None:
-    """Ask whether to index the vectors and to draw their map."""
-    index = inputs.bool(
-        "similarity_index",
-        default=False,
-        label="Similarity index",
-        description="Sort by similarity to any image; find duplicates and outliers",
-        view=types.CheckboxView(),
-    )
-    if params.similarity_index:
-        _ask_brain_key(inputs, "similarity_brain_key", plan, proposed)
-
-    drawing = inputs.bool(
-        "visualization",
-        default=False,
-        label="2-D map",
-        description="See the dataset in the Embeddings panel",
-        view=types.CheckboxView(),
-    )
-    if params.visualization:
-        prop = _ask_brain_key(inputs, "visualization_brain_key", plan, proposed)
-        is_same = plan.visualization_brain_key == plan.similarity_brain_key
-        if params.similarity_index and is_same:
-            mark_invalid(prop, "Both need a brain key of their own")
-
-        methods = types.RadioGroup()
-        for name, label in METHODS.items():
-            methods.add_choice(name, label=label)
-
-        method = inputs.enum(
-            "visualization_method",
-            list(METHODS),
-            default=default_method(),
-            label="Method",
-            view=methods,
-        )
-        check(method, lambda: check_method(plan.visualization_method))
-
-    if plan.samples.media_type == fom.VIDEO:
-        for prop, is_wanted in (
-            (index, params.similarity_index),
-            (drawing, params.visualization),
-        ):
-            if is_wanted:
-                mark_invalid(prop, _NO_FRAMES)
-
-
-def _ask_brain_key(
-    inputs: types.Object, name: str, plan: EmbeddingPlan, proposed: EmbeddingPlan
-) -> types.Property:
-    prop = inputs.str(
-        name,
-        label="Brain key",
-        description=f"A new name; empty for {getattr(proposed, name)!r}",
-    )
-    taken = plan.samples._dataset.list_brain_runs()
-    check(prop, lambda: check_brain_key(getattr(plan, name), taken))
-    return prop
-
-
-def _vector_fields(plan: EmbeddingPlan) -> list[str]:
-    """Return the names of the vector fields that the run could go on with."""
+def _embeddings_fields(plan: EmbeddingPlan) -> list[str]:
+    """Return the names of the existing vector fields that the run could write to."""
     dataset = plan.samples._dataset
-    prefix = vectors_prefix(plan.samples, plan.patches_field)
+    prefix = field_prefix(plan.samples, plan.params.patches_field)
     schema = dataset.get_field_schema(ftype=fo.VectorField, flat=True)
     if prefix.startswith("frames."):
         frames = dataset.get_frame_field_schema(ftype=fo.VectorField, flat=True)

@@ -1,11 +1,15 @@
-"""The parameters of compute_hiera_embeddings, completed and checked on a dataset."""
+"""The parameters of compute_hiera_embeddings and the run that they describe.
+
+The names that callers give become an :class:`EmbeddingParams`; with the samples to embed,
+it becomes an :class:`EmbeddingPlan`, in which all defaults are resolved.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import fiftyone as fo
@@ -13,27 +17,160 @@ import fiftyone.core.media as fom
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from ..config import Settings, parse_settings
+from ..runs.field_claim import FieldClaim
 from ..runs.options import RunOptions
-from ..runs.provenance import FieldClaim, expected_provenance
-from ..runs.runner import check_field
+from ..runs.provenance import (
+    Provenance,
+    differing,
+    expected_provenance,
+    read_provenance,
+)
 from ..runs.target import PATCH_TYPES, Target
-from .compute_params import EmbeddingParams
 
-METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
-"""FiftyOne's methods of drawing a map, the preferred first."""
+WHOLE = "_whole"
+"""The value of ``patches_field`` that stands for whole images or frames.
 
-_DEFAULT_FIELD = "hiera"
+Names of fields cannot start with an underscore.
+"""
+
+_OTHER_NAMES = {
+    "embedding_type": "pooling",
+    "embedding_types": "pooling",
+    "field_name": "embeddings_field",
+    "emb_field": "embeddings_field",
+}
+"""The parameter names of earlier Hiera plugins."""
+
+_BOXES = {
+    "similarity_brain_key": "similarity_index",
+    "visualization_brain_key": "visualization",
+    "visualization_method": "visualization",
+}
+"""The checkbox that each parameter of a brain run belongs to."""
+
+_FIFTYONE_PARAMS = ("delegate", "view_target", "custom_view_target")
+"""Parameters that FiftyOne reads, not the run."""
+
+
+@dataclass(frozen=True)
+class EmbeddingParams:
+    """The parameters of compute_hiera_embeddings.
+
+    Args:
+        model_name (None): the name of a checkpoint; None is hiera-tiny
+        pooling (None): see :class:`fiftyone_hiera.config.Settings`
+        embeddings_field (None): the field to store the embeddings in; None is "hiera"
+            or, if that holds other embeddings, "hiera_2", and so on
+        patches_field (None): a field of detections or polylines whose patches are
+            embedded, instead of the whole images or frames
+        batch_size (None): the number of images per forward pass
+        num_workers (None): the number of threads that read images
+        overwrite (False): whether to recompute existing embeddings
+        failure_tag (None): a tag for the samples that fail
+        similarity_index (False): whether to compute a similarity index
+        similarity_brain_key (None): its brain key; None is "hiera_similarity" or,
+            if that is taken, "hiera_similarity_2", and so on
+        visualization (False): whether to compute a 2-D visualization
+        visualization_brain_key (None): its brain key; None is "hiera_map" or, if
+            that is taken, "hiera_map_2", and so on
+        visualization_method (None): "umap", "tsne" or "pca"; None is "umap" if it is
+            installed, else "pca"
+    """
+
+    model_name: str | None = None
+    pooling: str | None = None
+    embeddings_field: str | None = None
+    patches_field: str | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
+    overwrite: bool = False
+    failure_tag: str | None = None
+    similarity_index: bool = False
+    similarity_brain_key: str | None = None
+    visualization: bool = False
+    visualization_brain_key: str | None = None
+    visualization_method: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """What a run will do, with all defaults resolved.
+
+    Args:
+        params: the parameters as given
+        samples: the samples to embed
+        checkpoint: the zoo entry of the model
+        settings: the options of the model
+        defaults: the value of each of the names below if it is not given
+        embeddings_field: the field to store the embeddings in
+        similarity_brain_key: the brain key of the similarity index
+        visualization_brain_key: the brain key of the visualization
+        visualization_method: the dimensionality reduction method
+    """
+
+    params: EmbeddingParams
+    samples: Any
+    checkpoint: Checkpoint
+    settings: Settings
+    defaults: dict[str, str]
+    embeddings_field: str
+    similarity_brain_key: str
+    visualization_brain_key: str
+    visualization_method: str
+
+    @property
+    def target(self) -> Target:
+        """The samples to embed and the field to write to.
+
+        Raises:
+            ValueError: if the samples or a field are not valid
+        """
+        return Target(self.samples, self.embeddings_field, self.params.patches_field)
+
+    @property
+    def options(self) -> RunOptions:
+        """The options of the run.
+
+        Raises:
+            ValueError: if an option is not valid
+        """
+        return RunOptions(
+            batch_size=self.params.batch_size,
+            num_workers=self.params.num_workers,
+            overwrite=self.params.overwrite,
+            skip_failures=True,
+            shard=None,
+            failure_tag=self.params.failure_tag,
+        )
+
+    @property
+    def unit(self) -> str:
+        """What one embedding is computed from, in the plural."""
+        if self.params.patches_field is not None:
+            return "patches"
+
+        return "frames" if self.samples.media_type == fom.VIDEO else "images"
+
+    def check_field(self) -> None:
+        """Check that the run may write to its field, before the model is loaded.
+
+        Raises:
+            ValueError: if the name is not valid, or if the field holds embeddings
+                computed with different settings that would not be overwritten
+        """
+        expected = expected_provenance(self.checkpoint, self.settings)
+        FieldClaim(self.target, expected).check(overwrite=self.params.overwrite)
 
 
 def target_samples(ctx: Any) -> Any:
-    """Return the samples that the user chose.
+    """Return the samples that the user chose to embed.
 
     Args:
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
 
     Returns:
-        a :class:`fiftyone.core.collections.SampleCollection`; of a grouped dataset,
-        the samples of the slice that the App shows
+        a :class:`fiftyone.core.collections.SampleCollection`; for grouped datasets,
+        the samples of the active slice
     """
     is_chosen = "view_target" in {**ctx.params, **ctx.request_params}
     if ctx.selected and not is_chosen:  # from Python; the App's form has this default
@@ -47,105 +184,82 @@ def target_samples(ctx: Any) -> Any:
     return samples
 
 
-def find_obstacle(ctx: Any) -> str | None:
-    """Return why nothing here can be embedded, if that is so.
+def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename parameters of earlier Hiera plugins to those of :class:`EmbeddingParams`.
+
+    Also checks the checkbox of a brain run if its brain key or method is given.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+        params: the parameters, which are not changed
+
+    Returns:
+        a dict
+
+    Raises:
+        ValueError: if a parameter has two different values
     """
-    if ctx.dataset is None:
-        return "Open a dataset first"
+    renamed: dict[str, Any] = {}
+    for given, value in params.items():
+        name = _OTHER_NAMES.get(given, given)
+        if name in renamed and renamed[name] != value:
+            names = [n for n in params if _OTHER_NAMES.get(n, n) == name]
+            raise ValueError(
+                f"{' and '.join(names)} are the same parameter, but {renamed[name]!r} and "
+                f"{value!r} were given"
+            )
 
-    if ctx.view._is_generated:
-        return (
-            "This view shows copies of patches, frames or clips. Leave it first; to embed "
-            "patches, choose their field in this form"
-        )
+        renamed[name] = value
 
-    media_type = target_samples(ctx).media_type
-    if media_type is None:
-        return "This dataset has no samples yet"
+    for name, box in _BOXES.items():
+        if renamed.get(name):
+            renamed.setdefault(box, True)
 
-    if media_type not in (fom.IMAGE, fom.VIDEO):
-        return (
-            f"Media of type {media_type!r} cannot be embedded, only images and videos. Of "
-            "a grouped dataset, show a slice that has these"
-        )
-
-    return None
+    return renamed
 
 
-@dataclass(frozen=True)
-class EmbeddingPlan:
-    """What a run will do: the parameters, with defaults where nothing was given.
+def check_names(params: Mapping[str, Any]) -> None:
+    """Check that there are no unknown parameters.
 
     Args:
-        samples: what is embedded
-        checkpoint: the entry of the zoo
-        settings: the options of its model
-        embeddings_field: the field to store the vectors in
-        patches_field: the field of labels whose patches are embedded, if any
-        similarity_brain_key: the key of the similarity index
-        visualization_brain_key: the key of the map
-        visualization_method: how the map is drawn
+        params: the parameters, by the names of :class:`EmbeddingParams`
+
+    Raises:
+        ValueError: if there are; the message lists the valid ones
     """
+    valid = [*(field.name for field in fields(EmbeddingParams)), *_FIFTYONE_PARAMS]
+    unknown = sorted(params.keys() - {*valid})
+    if unknown:
+        raise ValueError(f"Unknown parameters {unknown}. Valid are {valid}")
 
-    samples: Any
-    checkpoint: Checkpoint
-    settings: Settings
-    embeddings_field: str
-    patches_field: str | None
-    similarity_brain_key: str
-    visualization_brain_key: str
-    visualization_method: str
 
-    @property
-    def target(self) -> Target:
-        """What is embedded, and where the vectors go.
+def parse_params(params: Mapping[str, Any]) -> EmbeddingParams:
+    """Parse the parameters; empty inputs of a form count as not given.
 
-        Raises:
-            ValueError: if the samples or the fields are not such
-        """
-        return Target(self.samples, self.embeddings_field, self.patches_field)
+    Args:
+        params: the parameters, by the names of :class:`EmbeddingParams`
 
-    @property
-    def unit(self) -> str:
-        """What one vector is made of, in the plural."""
-        if self.patches_field is not None:
-            return "patches"
+    Returns:
+        an :class:`EmbeddingParams`
+    """
+    names = [field.name for field in fields(EmbeddingParams)]
+    empty = (None, "", WHOLE)
+    given = {name: params[name] for name in names if params.get(name) not in empty}
+    return EmbeddingParams(**given)
 
-        return "frames" if self.samples.media_type == fom.VIDEO else "images"
 
-    def check_field(self, *, overwrite: bool) -> None:
-        """Check that the run may write to its field, before anything is loaded.
+def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
+    """Return the zoo entry of the model and the options to load it with.
 
-        Args:
-            overwrite: whether vectors that there are may be replaced
-
-        Raises:
-            ValueError: if the name is not valid, or if the field holds vectors that
-                were made otherwise
-        """
-        target = self.target
-        check_field(target, self._foresee_claim(target.path), overwrite=overwrite)
-
-    def is_field_free(self) -> bool:
-        """Return whether the field is new, or made by the very same settings."""
-        prefix = vectors_prefix(self.samples, self.patches_field)
-        path = prefix + self.embeddings_field
-        field = self.samples._dataset.get_field(path)
-        if field is None:
-            return True
-
-        return isinstance(field, fo.VectorField) and self._foresee_claim(path).is_ours
-
-    def _foresee_claim(self, path: str) -> FieldClaim:
-        record = expected_provenance(self.checkpoint, self.settings)
-        return FieldClaim(self.samples._dataset, path, record)
+    Raises:
+        ValueError: if the model or the pooling is not valid
+    """
+    checkpoint = get_checkpoint(params.model_name or next(iter(CHECKPOINTS)))
+    options = {} if params.pooling is None else {"pooling": params.pooling}
+    return checkpoint, parse_settings(checkpoint, options)
 
 
 def find_patches_fields(samples: Any) -> list[str]:
-    """Return the fields of labels whose patches can be embedded.
+    """Return the label fields whose patches can be embedded.
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
@@ -163,8 +277,23 @@ def find_patches_fields(samples: Any) -> list[str]:
     ]
 
 
-def vectors_prefix(samples: Any, patches_field: str | None) -> str:
-    """Return what comes before the name of the field that the vectors go to.
+def check_patches_field(samples: Any, patches_field: str | None) -> None:
+    """Check that the patches of a field can be embedded.
+
+    Args:
+        samples: a :class:`fiftyone.core.collections.SampleCollection`
+        patches_field: the name of the field; None is always valid
+
+    Raises:
+        ValueError: if the field is not one of :func:`find_patches_fields`
+    """
+    valid = find_patches_fields(samples)
+    if patches_field is not None and patches_field not in valid:
+        raise ValueError(f"Invalid patches_field {patches_field!r}. Valid are {valid}")
+
+
+def field_prefix(samples: Any, patches_field: str | None) -> str:
+    """Return the path that the embeddings field is in, with its trailing dot, or "".
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
@@ -178,130 +307,62 @@ def vectors_prefix(samples: Any, patches_field: str | None) -> str:
     return f"{path}."
 
 
-def check_patches_field(samples: Any, patches_field: str | None) -> None:
-    """Check that patches can be embedded.
-
-    Raises:
-        ValueError: if there are none of that name
-    """
-    valid = find_patches_fields(samples)
-    if patches_field is not None and patches_field not in valid:
-        raise ValueError(f"Invalid patches_field {patches_field!r}. Valid are {valid}")
-
-
-def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
-    """Return the entry of the zoo and the options that were asked for.
-
-    Raises:
-        ValueError: if the name or the pooling is not valid
-    """
-    checkpoint = get_checkpoint(params.model_name or next(iter(CHECKPOINTS)))
-    options = {} if params.pooling is None else {"pooling": params.pooling}
-    return checkpoint, parse_settings(checkpoint, options)
-
-
 def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
-    """Put defaults where nothing was given.
+    """Resolve the defaults of the parameters.
 
     Args:
         params: the parameters
-        samples: what is to be embedded
+        samples: the samples to embed
 
     Raises:
-        ValueError: if the model, the pooling or the patches are not valid
+        ValueError: if the model, the pooling or the patches field is not valid
     """
     check_patches_field(samples, params.patches_field)
     checkpoint, settings = get_settings(params)
-    plan = EmbeddingPlan(
+    taken = samples._dataset.list_brain_runs()
+    defaults = {
+        "embeddings_field": _default_field(
+            samples._dataset,
+            field_prefix(samples, params.patches_field),
+            expected_provenance(checkpoint, settings),
+        ),
+        "similarity_brain_key": _first_free("hiera_similarity", taken.__contains__),
+        "visualization_brain_key": _first_free("hiera_map", taken.__contains__),
+        "visualization_method": "umap" if has_umap() else "pca",
+    }
+    resolved = {name: getattr(params, name) or defaults[name] for name in defaults}
+    return EmbeddingPlan(
+        params=params,
         samples=samples,
         checkpoint=checkpoint,
         settings=settings,
-        embeddings_field=params.embeddings_field or _DEFAULT_FIELD,
-        patches_field=params.patches_field,
-        similarity_brain_key="",
-        visualization_brain_key="",
-        visualization_method=params.visualization_method or default_method(),
-    )
-    if params.embeddings_field is None:
-        plan = next(
-            named
-            for name in _names(_DEFAULT_FIELD)
-            if (named := replace(plan, embeddings_field=name)).is_field_free()
-        )
-
-    taken = samples._dataset.list_brain_runs()
-    similarity, visualization = (
-        next(name for name in _names(f"hiera_{suffix}") if name not in taken)
-        for suffix in ("similarity", "map")
-    )
-    return replace(
-        plan,
-        similarity_brain_key=params.similarity_brain_key or similarity,
-        visualization_brain_key=params.visualization_brain_key or visualization,
+        defaults=defaults,
+        **resolved,
     )
 
 
-def make_options(params: EmbeddingParams) -> RunOptions:
-    """Return the options of the run.
-
-    Raises:
-        ValueError: if one is not valid
-    """
-    return RunOptions(
-        batch_size=params.batch_size,
-        num_workers=params.num_workers,
-        overwrite=params.overwrite,
-        skip_failures=True,
-        shard=None,
-        failure_tag=params.failure_tag,
-    )
-
-
-def check_brain_key(key: str, others: list[str]) -> None:
-    """Check the name of a new brain run.
-
-    Args:
-        key: the brain key
-        others: those that are taken
-
-    Raises:
-        ValueError: if it is not a name, or taken
-    """
-    if not key.isidentifier():
-        raise ValueError(
-            f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
-            "with a letter"
-        )
-
-    if key in others:
-        raise ValueError(
-            f"The brain key {key!r} is taken. Choose another, or delete that run"
-        )
-
-
-def check_method(method: str) -> None:
-    """Check that a method of drawing a map is known and installed.
-
-    Raises:
-        ValueError: if it is not; the message says what to install
-    """
-    if method not in METHODS:
-        raise ValueError(f"Invalid method {method!r}. Valid are {list(METHODS)}")
-
-    if method == "umap" and not _has_umap():
-        raise ValueError("UMAP is not installed here: pip install umap-learn")
-
-
-def default_method() -> str:
-    """Return the first method that is installed."""
-    return "umap" if _has_umap() else "pca"
-
-
-def _has_umap() -> bool:
+def has_umap() -> bool:
+    """Return whether umap-learn is installed."""
     return importlib.util.find_spec("umap") is not None
 
 
-def _names(name: str) -> Iterator[str]:
-    yield name
-    for number in itertools.count(2):
-        yield f"{name}_{number}"
+def _default_field(dataset: Any, prefix: str, expected: Provenance) -> str:
+    """Return the first field that is new or was computed with the same settings."""
+
+    def is_taken(name: str) -> bool:
+        path = prefix + name
+        field = dataset.get_field(path)
+        if field is None:
+            return False
+
+        if not isinstance(field, fo.VectorField):
+            return True
+
+        return bool(differing(read_provenance(dataset, path), expected))
+
+    return _first_free("hiera", is_taken)
+
+
+def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(itertools.filterfalse(is_taken, names))

@@ -1,4 +1,4 @@
-"""Where the weights of an entry of the zoo are on this machine."""
+"""Local copies of a zoo entry's weights: in FiftyOne's zoo or the hub's cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..hiera.hub import BundledFile, find_cached
 
 
 def zoo_folder() -> Path | None:
-    """Return the folder of this source in FiftyOne's zoo, if it is registered."""
+    """Return the folder of this model source in FiftyOne's zoo, if it is registered."""
     try:
         entry = foz.get_zoo_model(next(iter(CHECKPOINTS)))
     except ValueError:
@@ -22,10 +22,10 @@ def zoo_folder() -> Path | None:
 
 
 def find_in_zoo(checkpoint: Checkpoint, folder: Path | None) -> Path | None:
-    """Return the path of the file that FiftyOne's zoo has of an entry, if it has one.
+    """Return the path of the weights in FiftyOne's zoo, if they are there.
 
     Args:
-        checkpoint: the entry
+        checkpoint: the zoo entry
         folder: see :func:`zoo_folder`
     """
     if folder is None or not (folder / checkpoint.filename).is_file():
@@ -35,10 +35,10 @@ def find_in_zoo(checkpoint: Checkpoint, folder: Path | None) -> Path | None:
 
 
 def is_on_disk(checkpoint: Checkpoint, folder: Path | None) -> bool:
-    """Return whether an entry loads without a download.
+    """Return whether the model can be loaded without a download.
 
     Args:
-        checkpoint: the entry
+        checkpoint: the zoo entry
         folder: see :func:`zoo_folder`
     """
     if isinstance(checkpoint.weights, BundledFile):

@@ -1,7 +1,7 @@
-"""The operators: what the App, and Python through it, can ask of this package.
+"""The plugin's operators.
 
-FiftyOne imports this module whenever it lists operators, so what takes long to
-import is imported where it is used.
+FiftyOne imports this module whenever it lists operators, so modules that are slow to
+import are imported inside the methods that use them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from .compute_params import check_names, rename_params
-from .widgets import show_obstacle
+from .widgets import error_form
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +20,11 @@ _STOP = "stop_hiera_embeddings"
 
 
 class ComputeHieraEmbeddings(foo.Operator):
-    """Embeds images, patches or frames; indexes them and draws their map on request."""
+    """Computes embeddings and, on request, a similarity index and a visualization."""
 
     @property
     def config(self) -> foo.OperatorConfig:
-        """The name of the operator, and how it runs."""
+        """The configuration of the operator."""
         return foo.OperatorConfig(
             name="compute_hiera_embeddings",
             label="Compute Hiera embeddings",
@@ -35,7 +34,7 @@ class ComputeHieraEmbeddings(foo.Operator):
             execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
-            view_target=False,  # the form has its own, where there is a form
+            view_target=False,  # build_form() adds it
         )
 
     def __call__(
@@ -47,24 +46,24 @@ class ComputeHieraEmbeddings(foo.Operator):
         delegate: bool = False,
         **params: Any,
     ) -> Any:
-        """Compute embeddings, from Python.
+        """Compute embeddings from Python.
 
         Args:
             sample_collection: a :class:`fiftyone.core.dataset.Dataset` or a
                 :class:`fiftyone.core.view.DatasetView`
             model_name (None): the name of a checkpoint; by default, hiera-tiny
-            embeddings_field (None): the field to store the vectors in, which
-                ``field_name`` and ``emb_field`` name too; by default "hiera"
-            pooling (None): "mean", "cls" or "pooler", which ``embedding_type`` and
-                ``embedding_types`` name too; by default "mean"
-            delegate (False): whether to queue the run for a delegated service
-            **params: the other fields of
-                :class:`fiftyone_hiera.plugin.compute_params.EmbeddingParams`
+            embeddings_field (None): the field to store the embeddings in, also
+                ``field_name`` or ``emb_field``; by default "hiera"
+            pooling (None): "mean", "cls" or "pooler", also ``embedding_type`` or
+                ``embedding_types``; by default that of the checkpoint
+            delegate (False): whether to schedule the run for a delegated operation service
+            **params: the other parameters of
+                :class:`fiftyone_hiera.plugin.compute_plan.EmbeddingParams`
 
         Returns:
             a :class:`fiftyone.operators.executor.ExecutionResult`, whose ``result``
-            is the report of the run; where an event loop runs, as in a notebook,
-            a task to ``await``
+            is the report of the run; in a notebook or another running event loop, a
+            task to ``await``
 
         Raises:
             ValueError: if a parameter is unknown
@@ -85,19 +84,20 @@ class ComputeHieraEmbeddings(foo.Operator):
         )
 
     def resolve_delegation(self, ctx: Any) -> bool | None:
-        """Delegate, if a parameter of that name says so."""
+        """Delegate the run if the parameter ``delegate`` is set."""
         return True if ctx.params.get("delegate") else None
 
     def resolve_placement(self, ctx: Any) -> types.Placement:
-        """Appear among the actions of the grid."""
+        """Place a button in the actions row of the grid."""
         return _place_in_grid(self.config)
 
     def resolve_input(self, ctx: Any) -> types.Property:
-        """Build the form, and check what was entered."""
+        """Build the form and validate its inputs."""
         try:
             from .compute_form import build_form
+            from .compute_plan import check_names, rename_params
         except ImportError as error:
-            return _name_missing_package(error)
+            return _missing_package_form(error)
 
         ctx.params = ctx.request_params["params"] = rename_params(ctx.params)
         if not _is_from_app(ctx):
@@ -106,28 +106,28 @@ class ComputeHieraEmbeddings(foo.Operator):
         return build_form(ctx)
 
     async def execute(self, ctx: Any) -> Any:
-        """Run, as a stream of progress in the App, else to the end."""
+        """Run; in the App, as a generator of messages that show the progress."""
         from .compute_run import finish, stream
 
         if _is_from_app(ctx) and not ctx.delegated:
             return stream(ctx, on_stop=f"{self.plugin_name}/{_STOP}")
 
-        # Nothing is awaited, on purpose: FiftyOne would cut the run after 10 minutes
+        # Not awaited on purpose: FiftyOne would cancel the run after 10 minutes
         return finish(ctx)
 
     def resolve_output(self, ctx: Any) -> types.Property | None:
-        """Show the report of a delegated run; a stream has shown its own."""
+        """Show the report of a delegated run; in the App, the run shows its own."""
         from .outputs import report_view
 
         return report_view(ctx.dataset, ctx.results) if ctx.results else None
 
 
 class StopHieraEmbeddings(foo.Operator):
-    """Stops a run in the App; what was embedded stays stored."""
+    """Stops a run in the App; the embeddings computed so far are kept."""
 
     @property
     def config(self) -> foo.OperatorConfig:
-        """The name of the operator, which is only for the button of a run."""
+        """The configuration of the operator; unlisted, as only the Stop button uses it."""
         return foo.OperatorConfig(
             name=_STOP, label="Stop computing Hiera embeddings", unlisted=True
         )
@@ -140,29 +140,29 @@ class StopHieraEmbeddings(foo.Operator):
 
 
 class SortByHieraSimilarity(foo.Operator):
-    """Sorts the view by similarity to an image from the user's disk."""
+    """Sorts the view by similarity to an uploaded image."""
 
     @property
     def config(self) -> foo.OperatorConfig:
-        """The name of the operator."""
+        """The configuration of the operator."""
         return foo.OperatorConfig(
             name="sort_by_hiera_similarity",
             label="Sort by Hiera similarity to an image",
-            description="Find what resembles an image of yours",
+            description="Find the samples most similar to an image that you upload",
             icon="/assets/search.svg",
             dynamic=True,
         )
 
     def resolve_placement(self, ctx: Any) -> types.Placement:
-        """Appear among the actions of the grid."""
+        """Place a button in the actions row of the grid."""
         return _place_in_grid(self.config)
 
     def resolve_input(self, ctx: Any) -> types.Property:
-        """Build the form: an index and an image."""
+        """Build the form."""
         try:
             from .search import build_form
         except ImportError as error:
-            return _name_missing_package(error)
+            return _missing_package_form(error)
 
         return build_form(ctx)
 
@@ -177,21 +177,21 @@ class SortByHieraSimilarity(foo.Operator):
             if not _is_from_app(ctx):
                 raise
 
-            # The App itself would say no more than that there was an error
+            # The App itself does not show the message of an error
             logger.exception("sort_by_hiera_similarity failed")
-            ctx.trigger("show_output", show_error("This image was not searched for", error))
+            ctx.trigger("show_output", show_error("The search failed", error))
         else:
             ctx.ops.set_view(view)
 
 
 def _is_from_app(ctx: Any) -> bool:
-    # Its requests alone name the operator
+    # Only requests of the App contain the URI of the operator
     return "operator_uri" in ctx.request_params
 
 
-def _name_missing_package(error: ImportError) -> types.Property:
-    return show_obstacle(
-        f"{error}. Install what this plugin needs: fiftyone plugins requirements "
+def _missing_package_form(error: ImportError) -> types.Property:
+    return error_form(
+        f"{error}. Install the requirements of this plugin: fiftyone plugins requirements "
         "@fiftyone-hiera/plugin --install"
     )
 

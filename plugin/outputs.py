@@ -1,4 +1,4 @@
-"""What the App shows during a run and at its end."""
+"""What the App shows for a run: its progress, its report or an error."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fiftyone.operators import types
 
 from ..runs.report import EmbeddingReport
 
-# A report lies in a document of the database, which holds 16 MB
-_MOST_FAILURES = 1000
-_SHOWN_REASONS = 10
+# Results are stored in a MongoDB document, which holds at most 16 MB
+_MAX_FAILURES = 1000
+_MAX_REASONS = 10
 
 
 def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
-    """Return a report as plain values.
+    """Convert a report to plain values.
 
     Args:
         report: the report
@@ -28,19 +28,19 @@ def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
         "embedded": report.embedded,
         "skipped": report.skipped,
         "failed": len(report.failed),
-        "failures": [vars(failure) for failure in report.failed[:_MOST_FAILURES]],
+        "failures": [vars(failure) for failure in report.failed[:_MAX_FAILURES]],
         "seconds": report.seconds,
         "images_per_second": report.images_per_second,
     }
 
 
 def show_progress(label: str, progress: float | None, on_stop: str, run: str) -> Any:
-    """Return what makes the App show a bar, and a button that stops the run.
+    """Return parameters of ``show_output`` for a progress bar with a Stop button.
 
     Args:
-        label: the words below the bar
+        label: the text below the bar
         progress: a number from 0 to 1
-        on_stop: the operator behind the button
+        on_stop: the URI of the operator that the button executes
         run: the ID of the run
     """
     outputs = types.Object()
@@ -50,27 +50,27 @@ def show_progress(label: str, progress: float | None, on_stop: str, run: str) ->
 
 
 def show_report(dataset: Any, result: dict[str, Any]) -> Any:
-    """Return what makes the App show a report."""
+    """Return parameters of ``show_output`` for a report; see :func:`report_view`."""
     return _show(report_view(dataset, result), result)
 
 
 def show_error(title: str, error: Exception) -> Any:
-    """Return what makes the App show an error."""
+    """Return parameters of ``show_output`` for an error."""
     outputs = types.Object()
     outputs.view("error", types.Error(label=title, description=str(error)))
     return _show(types.Property(outputs), {})
 
 
 def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
-    """Lay a report out, with a button that filters to what failed.
+    """Build the view of a report, with a button that shows the failed samples.
 
     Args:
         dataset: the dataset
-        result: the report of a run, see :func:`fiftyone_hiera.plugin.compute_run.finish`
+        result: the result of a run, see :func:`fiftyone_hiera.plugin.compute_run.finish`
     """
     outputs = types.Object()
-    is_all_well = not result["failed"] and not result["stopped"]
-    notice = types.Success if is_all_well else types.Warning
+    is_complete = not result["failed"] and not result["stopped"]
+    notice = types.Success if is_complete else types.Warning
     label = (
         f"{'Stopped: ' if result['stopped'] else ''}{result['embedded']:,} embedded, "
         f"{result['skipped']:,} skipped, {result['failed']:,} failed"
@@ -80,7 +80,7 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
         f"the field {result['embeddings_field']!r}"
     )
     if result["stopped"]:
-        description += ". The same form with this field goes on from here"
+        description += ". To resume, run the same form with this field"
 
     outputs.view("counts", notice(label=label, description=description))
     if result["failures"]:
@@ -89,7 +89,7 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
     if result.get("visualization_brain_key"):
         outputs.btn(
             "open_map",
-            label=f"Open the Embeddings panel, for {result['visualization_brain_key']!r}",
+            label=f"Open the Embeddings panel for {result['visualization_brain_key']!r}",
             on_click="open_panel",
             params={"name": "Embeddings", "layout": "horizontal", "isActive": True},
         )
@@ -107,8 +107,8 @@ def _show_failures(
         on_click="set_view",
         params={"view": json.loads(json_util.dumps(view._serialize()))},
     )
-    reasons = [f"- {failure['reason']}" for failure in failures[:_SHOWN_REASONS]]
-    if len(failures) > _SHOWN_REASONS:
+    reasons = [f"- {failure['reason']}" for failure in failures[:_MAX_REASONS]]
+    if len(failures) > _MAX_REASONS:
         reasons.append("- ...")
 
     outputs.md("\n".join(reasons), name="reasons")

@@ -1,4 +1,4 @@
-"""Sorting by similarity to an image of the user's: the form, and the doing."""
+"""Sort by similarity to an uploaded image: the input form and the search."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import fiftyone.brain as fob
 from fiftyone.operators import types
 
 from ..images.decoding import read_image
-from .similarity_index import describe, find_index_model, load_index_model
-from .widgets import show_obstacle
+from .query_model import describe, find_index_model, load_index_model
+from .widgets import error_form
 
 _TITLE = "Sort by similarity to an image"
 _DEFAULT_K = 25
@@ -25,23 +25,23 @@ def build_form(ctx: Any) -> types.Property:
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
 
     Returns:
-        the form, or a message if there is no index to search
+        the form, or an error if there is no index to search
     """
-    keys = _find_indexes(ctx.dataset) if ctx.dataset is not None else {}
-    if not keys:
-        return show_obstacle(
-            "This dataset has no similarity index of Hiera embeddings: make one with "
+    labels = _find_indexes(ctx.dataset) if ctx.dataset is not None else {}
+    if not labels:
+        return error_form(
+            "This dataset has no similarity index of Hiera embeddings: compute one with "
             "'Compute Hiera embeddings'",
             _TITLE,
         )
 
     inputs = types.Object()
     choices = types.Dropdown()
-    for key, label in keys.items():
+    for key, label in labels.items():
         choices.add_choice(key, label=label)
 
     inputs.enum(
-        "brain_key", list(keys), default=next(iter(keys)), label="Index", view=choices
+        "brain_key", list(labels), default=next(iter(labels)), label="Index", view=choices
     )
     inputs.define_property(
         "query_image",
@@ -55,7 +55,7 @@ def build_form(ctx: Any) -> types.Property:
 
 
 def sort_view(ctx: Any) -> Any:
-    """Sort the view by similarity to the image.
+    """Sort the view by similarity to the uploaded image.
 
     Args:
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
@@ -64,12 +64,12 @@ def sort_view(ctx: Any) -> Any:
         a :class:`fiftyone.core.view.DatasetView`, the most similar first
 
     Raises:
-        ValueError: if the image cannot be read, or if the model that made the index
-            cannot be had
+        ValueError: if the image cannot be read, or if the model of the index cannot be
+            loaded
     """
     key = ctx.params.get("brain_key") or next(iter(_find_indexes(ctx.dataset)))
     image = _read(ctx.params["query_image"])
-    vector = load_index_model(ctx.dataset, key).embed(image)
+    embedding = load_index_model(ctx.dataset, key).embed(image)
 
     view = ctx.view
     index = ctx.dataset.load_brain_results(key)
@@ -79,26 +79,27 @@ def sort_view(ctx: Any) -> Any:
 
     with index.use_view(view, allow_missing=True, warn_missing=False):
         if not index.index_size:
-            raise ValueError(f"Nothing that the App shows now is in the index {key!r}")
+            raise ValueError(f"No sample of the current view is in the index {key!r}")
 
     return view.sort_by_similarity(
-        vector, k=ctx.params.get("k") or _DEFAULT_K, brain_key=key
+        embedding, k=ctx.params.get("k") or _DEFAULT_K, brain_key=key
     )
 
 
 def _find_indexes(dataset: Any) -> dict[str, str]:
-    keys = {}
+    """Return the labels of the dataset's indexes of Hiera embeddings by brain key."""
+    labels = {}
     for key in dataset.list_brain_runs(type=fob.Similarity):
         model = find_index_model(dataset, key)
         if model is not None:
-            keys[key] = f"{key}: {describe(model)}"
+            labels[key] = f"{key}: {describe(model)}"
 
-    return keys
+    return labels
 
 
 def _read(upload: dict[str, Any]) -> Any:
     if not upload.get("content"):
-        raise ValueError("The image did not arrive: choose it again")
+        raise ValueError("The image was not uploaded: select it again")
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image")

@@ -1,4 +1,4 @@
-"""What several forms have in common."""
+"""Parts that the forms share: errors and the validation of single inputs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable
 from fiftyone.operators import types
 
 
-def show_obstacle(text: str, title: str | None = None) -> types.Property:
-    """Return a message in place of a form, which cannot be executed.
+def error_form(message: str, title: str | None = None) -> types.Property:
+    """Build a form that shows an error and cannot be executed.
 
     Args:
-        text: what is in the way, and what to do
+        message: what is wrong and what to do
         title (None): the title of the form
     """
     inputs = types.Object()
-    mark_invalid(inputs.view("obstacle", types.Error(label=text)), text)
+    mark_invalid(inputs.view("error", types.Error(label=message)), message)
     return types.Property(inputs, view=types.View(label=title))
 
 
 def check(prop: types.Property, validate: Callable[[], object]) -> None:
-    """Mark a property as invalid if that is what a validation says.
+    """Mark an input as invalid if its validation fails.
 
     Args:
-        prop: the property
-        validate: raises a ValueError if it is not valid
+        prop: the input
+        validate: a function that raises a ValueError if the input is not valid
     """
     try:
         validate()
@@ -33,11 +33,11 @@ def check(prop: types.Property, validate: Callable[[], object]) -> None:
 
 
 def mark_invalid(prop: types.Property, message: str) -> None:
-    """Mark a property as invalid, so that the form cannot be executed.
+    """Mark an input as invalid, so that the form cannot be executed.
 
     Args:
-        prop: the property
-        message: what is wrong, and what to do
+        prop: the input
+        message: what is wrong and what to do
     """
     prop.invalid = True
     prop.error_message = message

@@ -1,4 +1,4 @@
-"""The work of a run: files, and the parts of each that become vectors."""
+"""Jobs: image and video files, and the parts of each that are embedded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from .patches import Box
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one vector: an image, a frame, or a patch of either.
+    """What one embedding is computed from: an image, a frame, or a patch of either.
 
     Args:
         id: the ID of the sample, frame or label
         document_id: the ID of the sample or frame that holds it
         frame_number: the number of the frame; None for an image, and for a
-            video of which no frames are known
-        box: the patch; None for the whole, empty if the label has no points
+            video whose frames are unknown
+        box: the bounding box of the patch; None for the whole image, empty if the
+            label has no points
     """
 
     id: str
@@ -28,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """The parts of one file that are to be embedded.
+    """The parts of one file to embed.
 
     Args:
         sample_id: the ID of the file's sample
@@ -39,24 +40,3 @@ class Job:
     sample_id: str
     path: str
     parts: Sequence[Part]
-
-
-@dataclass(frozen=True)
-class Worklist:
-    """The work of a run, settled before it begins.
-
-    Args:
-        sample_ids: the samples, in order of their files
-        part_ids: of each sample the frames or labels; None for whole images
-        skipped: how many vectors there are already
-    """
-
-    sample_ids: list[str]
-    part_ids: dict[str, list[str]] | None
-    skipped: int
-
-    def __len__(self) -> int:
-        if self.part_ids is None:
-            return len(self.sample_ids)
-
-        return sum(map(len, self.part_ids.values()))

@@ -1,16 +1,16 @@
-"""How a run of embed_samples goes about its work."""
+"""The options of a run of ``embed_samples``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-KEPT = "What was stored is kept"
-"""Said wherever a run had to stop."""
+KEPT = "Stored embeddings are kept"
+"""Said in the message of each run that had to stop."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run goes about its work; see :meth:`HieraEmbeddingModel.embed_samples`."""
+    """The options of a run; see :meth:`HieraEmbeddingModel.embed_samples`."""
 
     batch_size: int | None
     num_workers: int | None
@@ -24,25 +24,23 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= least):
                 raise ValueError(
-                    f"Invalid {name} {value!r}: it is a whole number from {least}"
+                    f"Invalid {name} {value!r}: expected an integer of at least {least}"
                 )
 
         if self.shard is not None and not _is_shard(self.shard):
             raise ValueError(
-                f"Invalid shard {self.shard!r}: it is (k, n), whole numbers with 0 <= k < n"
+                f"Invalid shard {self.shard!r}: expected (k, n), integers with 0 <= k < n"
             )
 
         tag: object = self.failure_tag
         if tag is not None and not (isinstance(tag, str) and tag):
-            raise ValueError(f"Invalid failure_tag {tag!r}: it is a text")
+            raise ValueError(f"Invalid failure_tag {tag!r}: expected a non-empty string")
 
     @property
     def advice(self) -> str:
         """What to do after a run that stopped."""
-        if self.overwrite:
-            return f"{KEPT}; the same call begins anew"
-
-        return f"{KEPT}; the same call goes on from there"
+        does = "starts over" if self.overwrite else "resumes there"
+        return f"{KEPT}; the same call {does}"
 
 
 def _is_shard(shard: object) -> bool:

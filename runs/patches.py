@@ -1,4 +1,4 @@
-"""Patches: the parts of images that boxes and polylines enclose."""
+"""Patches: the parts of images inside boxes and polylines."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import numpy as np
 import numpy.typing as npt
 
 Box = Sequence[float]
-"""A bounding box as FiftyOne has it: [x, y, width, height], relative, in [0, 1]."""
+"""A bounding box as in FiftyOne: [x, y, width, height], relative, in [0, 1]."""
 
-Picture = npt.NDArray[np.uint8]
-"""An RGB picture of shape (H, W, 3)."""
+ImageArray = npt.NDArray[np.uint8]
+"""An RGB image of shape (H, W, 3)."""
 
 
 def extract_patch(
-    picture: Picture, box: Box, *, alpha: float | None = None, force_square: bool = False
-) -> Picture:
-    """Cut a patch out of a picture, with FiftyOne's own geometry.
+    image: ImageArray,
+    box: Box,
+    *,
+    alpha: float | None = None,
+    force_square: bool = False,
+) -> ImageArray:
+    """Crop a patch out of an image, with FiftyOne's own geometry.
 
     Args:
-        picture: the picture
+        image: the image
         box: the bounding box of the patch
         alpha (None): how much to expand or contract the box, in [-1, inf)
         force_square (False): whether to minimally make the box a square
 
     Returns:
-        the patch, a view into the picture
+        the patch, a view into the image
 
     Raises:
         ValueError: if the patch is empty
@@ -37,7 +41,7 @@ def extract_patch(
     if alpha is not None:
         bounding_box = bounding_box.pad_relative(alpha)
 
-    patch: Picture = bounding_box.extract_from(picture, force_square=force_square)
+    patch: ImageArray = bounding_box.extract_from(image, force_square=force_square)
     if 0 in patch.shape:
         raise ValueError(
             f"the patch {[round(float(edge), 4) for edge in box]} is empty: its box is "

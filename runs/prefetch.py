@@ -1,8 +1,8 @@
-"""Reading files ahead of the encoder, with a bounded pool of threads.
+"""Read files ahead of the encoder, with a bounded pool of threads.
 
 Threads, not processes: Pillow, OpenCV and simplejpeg release Python's lock
-while they decode, threads start at once, share the plugins and settings of the
-process, and are indifferent to how processes are started.
+while they decode; threads start at once, share the plugins and settings of the
+process, and do not depend on how processes are started.
 """
 
 from __future__ import annotations
@@ -20,25 +20,43 @@ import numpy as np
 import torch
 
 from ..images.decoding import ImageLike, read_image
-from ..images.diagnostics import check_is_file
 from ..images.preprocessing import Preprocessing
+from ..images.refusals import check_is_file
 from .jobs import Job, Part
-from .patches import Picture, extract_patch
+from .patches import ImageArray, extract_patch
 
 
 @dataclass(frozen=True)
-class Read:
-    """Parts of one file, with the input of each or the reason why there is none.
+class Input:
+    """The encoder's input for one part of a file.
 
     Args:
-        job: what they are parts of
-        parts: the parts; more than one only if they failed together
-        result: the encoder's input, or the error
+        job: the file
+        part: the part
+        pixels: a uint8 tensor of shape (3, H, W)
+    """
+
+    job: Job
+    part: Part
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Parts of a file that cannot be read.
+
+    Args:
+        job: the file
+        parts: the parts
+        error: the error; its message names the file
     """
 
     job: Job
     parts: Sequence[Part]
-    result: torch.Tensor | Exception
+    error: ValueError
+
+
+Read = Input | Unreadable
 
 
 @dataclass(frozen=True)
@@ -54,15 +72,14 @@ def read_images(
 
     Args:
         jobs: the files
-        preprocessing: from a picture to the encoder's input
-        num_workers: the number of threads; 0 reads in this one
-        ahead: how many parts to hold ready, about
+        preprocessing: the preprocessing
+        num_workers: the number of threads; 0 reads in the calling thread
+        ahead: the approximate number of parts to hold ready
 
     Yields:
-        lists of :class:`Read`, in the order of the jobs
+        lists of :data:`Read`, in the order of the jobs
     """
-    # A file with many parts is read in several goes, so that what is held ready
-    # stays bounded
+    # A file with many parts is read several times, a bounded number of parts each
     tasks = (
         _Task(len(part.parts), partial(_read_image, part, preprocessing))
         for job in jobs
@@ -74,17 +91,17 @@ def read_images(
 def read_videos(
     jobs: Iterable[Job], preprocessing: Preprocessing, *, num_workers: int, ahead: int
 ) -> Generator[list[Read], None, None]:
-    """Read the parts of video files, one after the other, frame by frame.
+    """Read the parts of video files, one file after the other, frame by frame.
 
     Args:
         jobs: the files
-        preprocessing: from a picture to the encoder's input
-        num_workers: 0 reads in this thread; otherwise there is one, since a
-            video is decoded in order, by the threads of ffmpeg
-        ahead: how many parts to hold ready, about
+        preprocessing: the preprocessing
+        num_workers: 0 reads in the calling thread, any other number in a single
+            thread: a video is decoded in order, by the threads of ffmpeg
+        ahead: the approximate number of parts to hold ready
 
     Yields:
-        lists of :class:`Read`, in the order of the jobs and frames
+        lists of :data:`Read`, in the order of the jobs and frames
     """
     size = max(1, ahead // 2)
     tasks = (
@@ -136,14 +153,14 @@ def _read_image(job: Job, preprocessing: Preprocessing) -> list[Read]:
     is_whole = job.parts[0].box is None
     read = preprocessing.read if is_whole else read_image
     try:
-        picture = read(job.path)
+        image = read(job.path)
     except ValueError as error:
-        return [Read(job, job.parts, error)]
+        return [Unreadable(job, job.parts, error)]
 
     if is_whole:
-        return [_prepare(job, job.parts[0], picture, preprocessing)]
+        return [_prepare(job, job.parts[0], image, preprocessing)]
 
-    array = np.asarray(picture)
+    array = np.asarray(image)
     return [_prepare(job, part, array, preprocessing) for part in job.parts]
 
 
@@ -159,9 +176,9 @@ def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:
         with etav.FFmpegVideoReader(job.path, frames=numbers) as reader:
             height, width = _frame_shape(reader)
             for raw in reader:
-                picture = raw.reshape(height, width, 3)
+                image = raw.reshape(height, width, 3)
                 for part in frames.pop(reader.frame_number):
-                    yield _prepare(job, part, picture, preprocessing)
+                    yield _prepare(job, part, image, preprocessing)
     except Exception as error:  # noqa: BLE001  # as with images: broken files raise anything
         reason = str(error) or type(error).__name__
         if reason.startswith("Command 'ffprobe"):
@@ -172,14 +189,14 @@ def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:
         first = unread[0].frame_number
         where = "" if first is None else f" from frame {first} on"
         message = f"Cannot read video {job.path!r}{where}: {reason}"
-        yield Read(job, unread, ValueError(message))
+        yield Unreadable(job, unread, ValueError(message))
 
 
 def _frame_shape(reader: Any) -> tuple[int, int]:
-    """Return the (height, width) of the frames, as ffmpeg really gives them.
+    """Return the (height, width) of the frames that ffmpeg returns.
 
-    ffmpeg turns the frames of a rotated video upright. Where newer releases note
-    the rotation, eta does not look, and takes the frames' width for their height.
+    ffmpeg turns the frames of a rotated video upright. Newer releases note the
+    rotation where eta does not look, so that eta swaps height and width.
     """
     width, height = reader.frame_size
     info = reader._stream_info.stream_info
@@ -191,19 +208,19 @@ def _frame_shape(reader: Any) -> tuple[int, int]:
     return height, width
 
 
-def _prepare(job: Job, part: Part, picture: Any, preprocessing: Preprocessing) -> Read:
+def _prepare(job: Job, part: Part, image: Any, preprocessing: Preprocessing) -> Read:
     try:
-        cut: ImageLike = picture if part.box is None else _cut(picture, part)
-        return Read(job, [part], preprocessing(cut))
+        cropped: ImageLike = image if part.box is None else _crop(image, part)
+        return Input(job, part, preprocessing(cropped))
     except Exception as error:  # noqa: BLE001  # one failure costs one part
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
         reason = str(error) or type(error).__name__
         message = f"Cannot embed {of_frame}{job.path!r}: {reason}"
-        return Read(job, [part], ValueError(message))
+        return Unreadable(job, [part], ValueError(message))
 
 
-def _cut(picture: Picture, part: Part) -> Picture:
+def _crop(image: ImageArray, part: Part) -> ImageArray:
     if not part.box:
         raise ValueError("the label has no bounding box or points")
 
-    return extract_patch(picture, part.box)
+    return extract_patch(image, part.box)

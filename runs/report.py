@@ -1,4 +1,4 @@
-"""What an embedding run did."""
+"""The report of a run: what was embedded, skipped and failed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Failure:
-    """One vector that was not made.
+    """An embedding that could not be computed.
 
     Args:
-        id: the ID of the sample, or of the frame or the label inside it
+        id: the ID of the sample, or of the frame or label inside it
         sample_id: the ID of the sample
         path: the path of its file
-        reason: why, in one line; it names the path where that is the cause
+        reason: the reason, in one line; it names the path if the file is the cause
     """
 
     id: str
@@ -26,13 +26,13 @@ class Failure:
 
 @dataclass
 class EmbeddingReport:
-    """What an embedding run did, counted in vectors.
+    """The report of a run, counted in embeddings.
 
     Args:
-        embedded: how many were made and stored
-        skipped: how many there were already
-        failed: those that could not be made, each with its reason
-        seconds: how long the run took
+        embedded: the number of embeddings computed and stored
+        skipped: the number of embeddings that existed already
+        failed: the failures, each with its reason
+        seconds: the duration of the run
     """
 
     embedded: int = 0
@@ -42,7 +42,7 @@ class EmbeddingReport:
 
     @property
     def images_per_second(self) -> float:
-        """How many vectors were made and stored in a second."""
+        """The number of embeddings computed and stored per second."""
         return self.embedded / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
@@ -61,12 +61,12 @@ class EmbeddingReport:
 
 
 class EmbeddingError(RuntimeError):
-    """An embedding run that stopped.
+    """A run that had to stop.
 
-    What was stored is kept, and the same call goes on from there.
+    Stored embeddings are kept, and the same call resumes there.
 
     Args:
-        message: why it stopped
+        message: the reason
         report: what the run had done by then
     """
 

@@ -16,19 +16,6 @@ from typing import Any
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 
 _ROOT = Path(__file__).parents[1]
-# FiftyOne's own tags, by which models are found
-_TASKS = {
-    "HieraModel": [],
-    "HieraForImageClassification": ["classification", "logits", "imagenet"],
-    "HieraForPreTraining": [],
-    "birder.Hiera": [],
-}
-_GIVES = {
-    "HieraModel": "image embeddings",
-    "HieraForImageClassification": "ImageNet classification and image embeddings",
-    "HieraForPreTraining": "image reconstruction error and image embeddings",
-    "birder.Hiera": "image embeddings",
-}
 _DATE_ADDED = "2026-11-21 12:00:00"
 
 
@@ -58,7 +45,7 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
             "gpu": {"support": True},
         },
         "tags": [
-            *_TASKS[checkpoint.architecture],
+            *checkpoint.architecture.tags,
             *("embeddings", "torch", "transformers", "hiera"),
         ],
         "training_data": [{"name": name, "url": url}],
@@ -68,7 +55,7 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _description(checkpoint: Checkpoint) -> str:
     return (
-        f"Hiera {_GIVES[checkpoint.architecture]}: {checkpoint.embedding_dim} dimensions, "
+        f"Hiera {checkpoint.architecture.produces}: {checkpoint.embedding_dim} dimensions, "
         f"{checkpoint.parameters / 1e6:.1f} M parameters, {checkpoint.image_size} px, "
         f"pooling {' or '.join(checkpoint.poolings)}; {checkpoint.trained}"
     )

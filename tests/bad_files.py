@@ -1,4 +1,4 @@
-"""Real files that cannot be embedded, each with the reason to be given for it."""
+"""Real files that cannot be embedded, each with the expected reason."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _LFS_POINTER = (
 
 
 def write_bad_files(folder: Path, photo: Image.Image) -> dict[str, str]:
-    """Write one file for each way of not being an image.
+    """Write one bad file of each kind.
 
     Args:
         folder: an existing folder
-        photo: a picture of some hundred pixels
+        photo: an image of several hundred pixels
 
     Returns:
-        a dict from the paths to patterns that match the reason
+        a dict from the paths to regular expressions that match the reasons
     """
     return {str(path): reason for path, reason in _write(folder, photo)}
 
@@ -88,7 +88,7 @@ def _write(folder: Path, photo: Image.Image) -> Iterator[tuple[Path, str]]:
             "truncated|Premature|premature|could not create decoder|unrecognized|no format",
         )
 
-    # A block of a disk that went bad: Pillow and OpenCV decode it without a word
+    # A damaged disk block: Pillow and OpenCV decode it without an error
     path = folder / "rotten.jpg"
     photo.save(path, quality=90)
     content = bytearray(path.read_bytes())
@@ -137,7 +137,7 @@ def _write(folder: Path, photo: Image.Image) -> Iterator[tuple[Path, str]]:
 
 
 def png(width: int, height: int) -> bytes:
-    """Return a black PNG of one bit per pixel, which is small whatever its size."""
+    """Return a black PNG of one bit per pixel: few bytes for many pixels."""
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes((1 + (width + 7) // 8) * height))
     chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))

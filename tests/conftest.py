@@ -39,20 +39,6 @@ def _isolate(home: Path) -> None:
 _isolate(Path(_HOME.name))
 
 
-_LONG = (
-    "test_zoo.py",
-    "test_faults.py",
-    "test_readme.py",
-    "test_operators.py",
-    "test_weights.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take long, so that processes end together."""
-    items.sort(key=lambda item: (*_LONG, item.path.name).index(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def nano() -> Path:
     """The weights that this repository carries."""
@@ -76,17 +62,30 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def plugin() -> Any:
+def no_settling() -> Iterator[None]:
+    """Runs of this process do not wait for writes of other processes."""
+    from fiftyone_hiera.runs import field_claim
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(field_claim, "_SETTLE_SECONDS", 0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def plugin() -> Iterator[Any]:
     """The operators' plugin, linked into the tests' plugins folder."""
     import fiftyone as fo
     import fiftyone.plugins as fop
+    from operator_calls import plugin_module
 
     link = Path(fo.config.plugins_dir) / "fiftyone-hiera"
     if not link.exists():
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(Path(__file__).parents[1])
 
-    return fop.get_plugin("@fiftyone-hiera/plugin")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugin_module("runs.field_claim"), "_SETTLE_SECONDS", 0)
+        yield fop.get_plugin("@fiftyone-hiera/plugin")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def dataset() -> Iterator[Any]:
+def dataset(no_settling: None) -> Iterator[Any]:
     """An empty dataset in the tests' own database."""
     import fiftyone as fo
 

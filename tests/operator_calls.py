@@ -1,8 +1,9 @@
-"""Calling operators as FiftyOne's App does: real contexts, no browser."""
+"""Call operators as FiftyOne's App does, without a browser."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 from typing import Any
 
 import fiftyone.operators as foo
@@ -17,6 +18,12 @@ COMPUTE = "@fiftyone-hiera/plugin/compute_hiera_embeddings"
 SORT = "@fiftyone-hiera/plugin/sort_by_hiera_similarity"
 
 
+def plugin_module(name: str) -> Any:
+    """Return a module as FiftyOne imported it with the plugin, apart from this package."""
+    package = type(foo.get_operator(COMPUTE)).__module__.rpartition(".plugin.")[0]
+    return importlib.import_module(f"{package}.{name}")
+
+
 def make_request(samples: Any, params: dict[str, Any], **request: Any) -> dict[str, Any]:
     """Return a request as the App sends it, for a dataset or a view of it."""
     return {
@@ -29,15 +36,15 @@ def make_request(samples: Any, params: dict[str, Any], **request: Any) -> dict[s
 
 
 def make_context(samples: Any, params: dict[str, Any], **request: Any) -> ExecutionContext:
-    """Return the context of such a request."""
+    """Return the execution context of a request; see :func:`make_request`."""
     return ExecutionContext(make_request(samples, params, **request), executor=Executor())
 
 
 def resolve(uri: str, samples: Any, **params: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Open a form.
+    """Resolve a form.
 
     Returns:
-        its properties by name, and what is wrong by name
+        its properties by name, and its errors by name
     """
     return resolve_context(uri, make_context(samples, params))
 
@@ -45,7 +52,7 @@ def resolve(uri: str, samples: Any, **params: Any) -> tuple[dict[str, Any], dict
 def resolve_context(
     uri: str, ctx: ExecutionContext
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Open a form in a context."""
+    """Resolve a form in a context; see :func:`resolve`."""
     operator = foo.get_operator(uri)
     form = operator.resolve_type(ctx, "inputs")
     form.to_json()
@@ -59,15 +66,15 @@ def choices(prop: Any) -> dict[str, Any]:
 
 
 def execute_in_app(samples: Any, uri: str = COMPUTE, **params: Any) -> Any:
-    """Execute as the App does.
+    """Execute an operator as the App does.
 
     Returns:
-        a generator of messages for a stream, else the result
+        the result; its ``result`` is a generator of messages if the operator streams
     """
     request = make_request(samples, params, operator_uri=uri)
     return asyncio.run(execute_or_delegate_operator(uri, request))
 
 
 def triggered(messages: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return the operators that messages trigger, with their parameters."""
+    """Return the (URI, parameters) of the operators that messages trigger."""
     return [(message.body.operator_uri, message.body.params) for message in messages]

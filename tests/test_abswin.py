@@ -81,7 +81,9 @@ def test_embedding_is_birders(network: Any, weights: Path, size: int) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize(
+    "engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_feature_maps_are_birders(network: Any, weights: Path, engine: str) -> None:
     from birder.data.transforms.classification import inference_preset
 
@@ -123,7 +125,7 @@ def test_parameters_are_those_of_the_table(network: Any) -> None:
 def test_file_that_does_not_say_how_to_normalize(weights: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(weights), bare)
-    with pytest.raises(ValueError, match=r"bare\.safetensors .*how images are to be"):
+    with pytest.raises(ValueError, match=r"bare\.safetensors .*how images are normalized"):
         _load(bare)
 
     bare.write_bytes(weights.read_bytes()[:5000])

@@ -358,7 +358,8 @@ def test_field_made_by_other_settings(browser: Browser) -> None:
     with browser.resolved():
         page.get_by_text("cls", exact=True).click()
 
-    expect(page.get_by_text("1200 vectors that were made otherwise")).to_be_visible()
+    refusal = "1200 embeddings computed with different settings"
+    expect(page.get_by_text(refusal)).to_be_visible()
     expect(page.get_by_text("Empty for 'hiera_2'.")).to_be_visible()
     expect(browser.execute).to_be_disabled()
     browser.picture("made-otherwise")

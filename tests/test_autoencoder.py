@@ -1,4 +1,4 @@
-"""Masked autoencoders against transformers, natively in FiftyOne."""
+"""Masked autoencoders equal transformers', by FiftyOne's own methods."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _noise(count: int, size: tuple[int, int], seed: int = 51) -> torch.Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize("normalize_pixel_loss", [True, False])
 def test_loss_of_a_mask_is_transformers(tmp_path: Path, normalize_pixel_loss: bool) -> None:
-    """Where a unit is hidden by one mask, its errors are what that mask's loss averages."""
+    """The loss of a mask is the mean error of the units that only this mask hides."""
     reference = _make(normalize_pixel_loss=normalize_pixel_loss, mask_ratio=0.5)
     model = _load(str(save_checkpoint(tmp_path, reference)), num_masks=2)
     head = model._autoencoder
@@ -109,10 +109,10 @@ def test_masks_hide_everything() -> None:
         assert torch.equal(masks, make_masks(units, ratio, count))
 
     with pytest.raises(
-        ValueError, match=r"num_masks: 1. Each hides 30 of 49 .* 2 at least"
+        ValueError, match=r"num_masks: 1. Each masks 30 of 49 .* at least 2"
     ):
         make_masks(49, 0.6, 1)
-    with pytest.raises(ValueError, match="too small to hide 60%"):
+    with pytest.raises(ValueError, match="too small to mask 60%"):
         make_masks(1, 0.6, 4)
 
 
@@ -155,28 +155,34 @@ def test_reconstruction(reference: HieraForPreTraining, checkpoint: str) -> None
     model = _load(checkpoint, num_masks=2)
     head = model._autoencoder
     image = _noise(1, (96, 128))[0].permute(1, 2, 0).numpy()
-    picture = np.asarray(model.reconstruct(image))
-    assert picture.shape == (96, 128, 3)
-    assert np.array_equal(picture, np.asarray(model.reconstruct(image)))
+    reconstruction = np.asarray(model.reconstruct(image))
+    assert reconstruction.shape == (96, 128, 3)
+    assert np.array_equal(reconstruction, np.asarray(model.reconstruct(image)))
 
-    # Patch by patch, by transformers' own guesses and the statistics of the image
+    # Patch by patch, from transformers' predictions and the statistics of the image
     pixels = model.transforms(image)
     inputs = head._normalize(pixels[None])
-    guesses = [reference(inputs, noise=mask.float()[None]).logits[0] for mask in head.masks]
+    predictions = [
+        reference(inputs, noise=mask.float()[None]).logits[0] for mask in head.masks
+    ]
     for row in range(6):
         for column in range(8):
-            place = np.s_[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
-            patch = inputs[0][place]
+            where = np.s_[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+            patch = inputs[0][where]
             unit = row // 2 * 4 + column // 2
-            hiding = [g for g, mask in zip(guesses, head.masks, strict=True) if mask[unit]]
-            guess = torch.stack(hiding).mean(dim=0)[8 * row + column].view(3, 16, 16)
-            guess = guess * (patch.var() + 1e-6).sqrt() + patch.mean()
-            expected = _undo(model, guess)[:, :, :].permute(1, 2, 0).numpy()
-            found = picture[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+            hiding = [
+                predicted
+                for predicted, mask in zip(predictions, head.masks, strict=True)
+                if mask[unit]
+            ]
+            mean = torch.stack(hiding).mean(dim=0)[8 * row + column].view(3, 16, 16)
+            mean = mean * (patch.var() + 1e-6).sqrt() + patch.mean()
+            expected = _undo(model, mean)[:, :, :].permute(1, 2, 0).numpy()
+            found = reconstruction[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
             assert np.abs(found - expected).max() <= 0.51
 
 
-def test_a_perfect_guess_has_no_error(
+def test_a_perfect_reconstruction_has_no_error(
     monkeypatch: pytest.MonkeyPatch, autoencoder: HieraAutoencoderModel
 ) -> None:
     head = autoencoder._autoencoder
@@ -186,18 +192,22 @@ def test_a_perfect_guess_has_no_error(
     mean, deviation = patches.mean(-1, True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
     perfect = (patches - mean) / deviation
     monkeypatch.setattr(
-        head, "_guess", lambda _: [(perfect, head._spread(mask)) for mask in head.masks]
+        head,
+        "_reconstruct",
+        lambda _: [(perfect, head._spread(mask)) for mask in head.masks],
     )
     assert head.errors(pixels).abs().max() < 1e-9
     assert torch.equal(head.reconstruct(pixels), pixels)
     broken = perfect * torch.nan
-    monkeypatch.setattr(head, "_guess", lambda _: [(broken, head._spread(head.masks[0]))])
-    with pytest.raises(ValueError, match="NaN or infinity instead of a picture"):
+    monkeypatch.setattr(
+        head, "_reconstruct", lambda _: [(broken, head._spread(head.masks[0]))]
+    )
+    with pytest.raises(ValueError, match="The model returned NaN or infinity"):
         head.reconstruct(pixels)
 
     plain = torch.zeros_like(perfect)
     monkeypatch.setattr(
-        head, "_guess", lambda _: [(plain, head._spread(mask)) for mask in head.masks]
+        head, "_reconstruct", lambda _: [(plain, head._spread(mask)) for mask in head.masks]
     )
     assert torch.allclose(head.errors(pixels), torch.ones(1, 3, 4), atol=2e-3)
 

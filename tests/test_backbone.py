@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from random_hiera import make_config, make_hiera
 from transformers import HieraBackbone
 from transformers.models.hiera.modeling_hiera import unroll
 
+from fiftyone_hiera.hiera import backbone as backbone_module
 from fiftyone_hiera.hiera.backbone import Backbone
 
 _LAYOUTS: list[dict[str, Any]] = [
@@ -55,18 +57,18 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
     stages = (1, 2, 3, 4)
     config = make_config(out_features=[f"stage{stage}" for stage in stages])
     hiera = make_hiera(config)
-    backbone = Backbone(config, stages).eval()
-    backbone.load_state_dict(hiera.state_dict(), strict=False)
+    ours = Backbone(config, stages).eval()
+    ours.load_state_dict(hiera.state_dict(), strict=False)
     backbone = HieraBackbone(config).eval()
     missing, _ = backbone.load_state_dict(hiera.state_dict(), strict=False)
     assert all(name.startswith("hidden_states_norms.") for name in missing)
 
-    # Of these no checkpoint has weights
+    # No checkpoint has weights of these
     for name in backbone.hidden_states_norms:
         backbone.hidden_states_norms[name] = torch.nn.Identity()
 
     pixels = torch.randn(2, 3, *config.image_size)
-    found = backbone(pixels)
+    found = ours(pixels)
 
     def is_equal() -> list[bool]:
         maps = [values.flatten(2).mT for values in backbone(pixels).feature_maps]
@@ -75,7 +77,7 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
             for one, other in zip(found, maps, strict=True)
         ]
 
-    # Once this fails, transformers has mended it: the README says that it is wrong
+    # If this fails, transformers is fixed, and the README is out of date
     assert not any(is_equal())
 
     def put_in_order(_: Any, __: Any, output: tuple[torch.Tensor, ...]) -> Any:
@@ -110,3 +112,9 @@ def test_only_wanted_stages_are_computed(
 def test_what_no_hiera_does_is_refused(layout: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Backbone(make_config(**layout))
+
+
+def test_worked_example_of_the_order() -> None:
+    results = doctest.testmod(backbone_module)
+    assert results.attempted > 2
+    assert not results.failed

@@ -1,4 +1,4 @@
-"""Files that are bad or odd, on every path by which an image is embedded."""
+"""Bad and unusual files, on every path by which images are embedded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _sample(path: Path | str) -> fo.Sample:
 
 
 def _on_every_path(dataset: Any, model: HieraEmbeddingModel) -> dict[str, list[Any]]:
-    """Embed the same images in each way there is; None where one failed."""
+    """Embed the same images on every path; None where one failed."""
     model.embed_samples(dataset, "hiera", batch_size=4)
     model.embed_samples(dataset, "hiera", batch_size=4, patches_field="whole")
     patches = dataset.compute_patch_embeddings(model, "whole", num_workers=0)
@@ -68,7 +68,7 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_each_bad_file_costs_itself_alone(
+def test_only_the_bad_files_fail(
     dataset: Any,
     model: HieraEmbeddingModel,
     photo: Image.Image,
@@ -112,7 +112,7 @@ def test_each_bad_file_costs_itself_alone(
     assert not ghostscript.exists()
 
 
-def test_the_trap_for_ghostscript_works(
+def test_ghostscript_fixture_works(
     photo: Image.Image, tmp_path: Path, ghostscript: Path
 ) -> None:
     photo.save(tmp_path / "drawing.eps")
@@ -122,7 +122,7 @@ def test_the_trap_for_ghostscript_works(
     assert ghostscript.exists()
 
 
-def test_each_bad_file_is_refused_natively(
+def test_only_the_bad_files_fail_natively(
     dataset: Any,
     model: HieraEmbeddingModel,
     photo: Image.Image,
@@ -135,8 +135,10 @@ def test_each_bad_file_is_refused_natively(
     photo.save(good)
     dataset.add_samples([_sample(path) for path in (*reasons, good)])
 
-    vectors = dataset.compute_embeddings(model, batch_size=1, num_workers=0)
-    assert [vector is None for vector in vectors] == [True] * len(reasons) + [False]
+    embeddings = dataset.compute_embeddings(model, batch_size=1, num_workers=0)
+    assert [embedding is None for embedding in embeddings] == [True] * len(reasons) + [
+        False
+    ]
     patches = dataset.compute_patch_embeddings(model, "whole", num_workers=0)
     assert [v is None for v in patches.values()] == [True] * len(reasons) + [False]
     for path, reason in reasons.items():
@@ -148,7 +150,7 @@ def test_each_bad_file_is_refused_natively(
 
 
 @pytest.mark.parametrize("position", [0, 3, 7])
-def test_wherever_the_bad_file_is_in_its_batch(
+def test_only_the_bad_file_of_a_batch_fails(
     dataset: Any,
     model: HieraEmbeddingModel,
     photo: Image.Image,
@@ -162,12 +164,12 @@ def test_wherever_the_bad_file_is_in_its_batch(
     dataset.add_samples([_sample(tmp_path / f"{index}.png") for index in range(8)])
     model.embed_samples(dataset, "hiera", batch_size=8)
     stored = dataset.values("hiera")
-    assert [vector is None for vector in stored] == [i == position for i in range(8)]
+    assert [embedding is None for embedding in stored] == [i == position for i in range(8)]
 
 
 @contextlib.contextmanager
 def _unprivileged() -> Iterator[Path]:
-    """Be nobody, in a folder of somebody else that nobody may enter."""
+    """Yield a folder that tests may leave as another user, who cannot list it."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         is_root = os.geteuid() == 0
@@ -228,8 +230,8 @@ def test_names_of_any_bytes(
     assert r"bad\nname.png" in failure.reason
     assert "\n" not in failure.reason
     expected = model.embed(photo)
-    for vector in dataset.exists("hiera").values("hiera"):
-        assert np.abs(vector - expected).max() < 1e-4
+    for embedding in dataset.exists("hiera").values("hiera"):
+        assert np.abs(embedding - expected).max() < 1e-4
 
     assert dataset.count("hiera") == len(names) + 1
     assert np.abs(model.embed(read_image(latin)) - expected).max() < 1e-4
@@ -238,8 +240,8 @@ def test_names_of_any_bytes(
         read_image(latin)
 
 
-def _odd_pictures(photo: Image.Image, folder: Path) -> dict[str, Image.Image]:
-    """Write odd files; return the upright RGB picture that each of them shows."""
+def _unusual_images(photo: Image.Image, folder: Path) -> dict[str, Image.Image]:
+    """Write unusual files; return the upright RGB image of each."""
     grey = photo.convert("L")
     alpha = photo.copy()
     alpha.putalpha(Image.linear_gradient("L").resize(photo.size))
@@ -310,20 +312,20 @@ def _odd_pictures(photo: Image.Image, folder: Path) -> dict[str, Image.Image]:
         turned.save(folder / f"orientation-{orientation}.webp", exif=exif, lossless=True)
         shown[f"orientation-{orientation}.webp"] = photo
 
-    return {name: picture.convert("RGB") for name, picture in shown.items()}
+    return {name: image.convert("RGB") for name, image in shown.items()}
 
 
-def test_odd_pictures_are_the_same_on_every_path(
+def test_unusual_images_are_the_same_on_every_path(
     dataset: Any, model: HieraEmbeddingModel, photo: Image.Image, tmp_path: Path
 ) -> None:
-    shown = _odd_pictures(photo, tmp_path)
+    shown = _unusual_images(photo, tmp_path)
     dataset.add_samples([_sample(tmp_path / name) for name in shown])
     ways = _on_every_path(dataset, model)
     ways["in memory"] = [model.embed(Image.open(tmp_path / name)) for name in shown]
-    for way, vectors in ways.items():
-        for (name, picture), vector in zip(shown.items(), vectors, strict=True):
-            expected = model.embed(np.asarray(picture))
-            assert np.abs(vector - expected).max() < 1e-4, (name, way)
+    for way, embeddings in ways.items():
+        for (name, image), embedding in zip(shown.items(), embeddings, strict=True):
+            expected = model.embed(np.asarray(image))
+            assert np.abs(embedding - expected).max() < 1e-4, (name, way)
 
 
 def test_cmyk_is_not_inverted(
@@ -336,7 +338,7 @@ def test_cmyk_is_not_inverted(
     assert np.abs(255 - read - np.asarray(photo)).mean() > 50
 
 
-def test_truncated_files_are_refused_whatever_pillow_was_told(
+def test_truncated_files_are_refused_whatever_pillow_is_set_to(
     photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -344,7 +346,7 @@ def test_truncated_files_are_refused_whatever_pillow_was_told(
     photo.save(path)
     path.write_bytes(path.read_bytes()[:50_000])
     with Image.open(path) as image:
-        image.load()  # as Pillow was told
+        image.load()  # as Pillow is set to
 
     with pytest.raises(ValueError, match="truncated"):
         read_image(path)
@@ -404,7 +406,7 @@ print("MB", (peak - before) // 1024)
 
 
 def _peak_memory(photo: Image.Image, path: Path) -> tuple[str, int]:
-    """Read an image in a process of its own; return what it says, and its MB."""
+    """Read an image in another process; return its output, and the MB it took."""
     small = path.with_name("small.png")
     photo.save(small)
     sources = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
@@ -425,16 +427,16 @@ def test_bomb_is_not_decoded(photo: Image.Image, tmp_path: Path) -> None:
     assert megabytes < 20
 
 
-def test_large_picture_embeds_and_is_named(photo: Image.Image, tmp_path: Path) -> None:
+def test_large_image_is_embedded_with_a_warning(photo: Image.Image, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     large.write_bytes(png(10_000, 9_000))
     said, _ = _peak_memory(photo, large)
     assert "CROP (3, 224, 224)" in said
-    assert "large.png' is a very large picture: 90 MP" in said
+    assert "large.png' is a very large image: 90 MP" in said
 
 
 @pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000)])
-def test_elongated_picture_takes_little_memory(
+def test_elongated_image_takes_little_memory(
     photo: Image.Image, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     path = tmp_path / "elongated.png"

@@ -1,4 +1,4 @@
-"""Fine-tuned checkpoints: labels, logits and embeddings, natively in FiftyOne."""
+"""Fine-tuned checkpoints: labels, logits and embeddings, by FiftyOne's own methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _takes_classes = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 @torch.inference_mode()
 def reference(digits: list[Digit]) -> HieraForImageClassification:
-    """A classifier with random weights, such that each class has its images."""
+    """A classifier with random weights that predicts each class for some images."""
     classifier = make_classifier(make_config())
     classifier.config.id2label = dict(enumerate(_NAMES))
     preprocessing = for_image_size((64, 64))
@@ -84,7 +84,7 @@ def _expect(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_labels_are_transformers(
+def test_labels_equal_transformers(
     samples: fo.Dataset,
     classifier: HieraClassifierModel,
     reference: HieraForImageClassification,
@@ -102,9 +102,9 @@ def test_labels_are_transformers(
     stored = np.stack([label.logits for label in labels])
     assert np.abs(stored - logits).max() < 1e-4
     assert [label.label for label in labels] == [_NAMES[i] for i in logits.argmax(axis=1)]
-    odds = torch.tensor(logits).softmax(dim=1).numpy().max(axis=1)
+    expected = torch.tensor(logits).softmax(dim=1).numpy().max(axis=1)
     confidences = np.array([label.confidence for label in labels])
-    assert np.abs(confidences - odds).max() < 1e-5
+    assert np.abs(confidences - expected).max() < 1e-5
     assert len({label.label for label in labels}) > 1
 
 
@@ -128,7 +128,7 @@ def test_logits_are_stored_only_if_asked_for(
     ],
     ids=str,
 )
-def test_labels_are_as_of_fiftyones_own_classifiers(
+def test_filters_equal_fiftyones_own_classifiers(
     samples: fo.Dataset,
     classifier: HieraClassifierModel,
     reference: HieraForImageClassification,
@@ -153,10 +153,10 @@ def test_labels_are_as_of_fiftyones_own_classifiers(
 
 @_takes_classes
 @pytest.mark.parametrize("classes", [["cow", "dgo"], "cat", []], ids=str)
-def test_classes_that_are_all_unknown_are_refused(
+def test_only_unknown_classes_are_refused(
     samples: fo.Dataset, classifier: HieraClassifierModel, classes: Any
 ) -> None:
-    if not classes:  # FiftyOne's own give no label then
+    if not classes:  # as FiftyOne's own classifiers, without any label
         samples.apply_model(classifier, label_field="predicted", classes=classes)
         assert samples.distinct("predicted.label") == []
         return
@@ -168,19 +168,19 @@ def test_classes_that_are_all_unknown_are_refused(
     assert not samples.has_sample_field("predicted")
 
 
-@pytest.mark.parametrize("least", ["high", 90, -0.1], ids=str)
-def test_confidences_that_are_none_are_refused(
-    classifier: HieraClassifierModel, least: Any
+@pytest.mark.parametrize("thresh", ["high", 90, -0.1], ids=str)
+def test_invalid_confidences_are_refused(
+    classifier: HieraClassifierModel, thresh: Any
 ) -> None:
-    # FiftyOne does this first; since 1.11 its errors reach the user
+    # What apply_model() does first; since FiftyOne 1.11, the error reaches the user
     with pytest.raises(ValueError, match=r"confidence_thresh: .* Valid are 0 to 1"):
-        classifier.config.confidence_thresh = least
+        classifier.config.confidence_thresh = thresh
 
     assert classifier.config.confidence_thresh is None
 
 
 @_takes_classes
-def test_classes_that_are_unknown_are_named(
+def test_unknown_classes_beside_known_ones_are_logged(
     samples: fo.Dataset,
     classifier: HieraClassifierModel,
     caplog: pytest.LogCaptureFixture,
@@ -203,9 +203,9 @@ def test_embeddings_of_the_same_pass(
     assert np.abs(embedded - pooled).max() < 1e-4
 
     passes: list[int] = []
-    run = classifier._encoder.prepare(4)
-    monkeypatch.setitem(
-        classifier._encoder._runs, (4,), lambda x: passes.append(len(x)) or run(x)
+    network: Any = classifier._encoder._network
+    monkeypatch.setattr(
+        classifier._encoder, "_network", lambda x: passes.append(len(x)) or network(x)
     )
     classifier.predict_all(images)
     assert np.array_equal(classifier.get_embeddings(), embedded)
@@ -297,10 +297,9 @@ def test_names_of_imagenet() -> None:
 
 def test_entries_know_their_classes(tmp_path: Path) -> None:
     from fiftyone_hiera.checkpoints import CHECKPOINTS
-    from fiftyone_hiera.hiera.state_dict import class_names
-    from fiftyone_hiera.zoo_model import hiera_config
+    from fiftyone_hiera.hiera.checkpoint_kinds import class_names
 
-    config = hiera_config(CHECKPOINTS["facebook/hiera-tiny-224-in1k-hf"])
+    config = CHECKPOINTS["facebook/hiera-tiny-224-in1k-hf"].config
     assert class_names(config) == imagenet_classes()
     assert config.num_labels == 1000
 

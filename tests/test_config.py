@@ -8,19 +8,28 @@ import json
 import re
 import sys
 import tomllib
+import types
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from fiftyone.zoo.models import RemoteZooModelsManifest
 from write_manifest import build_manifest
+from write_options import options_table
 
 from fiftyone_hiera import config
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from fiftyone_hiera.config import AUTO, VERSION, Settings, parse_settings
+from fiftyone_hiera.config import (
+    AUTO,
+    OPTIONS,
+    VERSION,
+    Options,
+    Settings,
+    parse_settings,
+)
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.hub import BundledFile
 
@@ -206,6 +215,45 @@ def test_every_option_is_taken() -> None:
 @pytest.mark.parametrize("size", [448, [448, 448], (448, 448)], ids=str)
 def test_forms_of_an_image_size(size: Any) -> None:
     assert parse_settings(TINY, {"image_size": size}).image_size == (448, 448)
+
+
+def test_keyword_arguments_are_the_options() -> None:
+    keywords = get_type_hints(Options)
+    assert list(keywords) == [field.name for field in fields(Settings)]
+    for name, hint in get_type_hints(Settings).items():
+        assert _plain_types(hint) <= _plain_types(keywords[name]), name
+        choices = OPTIONS[name].choices
+        if choices and choices != [False, True]:
+            assert set(choices) == {*_literals(keywords[name])}, name
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    return get_args(hint) if is_union else (hint,)
+
+
+def _literals(hint: Any) -> list[Any]:
+    literal = [one for one in _members(hint) if get_origin(one) is Literal]
+    return [value for one in literal for value in get_args(one)]
+
+
+def _plain_types(hint: Any) -> set[Any]:
+    """Return the types of a union, those of literals for the literals."""
+    plain = [one for one in _members(hint) if get_origin(one) is not Literal]
+    return {*plain, *map(type, _literals(hint))}
+
+
+def test_options_describe_themselves() -> None:
+    for name, option in OPTIONS.items():
+        assert option.label and option.description, name
+        assert f"{name} ({getattr(Settings, name)!r}): {option.description}" in (
+            Settings.__doc__ or ""
+        )
+        assert len(option.description) < 250, name
+
+
+def test_readme_has_their_table() -> None:
+    assert options_table() in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_options_are_not_changed() -> None:

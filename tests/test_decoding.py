@@ -1,4 +1,4 @@
-"""JPEGs are decoded to Pillow's very pixels, or faster to about the same."""
+"""JPEGs are decoded to the same pixels as by Pillow, or faster to similar ones."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def _enlarge(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
     ],
     ids=str,
 )
-def test_pixels_are_pillows(
+def test_pixels_equal_pillow(
     photo: Image.Image, tmp_path: Path, mode: str, size: tuple[int, int], options: Any
 ) -> None:
     if mode != "RGB" and "keep_rgb" in options:
-        pytest.skip("it is about RGB")
+        pytest.skip("keep_rgb needs RGB")
 
-    picture = photo.convert(mode).crop((0, 0, *size))
-    path = _save(picture, tmp_path / "photo.jpg", **options)
+    cropped = photo.convert(mode).crop((0, 0, *size))
+    path = _save(cropped, tmp_path / "photo.jpg", **options)
     with Image.open(path) as image:
         expected = np.asarray(image.convert("RGB"))
 
@@ -65,7 +65,7 @@ def test_pixels_are_pillows(
         assert np.array_equal(np.asarray(to_rgb(image)), expected)
 
 
-def test_what_the_user_asked_pillow_for_is_kept(photo: Image.Image) -> None:
+def test_draft_mode_of_pillow_is_kept(photo: Image.Image) -> None:
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG")
     drafted, expected = Image.open(buffer), Image.open(buffer)
@@ -89,7 +89,7 @@ def test_what_the_user_asked_pillow_for_is_kept(photo: Image.Image) -> None:
     ],
     ids=str,
 )
-def test_jpegs_are_decoded_to_what_is_needed(
+def test_fast_decoding_reduces_the_size(
     photo: Image.Image, tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     path = _save(_enlarge(photo, size), tmp_path / "photo.jpg")
@@ -129,7 +129,7 @@ def test_fast_pixels(
     assert difference.float().mean() <= mean
 
 
-def test_fast_pictures_stay_upright(photo: Image.Image, tmp_path: Path) -> None:
+def test_fast_decoding_applies_the_orientation(photo: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = _enlarge(photo, (1600, 1200)).transpose(Image.Transpose.ROTATE_90)

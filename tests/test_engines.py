@@ -112,6 +112,7 @@ def test_fidelity(
     assert np.abs(single - vectors[:9]).max() < (1e-4 if dtype == "float32" else 1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_batch_sizes(
     monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor, exact: Vectors
 ) -> None:
@@ -150,6 +151,7 @@ assert np.isfinite(model.embed(np.zeros((9, 9, 3), np.uint8))).all()
 """
 
 
+@pytest.mark.slow
 def test_openvino_keeps_to_itself(tmp_path: Path) -> None:
     pytest.importorskip("openvino_telemetry")
     _run(_ALONE, HOME=str(tmp_path))
@@ -169,6 +171,7 @@ subprocess.run(["true"])
 """
 
 
+@pytest.mark.slow
 def test_openvino_freed_in_another_thread() -> None:
     _run(_FREED_ELSEWHERE)
 
@@ -208,6 +211,7 @@ for order in (range(48), range(47, -1, -1)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
 @pytest.mark.parametrize(
     ("threads", "megabytes", "is_used"), [(1, 500, False), (2, 300, True)]

@@ -1,4 +1,4 @@
-"""Runs that are cut: by signals, by a lost database, by other processes."""
+"""Runs that are interrupted: by signals, a lost database, other processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
-from fiftyone_hiera.runs import target
+from fiftyone_hiera.runs import worklist
 from sandbox import OwnDatabase, own_config
 
 _COUNT = 400
@@ -36,12 +36,15 @@ _COUNT = 400
 
 @pytest.fixture(scope="module")
 def expected(digits: list[Digit], model: HieraEmbeddingModel) -> dict[str, np.ndarray]:
-    vectors = model.embed_all([Image.open(digit.path) for digit in digits])
-    return {str(digit.path): vector for digit, vector in zip(digits, vectors, strict=True)}
+    embeddings = model.embed_all([Image.open(digit.path) for digit in digits])
+    return {
+        str(digit.path): embedding
+        for digit, embedding in zip(digits, embeddings, strict=True)
+    }
 
 
 @pytest.fixture
-def samples(digits: list[Digit]) -> Iterator[Any]:
+def samples(digits: list[Digit], no_settling: None) -> Iterator[Any]:
     """A dataset that other processes can load."""
     dataset = fo.Dataset(persistent=True)
     dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:_COUNT]])
@@ -50,11 +53,11 @@ def samples(digits: list[Digit]) -> Iterator[Any]:
 
 
 def _stored(dataset: Any, expected: dict[str, np.ndarray], field: str = "hiera") -> int:
-    """Check that each stored vector is that of its own image; return how many there are."""
+    """Check that each stored embedding is of its own image; return their number."""
     dataset.reload()
-    paths, vectors = dataset.exists(field).values(["filepath", field])
-    for path, vector in zip(paths, vectors, strict=True):
-        assert np.abs(vector - expected[path]).max() < 1e-4
+    paths, embeddings = dataset.exists(field).values(["filepath", field])
+    for path, embedding in zip(paths, embeddings, strict=True):
+        assert np.abs(embedding - expected[path]).max() < 1e-4
 
     return len(paths)
 
@@ -62,7 +65,7 @@ def _stored(dataset: Any, expected: dict[str, np.ndarray], field: str = "hiera")
 def _check_resume(
     dataset: Any, model: HieraEmbeddingModel, expected: dict[str, np.ndarray]
 ) -> None:
-    """What was stored is kept and right, and another run makes exactly the rest."""
+    """Stored embeddings are kept and right, and another run computes exactly the rest."""
     stored = _stored(dataset, expected)
     assert 0 < stored < len(dataset)
     report = model.embed_samples(dataset, "hiera")
@@ -76,7 +79,9 @@ _RUN = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_interrupted(
     samples: Any,
     model: HieraEmbeddingModel,
@@ -93,6 +98,7 @@ def test_interrupted(
     _check_resume(samples, model, expected)
 
 
+@pytest.mark.slow
 def test_native_worker_killed(
     samples: Any,
     model: HieraEmbeddingModel,
@@ -120,6 +126,7 @@ def test_native_worker_killed(
     assert _stored(samples, expected, "native") == len(samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [[(0, 2), (1, 2)], [None, None]])
 def test_two_processes(
     samples: Any, expected: dict[str, np.ndarray], tmp_path: Path, shards: list[Any]
@@ -155,6 +162,7 @@ def test_two_processes(
     assert samples.get_field("hiera").info["checkpoint"] == "hiera-nano-digits"
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_settings(
     samples: Any,
     model: HieraEmbeddingModel,
@@ -200,6 +208,7 @@ _LITTLE_MEMORY = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
 def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     large = make_hiera(make_config(image_size=(448, 448)))
@@ -221,14 +230,14 @@ def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
         run_with(700, "openvino"),
     )
     (stopped,) = none.said()
-    assert stopped["error"].startswith("Out of memory while embedding a single image")
+    assert stopped["error"].startswith("Out of memory at a single image")
     assert stopped["stored"] == 0
     none.wait()
 
     for process in some:
         assert next(process.said()) == {"embedded": 48}
         _, log = process.wait()
-        assert "Out of memory at 48 images in one batch: going on with 24" in log
+        assert "Out of memory at a batch size of 48: continuing with 24" in log
 
     unlimited = fiftyone_hiera.load_model(
         "hiera-nano-digits", checkpoint=checkpoint, dtype="float32"
@@ -237,10 +246,11 @@ def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     for field in ("torch_500", "openvino_700"):
         paths, stored = samples.exists(field).values(["filepath", field])
         assert len(paths) == 48
-        vectors = unlimited.embed_all([Image.open(path) for path in paths])
-        assert np.abs(np.stack(stored) - vectors).max() < 1e-4
+        embeddings = unlimited.embed_all([Image.open(path) for path in paths])
+        assert np.abs(np.stack(stored) - embeddings).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(model: HieraEmbeddingModel, digits: list[Digit]) -> None:
     dataset = fo.Dataset()
     paths = [str(digit.path) for digit in digits] * 6
@@ -274,8 +284,8 @@ def test_another_run_takes_the_field_over(
     samples.reload()
     assert samples.get_field("hiera").info["pooling"] == "cls"
     paths, stored = samples.values(["filepath", "hiera"])
-    vectors = other.embed_all([Image.open(path) for path in paths])
-    assert np.abs(np.stack(stored) - vectors).max() < 1e-4
+    embeddings = other.embed_all([Image.open(path) for path in paths])
+    assert np.abs(np.stack(stored) - embeddings).max() < 1e-4
 
 
 def test_samples_deleted_meanwhile(
@@ -285,14 +295,14 @@ def test_samples_deleted_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Some are looked up before, some after
-    monkeypatch.setitem(target._LOOK_UP, "image", 105)
+    monkeypatch.setitem(worklist._LOOKUP_SIZE, "image", 105)
     by_path = samples.sort_by("filepath").values("id")
-    doomed = [by_path[2], *by_path[100:110], by_path[-1]]
+    deleted = [by_path[2], *by_path[100:110], by_path[-1]]
 
     def delete(bar: Any) -> None:
-        if doomed and bar.iteration:
-            samples.delete_samples(doomed)
-            doomed.clear()
+        if deleted and bar.iteration:
+            samples.delete_samples(deleted)
+            deleted.clear()
 
     report = model.embed_samples(samples, "hiera", batch_size=4, progress=delete)
     assert report.failed == []
@@ -367,9 +377,9 @@ _RESUME = """
 
 
 def _lose_database(
-    folder: Path, work: Path, pattern: str, lose: Any, mend: Any
+    folder: Path, work: Path, pattern: str, lose: Any, repair: Any
 ) -> dict[str, Any]:
-    """Lose a database of its own during a run, and run again.
+    """Lose the database during a run, and run again.
 
     Returns:
         what the processes said, and the seconds from the loss to the error
@@ -386,7 +396,7 @@ def _lose_database(
     process.signal(signal.SIGKILL)  # FiftyOne would look for its database again
     process.wait()
     database.stop()
-    mend()
+    repair()
 
     database = OwnDatabase(folder / "database")
     config = own_config(work, database, show_progress_bars=False)
@@ -431,7 +441,7 @@ def _fill_disk(ballast: Path, database: OwnDatabase) -> None:
 def lost(
     digits: list[Digit], tmp_path_factory: pytest.TempPathFactory, small_disk: Path | None
 ) -> Iterator[dict[str, Any]]:
-    """Two runs, side by side, that lose their databases, each in its own way."""
+    """Two runs at the same time that lose their databases in different ways."""
     pattern = str(digits[0].path.parent / "*.png")
     killed, full = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("full")
     with ThreadPoolExecutor() as pool:
@@ -455,10 +465,12 @@ def _check_lost(run: dict[str, Any]) -> None:
     assert run["worst"] < 1e-4
 
 
+@pytest.mark.slow
 def test_mongod_killed(lost: dict[str, Any]) -> None:
     _check_lost(lost["killed"].result())
 
 
+@pytest.mark.slow
 def test_disk_full(lost: dict[str, Any]) -> None:
     if "full" not in lost:
         pytest.skip("this user may not mount a disk")

@@ -1,4 +1,4 @@
-"""Each branch of the operators' forms, in real execution contexts."""
+"""The operators' forms and their validation, in real execution contexts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.usefixtures("plugin")
 
 @pytest.fixture(scope="module")
 def model() -> HieraEmbeddingModel:
-    """What the form proposes: with the dtype and engine that are picked here."""
+    """The model as the form loads it: with the default dtype and engine."""
     return fiftyone_hiera.load_model(NANO)
 
 
 @pytest.fixture
 def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """12 digits with a patch each."""
+    """12 digits with one detection each."""
     dataset.add_samples(
         [
             fo.Sample(
@@ -52,19 +52,19 @@ def samples(dataset: Any, digits: list[Digit]) -> Any:
     return dataset
 
 
-def _obstacle(samples: Any, uri: str = COMPUTE, **request: Any) -> str:
+def _error(samples: Any, uri: str = COMPUTE, **request: Any) -> str:
     properties, errors = resolve_context(uri, make_context(samples, {}, **request))
-    assert list(properties) == ["obstacle"]
-    assert errors["obstacle"] == properties["obstacle"].view.label
-    return errors["obstacle"]
+    assert list(properties) == ["error"]
+    assert errors["error"] == properties["error"].view.label
+    return errors["error"]
 
 
 def test_no_dataset() -> None:
-    assert "Open a dataset" in _obstacle(None)
+    assert "Open a dataset" in _error(None)
 
 
 def test_no_samples(dataset: Any) -> None:
-    assert "no samples" in _obstacle(dataset)
+    assert "no samples" in _error(dataset)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_no_samples(dataset: Any) -> None:
 )
 def test_other_media(dataset: Any, name: str, media_type: str) -> None:
     dataset.add_sample(fo.Sample(filepath=f"/there/{name}"))
-    assert media_type in _obstacle(dataset)
+    assert media_type in _error(dataset)
 
 
-def test_copies(samples: Any) -> None:
-    assert "Leave it first" in _obstacle(samples.to_patches("parts"))
+def test_view_of_patches(samples: Any) -> None:
+    assert "Cannot embed a view of patches" in _error(samples.to_patches("parts"))
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def groups(dataset: Any, digits: list[Digit]) -> Any:
     return dataset
 
 
-def test_the_slice_that_the_app_shows_is_embedded(groups: Any) -> None:
-    assert "point-cloud" in _obstacle(groups, group_slice="lidar")
+def test_active_slice_is_embedded(groups: Any) -> None:
+    assert "point-cloud" in _error(groups, group_slice="lidar")
     for name in ("left", "right"):
         ctx = make_context(groups, {}, group_slice=name)
         properties, errors = resolve_context(COMPUTE, ctx)
@@ -132,7 +132,7 @@ def test_each_checkpoint_is_offered_once(samples: Any) -> None:
     assert "3 MB, on disk" in offered[NANO].label
 
 
-def test_what_is_cached_is_on_disk(
+def test_cached_weights_are_on_disk(
     samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = CHECKPOINTS[TINY].weights
@@ -161,7 +161,7 @@ def test_each_pooling_is_explained(samples: Any) -> None:
     assert "no class token" in offered["cls"].description
 
 
-def test_a_name_may_settle_the_pooling(samples: Any) -> None:
+def test_model_name_with_one_pooling(samples: Any) -> None:
     properties, errors = resolve(COMPUTE, samples, model_name=TINY + "-cls")
     assert errors == {}
     assert list(choices(properties["pooling"])) == ["cls"]
@@ -175,7 +175,7 @@ def test_a_name_may_settle_the_pooling(samples: Any) -> None:
         ({"pooling": "max"}, "pooling", "'max'. Valid are ['mean', 'cls', 'pooler']"),
         ({"embeddings_field": "_x"}, "embeddings_field", "cannot start with '_'"),
         ({"embeddings_field": "a$b"}, "embeddings_field", "cannot contain '$'"),
-        ({"embeddings_field": "a.b"}, "embeddings_field", "without a '.'"),
+        ({"embeddings_field": "a.b"}, "embeddings_field", "without '.'"),
         ({"embeddings_field": "filepath"}, "embeddings_field", "StringField"),
         ({"patches_field": "none"}, "patches_field", "'none'"),
         ({"batch_size": 0}, "batch_size", "greater than 1"),
@@ -190,7 +190,7 @@ def test_a_name_may_settle_the_pooling(samples: Any) -> None:
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said_before_it_runs(
+def test_invalid_inputs_are_marked_before_the_run(
     samples: Any, params: dict[str, Any], name: str, message: str
 ) -> None:
     _, errors = resolve(COMPUTE, samples, **params)
@@ -199,13 +199,13 @@ def test_what_is_wrong_is_said_before_it_runs(
     assert samples.get_field("hiera") is None
 
 
-def test_field_made_by_other_settings(samples: Any, model: HieraEmbeddingModel) -> None:
+def test_field_with_different_settings(samples: Any, model: HieraEmbeddingModel) -> None:
     model.embed_samples(samples, "hiera")
     taken = {"model_name": NANO, "embeddings_field": "hiera"}
     assert resolve(COMPUTE, samples, **taken)[1] == {}
 
     properties, errors = resolve(COMPUTE, samples, **taken, pooling="cls")
-    assert "12 vectors that were made otherwise" in errors["embeddings_field"]
+    assert "12 embeddings computed with different settings" in errors["embeddings_field"]
     assert "pooling mean" in errors["embeddings_field"]
     assert "pooling cls" in errors["embeddings_field"]
     assert "overwrite" in properties
@@ -215,7 +215,7 @@ def test_field_made_by_other_settings(samples: Any, model: HieraEmbeddingModel) 
     _, errors = resolve(COMPUTE, part, **taken, pooling="cls", overwrite=True)
     assert "only some would be overwritten" in errors["embeddings_field"]
 
-    # Of the real ones, only the revision or only the sha256 is known beforehand
+    # Before the download, only the revision or only the sha256 is known
     for name in ("tiny", "small", "large"):
         _, errors = resolve(
             COMPUTE,
@@ -226,15 +226,15 @@ def test_field_made_by_other_settings(samples: Any, model: HieraEmbeddingModel) 
         assert f"hiera-{name}" in errors["embeddings_field"]
 
 
-def test_field_made_by_the_same_checkpoint_before_it_is_loaded(samples: Any) -> None:
+def test_field_with_the_same_checkpoint_before_it_is_loaded(samples: Any) -> None:
     tiny = CHECKPOINTS[TINY]
     samples.add_sample_field("hiera", fo.VectorField)
     samples.set_values("hiera", [np.zeros(768, np.float32)] * 12)
-    record = fiftyone_hiera.runs.provenance.expected_provenance(
+    provenance = fiftyone_hiera.runs.provenance.expected_provenance(
         tiny, fiftyone_hiera.config.parse_settings(tiny, {})
     )
     field = samples.get_field("hiera")
-    field.info = {**record, "sha256": "a" * 64}  # that of the file, once it was read
+    field.info = {**provenance, "sha256": "a" * 64}  # of the file, known once it is read
     field.save()
     assert resolve(COMPUTE, samples, embeddings_field="hiera")[1] == {}
     field.info = {**field.info, "revision": "b" * 40}
@@ -245,15 +245,15 @@ def test_field_made_by_the_same_checkpoint_before_it_is_loaded(samples: Any) -> 
     )
 
 
-def test_vectors_of_which_nothing_is_recorded(
+def test_embeddings_with_no_recorded_provenance(
     samples: Any, model: HieraEmbeddingModel
 ) -> None:
     samples.compute_embeddings(model, embeddings_field="native")
     _, errors = resolve(COMPUTE, samples, model_name=NANO, embeddings_field="native")
-    assert "nothing is recorded" in errors["embeddings_field"]
+    assert "no recorded provenance" in errors["embeddings_field"]
 
 
-def test_default_field_goes_on_or_is_free(samples: Any, model: HieraEmbeddingModel) -> None:
+def test_default_field_is_resumed_or_new(samples: Any, model: HieraEmbeddingModel) -> None:
     model.embed_samples(samples.limit(5), "hiera")
     samples.add_sample_field("hiera_2", fo.StringField)
     for pooling, proposed in (("mean", "hiera"), ("cls", "hiera_3")):
@@ -264,7 +264,7 @@ def test_default_field_goes_on_or_is_free(samples: Any, model: HieraEmbeddingMod
             assert f"Empty for {proposed!r}." in text
 
 
-def test_vector_fields_are_offered_for_completion(samples: Any) -> None:
+def test_vector_fields_are_suggested(samples: Any) -> None:
     samples.add_sample_field("vectors", fo.VectorField)
     samples.add_sample_field("words", fo.StringField)
     samples.add_sample_field("parts.detections.inner", fo.VectorField)
@@ -284,7 +284,7 @@ def test_patches(samples: Any, model: HieraEmbeddingModel) -> None:
     same = {"model_name": NANO, "patches_field": "parts", "embeddings_field": "hiera"}
     assert resolve(COMPUTE, samples, **same)[1] == {}
     _, errors = resolve(COMPUTE, samples, **same, pooling="cls")
-    assert "'parts.detections.hiera' holds 12 vectors" in errors["embeddings_field"]
+    assert "'parts.detections.hiera' holds 12 embeddings" in errors["embeddings_field"]
 
     samples.delete_sample_field("parts")
     assert "patches_field" not in resolve(COMPUTE, samples)[0]
@@ -328,7 +328,7 @@ def test_brain_keys(samples: Any, model: HieraEmbeddingModel) -> None:
 
     keys = {"similarity_brain_key": "a", "visualization_brain_key": "a"}
     _, errors = resolve(COMPUTE, samples, **boxes, **keys)
-    assert "of their own" in errors["visualization_brain_key"]
+    assert "different brain keys" in errors["visualization_brain_key"]
 
 
 def test_unchecked_boxes_ask_for_nothing(samples: Any) -> None:
@@ -388,7 +388,7 @@ def test_frames_and_their_patches(videos: Any) -> None:
     ],
     ids=str,
 )
-def test_names_of_the_plugin_people_used(samples: Any, params: dict[str, Any]) -> None:
+def test_parameter_names_of_earlier_plugins(samples: Any, params: dict[str, Any]) -> None:
     given = dict(params)
     ctx = make_context(samples, params)
     assert resolve_context(COMPUTE, ctx)[1] == {}
@@ -396,7 +396,7 @@ def test_names_of_the_plugin_people_used(samples: Any, params: dict[str, Any]) -
     assert params == given, "the caller's parameters were changed"
 
 
-def test_two_names_and_two_values(samples: Any) -> None:
+def test_one_parameter_with_two_values(samples: Any) -> None:
     ctx = make_context(samples, {"pooling": "mean", "embedding_type": "cls"})
     with pytest.raises(ValueError, match="pooling and embedding_type are the same"):
         resolve_context(COMPUTE, ctx)
@@ -404,15 +404,19 @@ def test_two_names_and_two_values(samples: Any) -> None:
 
 def test_unknown_parameters_from_python(samples: Any) -> None:
     params = {"model_name": NANO, "overwite": True}
-    with pytest.raises(ValueError, match=r"\['overwite'\]. Valid are \['model_name'"):
+    message = r"Unknown parameters.*\['overwite'\]. Valid are \['model_name'"
+    with pytest.raises(ValueError, match=message):
         foo.execute_operator(COMPUTE, dataset=samples, params=params)
+
+    with pytest.raises(ValueError, match=message):
+        foo.get_operator(COMPUTE)(samples, **params)
 
 
 def test_missing_packages_are_named(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     package = type(foo.get_operator(COMPUTE)).__module__.rpartition(".")[0]
     for uri, name in ((COMPUTE, "compute_form"), (SORT, "search")):
         monkeypatch.setitem(sys.modules, f"{package}.{name}", None)
-        assert "fiftyone plugins requirements" in _obstacle(samples, uri)
+        assert "fiftyone plugins requirements" in _error(samples, uri)
 
 
 def test_placement_and_icons(plugin: Any) -> None:
@@ -459,11 +463,11 @@ def test_listing_imports_nothing_heavy(plugin: Any, tmp_path: Path) -> None:
 
 
 def test_query_needs_an_index(samples: Any, model: HieraEmbeddingModel) -> None:
-    assert "no similarity index" in _obstacle(None, SORT)
-    assert "no similarity index" in _obstacle(samples, SORT)
+    assert "no similarity index" in _error(None, SORT)
+    assert "no similarity index" in _error(samples, SORT)
     vectors = np.random.default_rng(51).random((12, 5))
-    fob.compute_similarity(samples, embeddings=vectors, brain_key="anothers")
-    assert "no similarity index" in _obstacle(samples, SORT)
+    fob.compute_similarity(samples, embeddings=vectors, brain_key="other")
+    assert "no similarity index" in _error(samples, SORT)
 
     model.embed_samples(samples, "hiera")
     fob.compute_similarity(samples, embeddings="hiera", brain_key="ours")

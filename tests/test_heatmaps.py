@@ -1,4 +1,4 @@
-"""Feature maps and heatmaps, natively in FiftyOne."""
+"""Feature maps and heatmaps, through FiftyOne's own methods."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.hiera.pca import fit_basis
 from fiftyone_hiera.images.preprocessing import Preprocessing
+from fiftyone_hiera.models.drawing import make_heatmap
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
-from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel, make_heatmap
+from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel
 
 NANO = "hiera-nano-digits"
+# A basis of release 0.1.0 (nano, stage=3), and the dataset that it was fitted to
+MADE_BY_0_1_0 = Path(__file__).parent / "data" / "made_by_0_1_0"
 
 
 def _load(**options: Any) -> HieraFeatureHeatmapModel:
@@ -68,7 +72,7 @@ def test_feature_maps(model: HieraEmbeddingModel, engine: str) -> None:
         assert np.allclose(pooled.embed_all(images), expected, atol=1e-4)
 
 
-def test_feature_maps_of_nothing(model: HieraEmbeddingModel) -> None:
+def test_feature_maps_of_an_empty_batch(model: HieraEmbeddingModel) -> None:
     maps = model.feature_maps([], stages=(4, 1))
     assert {name: values.shape for name, values in maps.items()} == {
         "stage1": (0, 24, 16, 16),
@@ -76,15 +80,17 @@ def test_feature_maps_of_nothing(model: HieraEmbeddingModel) -> None:
     }
     with pytest.raises(ValueError, match=r"stages: \(5,\).* 1 to 4"):
         model.feature_maps([], stages=[5])
+
     for stages in ([], 3, "stage3"):
-        with pytest.raises(ValueError, match=r"stages: .* is a list of one stage or more"):
+        with pytest.raises(ValueError, match=r"stages: .* non-empty list of stages"):
             model.feature_maps([], stages)
-    with pytest.raises(ValueError, match="takes a list of images"):
+
+    with pytest.raises(ValueError, match="Expected a list of images"):
         model.feature_maps(Image.new("RGB", (9, 9)))
     assert model.feature_maps(np.zeros((2, 9, 9, 3), np.uint8), [4])["stage4"].shape[0] == 2
 
 
-def test_basis_is_the_first_component() -> None:
+def test_basis_is_the_first_principal_component() -> None:
     generator = np.random.default_rng(51)
     tokens = generator.normal(size=(400, 6)) * [1, 2, 9, 1, 1, 3] + 5
     basis = fit_basis(torch.tensor(tokens).split(50), {})
@@ -98,16 +104,16 @@ def test_basis_is_the_first_component() -> None:
 
     negated = fit_basis([-torch.tensor(tokens)], {})
     assert torch.allclose(negated.direction, basis.direction, atol=1e-5)
-    with pytest.raises(ValueError, match="all the same"):
+    with pytest.raises(ValueError, match="all tokens are the same"):
         fit_basis([torch.ones(9, 3)], {})
-    with pytest.raises(ValueError, match="There are 0 tokens"):
+    with pytest.raises(ValueError, match="there are 0 tokens"):
         fit_basis([], {})
-    with pytest.raises(ValueError, match="NaN or infinity for images of the basis"):
+    with pytest.raises(ValueError, match="the model returned NaN or infinity"):
         fit_basis([torch.full((9, 3), torch.nan)], {})
 
 
 @pytest.mark.parametrize(
-    ("size", "preprocessing", "seen"),
+    ("size", "preprocessing", "inside"),
     [
         ((60, 30), Preprocessing((32, 32), (28, 28)), (17, 2, 43, 28)),
         ((30, 60), Preprocessing((32, 32), (28, 28)), (2, 17, 28, 43)),
@@ -116,8 +122,8 @@ def test_basis_is_the_first_component() -> None:
         ((4, 4), Preprocessing((32, 32), (32, 32)), (0, 0, 4, 4)),
     ],
 )
-def test_map_lies_on_what_was_seen(
-    size: tuple[int, int], preprocessing: Preprocessing, seen: tuple[int, ...]
+def test_map_covers_the_crop(
+    size: tuple[int, int], preprocessing: Preprocessing, inside: tuple[int, ...]
 ) -> None:
     values = np.array([[-1, 0], [1, 9]], np.float32)
     drawn = make_heatmap(values, (-1, 1), preprocessing, size).map
@@ -125,23 +131,23 @@ def test_map_lies_on_what_was_seen(
     assert drawn.dtype == np.uint8
     rows, columns = np.nonzero(drawn)
     edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert edges == seen
-    left, top, right, bottom = seen
+    assert edges == inside
+    left, top, right, bottom = inside
     assert drawn[top, left] == 1
     assert drawn[top, right - 1] == 128
     assert drawn[bottom - 1, left] == drawn[bottom - 1, right - 1] == 255
 
 
-def test_map_shows_what_lies_there() -> None:
-    """The brightness of an image goes through all the way to its place."""
-    picture = np.zeros((100, 300, 3), np.uint8)
-    picture[:, 150:] = 255
+def test_cells_lie_on_their_pixels() -> None:
+    """A map of an image's brightness is bright where the image is."""
+    image = np.zeros((100, 300, 3), np.uint8)
+    image[:, 150:] = 255
     preprocessing = Preprocessing((64, 64), (64, 64))
-    pixels = preprocessing(picture).float().mean(dim=0)
+    pixels = preprocessing(image).float().mean(dim=0)
     grid = pixels.unflatten(0, (8, 8)).unflatten(2, (8, 8)).mean(dim=(1, 3)).numpy()
     drawn = make_heatmap(grid, (0, 255), preprocessing, (300, 100)).map
-    seen = drawn > 0
-    assert (drawn[seen] > 128).tolist() == (picture[..., 0][seen] > 128).tolist()
+    inside = drawn > 0
+    assert (drawn[inside] > 128).tolist() == (image[..., 0][inside] > 128).tolist()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -173,7 +179,7 @@ def test_apply_model(
 
 
 def test_maps_are_comparable(samples: fo.Dataset, fitted: HieraFeatureHeatmapModel) -> None:
-    """What a token is worth does not depend on the image around it."""
+    """The value of a token does not depend on the other tokens of its image."""
     images = [Image.open(path) for path in samples.values("filepath")]
     maps = fitted.feature_maps(images, stages=[2])["stage2"]
     basis = fitted._basis
@@ -187,24 +193,25 @@ def test_maps_are_comparable(samples: fo.Dataset, fitted: HieraFeatureHeatmapMod
         assert np.array_equal(fitted.predict(image).map, label.map)
 
 
-def test_basis_is_kept(samples: fo.Dataset, tmp_path: Path) -> None:
+def test_basis_is_saved_and_loaded(samples: fo.Dataset, tmp_path: Path) -> None:
     path = str(tmp_path / "basis.safetensors")
     model = _load()
     model.fit_heatmap(samples, path, max_samples=20)
     first = Image.open(samples.first().filepath)
     again = _load(heatmap_basis=Path(path))
-    with pytest.raises(ValueError, match="is in no folder that there is"):
+    with pytest.raises(ValueError, match=r"the folder of .*absent.* does not exist"):
         model.fit_heatmap(samples, str(tmp_path / "absent" / "basis"))
-    with pytest.raises(ValueError, match="is a folder; name a file"):
+    with pytest.raises(ValueError, match="is a folder; give a file"):
         model.fit_heatmap(samples, str(tmp_path))
     assert np.array_equal(again.predict(first).map, model.predict(first).map)
 
-    for options, message in (
-        ({"stage": 2}, "stage 4, here it is 2$"),
-        ({"image_size": (96, 64)}, "image_size 64x64, here it is 96x64$"),
-        ({"squash": True}, "squash False, here it is True$"),
+    for options, name, fitted_with, here in (
+        ({"stage": 2}, "stage", "4", "2"),
+        ({"image_size": (96, 64)}, "image_size", r"\[64, 64\]", r"\[96, 64\]"),
+        ({"squash": True}, "squash", "False", "True"),
     ):
-        with pytest.raises(ValueError, match=rf"basis\.safetensors' .*with {message}"):
+        message = f"with {name}={fitted_with}, but this model has {name}={here}. "
+        with pytest.raises(ValueError, match=rf"basis\.safetensors' was fitted {message}"):
             _load(heatmap_basis=path, **options)
 
     plain = tmp_path / "plain"
@@ -212,10 +219,34 @@ def test_basis_is_kept(samples: fo.Dataset, tmp_path: Path) -> None:
     assert Path(path).stat().st_mode == plain.stat().st_mode
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no basis of heatmaps"):
+    with pytest.raises(ValueError, match=r"other\.safetensors is not a heatmap basis"):
         _load(heatmap_basis=str(other))
     with pytest.raises(ValueError, match=r"heatmap_basis: .*absent.* is no file"):
         _load(heatmap_basis=str(tmp_path / "absent"))
+
+
+def test_basis_of_0_1_0(dataset: fo.Dataset) -> None:
+    basis = MADE_BY_0_1_0 / "basis.safetensors"
+    paths = sorted((MADE_BY_0_1_0 / "dataset" / "data").iterdir())
+    dataset.add_samples([fo.Sample(filepath=str(path)) for path in paths])
+    model, refitted = _load(stage=3, heatmap_basis=basis), _load(stage=3)
+    refitted.fit_heatmap(dataset)
+    images = [Image.open(path) for path in paths]
+    for old, new in zip(
+        model.predict_all(images), refitted.predict_all(images), strict=True
+    ):
+        assert np.array_equal(old.map, new.map)
+
+    with pytest.raises(ValueError, match="with stage=3, but this model has stage=4"):
+        _load(heatmap_basis=basis)
+
+
+def test_basis_of_a_later_release(tmp_path: Path) -> None:
+    path = tmp_path / "basis.safetensors"
+    tensors = {"center": torch.zeros(192), "direction": torch.ones(192)}
+    save_file(tensors, path, metadata={"version": "2"})
+    with pytest.raises(ValueError, match="its version is 2; this release reads 1"):
+        _load(heatmap_basis=path)
 
 
 def test_without_a_basis(samples: fo.Dataset) -> None:
@@ -231,7 +262,7 @@ def test_bad_files(
     samples: fo.Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = tmp_path / "bad.jpg"
-    bad.write_text("no picture")
+    bad.write_text("not an image")
     samples.add_sample(fo.Sample(filepath=str(bad)))
     model = _load()
     model.fit_heatmap(samples)
@@ -239,17 +270,17 @@ def test_bad_files(
     samples.apply_model(model, "heat", batch_size=8)
     assert samples.count("heat") == 40
     assert str(bad) in caplog.text
-    with pytest.raises(ValueError, match="No basis from 1 images: There are 0 tokens"):
+    with pytest.raises(ValueError, match="Cannot fit a basis to 1 images: there are 0"):
         model.fit_heatmap(samples[40:])
 
 
-def test_videos_have_no_basis(dataset: fo.Dataset) -> None:
+def test_videos_are_refused(dataset: fo.Dataset) -> None:
     dataset.add_sample(fo.Sample(filepath="/video.mp4"))
-    with pytest.raises(ValueError, match=r"not to media type 'video': .*to_frames"):
+    with pytest.raises(ValueError, match=r"not to media type 'video'\. .*to_frames"):
         _load().fit_heatmap(dataset)
 
 
-def test_a_basis_is_fitted_to_samples(samples: fo.Dataset) -> None:
+def test_other_arguments_than_samples_are_refused(samples: fo.Dataset) -> None:
     with pytest.raises(ValueError, match="takes a dataset or a view, found list"):
         _load().fit_heatmap(samples.values("filepath"))
 
@@ -264,7 +295,7 @@ def test_embeddings_of_a_heatmap_model(
     assert native.shape == (40, 48)
 
 
-def test_decoded_fast_the_map_is_of_full_size(
+def test_maps_have_full_size_after_fast_decoding(
     samples: fo.Dataset, tmp_path: Path, fitted: HieraFeatureHeatmapModel
 ) -> None:
     path = tmp_path / "large.jpg"

@@ -1,4 +1,4 @@
-"""Every form of a picture becomes the same upright RGB image."""
+"""Images of every form are converted to the same upright RGB image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from fiftyone_hiera.images.decoding import read_image, to_rgb
 
 _ORIENTATION = 0x0112
-# How a file must be stored so that, with this orientation, it shows upright
+# The transposition to store an image with, so that its orientation turns it upright
 _STORE = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,7 +53,7 @@ def test_forms_agree(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (40, 30, 1)])
-def test_grey_array_is_replicated(photo: Image.Image, shape: tuple[int, ...]) -> None:
+def test_grayscale_is_replicated(photo: Image.Image, shape: tuple[int, ...]) -> None:
     grey = np.asarray(photo.convert("L"))[:40, :30]
     expected = np.stack([grey] * 3, axis=2)
     assert _same(to_rgb(grey.reshape(shape)), expected)
@@ -77,7 +77,7 @@ def test_16_bit_keeps_its_high_byte(photo: Image.Image, tmp_path: Path) -> None:
     for suffix in (".png", ".tif"):
         path = _save(Image.fromarray(deep), tmp_path / f"deep{suffix}")
         assert _same(read_image(path), expected)
-        assert _same(cv2.imread(str(path)), expected), "OpenCV sees another picture"
+        assert _same(cv2.imread(str(path)), expected), "OpenCV decodes another image"
 
 
 def test_big_endian_16_bit(photo: Image.Image) -> None:
@@ -168,7 +168,9 @@ def test_first_frame_of_an_animation(photo: Image.Image, tmp_path: Path) -> None
         (None, TypeError, "found NoneType"),
     ],
 )
-def test_other_things_are_refused(image: Any, error: type[Exception], message: str) -> None:
+def test_unsupported_inputs_are_refused(
+    image: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         to_rgb(image)
 

@@ -20,6 +20,7 @@ import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera.hub import DownloadError
 from fiftyone_hiera.hiera.pooling import POOLINGS
+from fiftyone_hiera.images.pickling import import_package
 from fiftyone_hiera.images.preprocessing import Normalization
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
@@ -49,55 +50,57 @@ def images() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def vectors(model: HieraEmbeddingModel, images: list[Image.Image]) -> np.ndarray:
+def embeddings(model: HieraEmbeddingModel, images: list[Image.Image]) -> np.ndarray:
     return model.embed_all(images)
 
 
-def test_vectors_are_float32(vectors: np.ndarray, images: list[Image.Image]) -> None:
-    assert vectors.shape == (len(images), 192)
-    assert vectors.dtype == np.float32
+def test_embeddings_are_float32(embeddings: np.ndarray, images: list[Image.Image]) -> None:
+    assert embeddings.shape == (len(images), 192)
+    assert embeddings.dtype == np.float32
 
 
 def test_input_forms_agree(
-    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+    model: HieraEmbeddingModel, images: list[Image.Image], embeddings: np.ndarray
 ) -> None:
     arrays = [np.asarray(image) for image in images]
     tensors = [torch.tensor(array).permute(2, 0, 1) for array in arrays]
-    assert np.array_equal(model.embed_all(arrays), vectors)
-    assert np.array_equal(model.embed_all(np.stack(arrays)), vectors)
-    assert np.array_equal(model.embed_all(tensors), vectors)
-    assert np.array_equal(model.embed_all(torch.stack(tensors)), vectors)
-    assert np.array_equal(model.embed_all(iter(images)), vectors)
+    assert np.array_equal(model.embed_all(arrays), embeddings)
+    assert np.array_equal(model.embed_all(np.stack(arrays)), embeddings)
+    assert np.array_equal(model.embed_all(tensors), embeddings)
+    assert np.array_equal(model.embed_all(torch.stack(tensors)), embeddings)
+    assert np.array_equal(model.embed_all(iter(images)), embeddings)
 
 
 def test_transformed_tensors_agree(
-    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+    model: HieraEmbeddingModel, images: list[Image.Image], embeddings: np.ndarray
 ) -> None:
     transformed = [model.transforms(image) for image in images]
     model.preprocess = False
     try:
-        assert np.array_equal(model.embed_all(torch.stack(transformed)), vectors)
-        assert np.array_equal(model.embed_all(transformed), vectors)
-        assert np.allclose(model.embed(transformed[0]), vectors[0], atol=1e-4)
+        assert np.array_equal(model.embed_all(torch.stack(transformed)), embeddings)
+        assert np.array_equal(model.embed_all(transformed), embeddings)
+        assert np.allclose(model.embed(transformed[0]), embeddings[0], atol=1e-4)
     finally:
         model.preprocess = True
 
 
 def test_batch_size_and_order_do_not_matter(
-    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+    model: HieraEmbeddingModel, images: list[Image.Image], embeddings: np.ndarray
 ) -> None:
     single = np.stack([model.embed(image) for image in images])
-    assert np.abs(single - vectors).max() < 1e-4
+    assert np.abs(single - embeddings).max() < 1e-4
 
     order = np.random.default_rng(51).permutation(len(images))
     shuffled = model.embed_all([images[index] for index in order])
-    assert np.abs(shuffled - vectors[order]).max() < 1e-4
+    assert np.abs(shuffled - embeddings[order]).max() < 1e-4
 
     repeated = model.embed_all(images * 4)
-    assert np.abs(repeated - np.tile(vectors, (4, 1))).max() < 1e-4
+    assert np.abs(repeated - np.tile(embeddings, (4, 1))).max() < 1e-4
 
 
-def test_grey_equals_rgb(model: HieraEmbeddingModel, images: list[Image.Image]) -> None:
+def test_grayscale_equals_rgb(
+    model: HieraEmbeddingModel, images: list[Image.Image]
+) -> None:
     grey = images[0].convert("L")
     expected = model.embed(grey.convert("RGB"))
     array = np.asarray(grey)
@@ -106,12 +109,12 @@ def test_grey_equals_rgb(model: HieraEmbeddingModel, images: list[Image.Image]) 
 
 
 def test_rgba_equals_rgb(
-    model: HieraEmbeddingModel, images: list[Image.Image], vectors: np.ndarray
+    model: HieraEmbeddingModel, images: list[Image.Image], embeddings: np.ndarray
 ) -> None:
     rgba = images[0].copy()
     rgba.putalpha(3)
-    assert np.allclose(model.embed(rgba), vectors[0], atol=1e-4)
-    assert np.allclose(model.embed(np.asarray(rgba)), vectors[0], atol=1e-4)
+    assert np.allclose(model.embed(rgba), embeddings[0], atol=1e-4)
+    assert np.allclose(model.embed(np.asarray(rgba)), embeddings[0], atol=1e-4)
 
 
 @torch.inference_mode()
@@ -134,34 +137,36 @@ def test_equals_transformers(
     assert np.allclose(model.embed_all(images), expected.numpy(), atol=1e-5)
 
 
-def test_one_image_is_no_batch(
+def test_single_image_is_refused(
     model: HieraEmbeddingModel, images: list[Image.Image]
 ) -> None:
     array = np.asarray(images[0])
     for one in (images[0], array, array[..., 0], torch.tensor(array).permute(2, 0, 1)):
-        with pytest.raises(ValueError, match=r"list of images: for one, give \[image\]"):
+        with pytest.raises(
+            ValueError, match=r"list of images, found one image: pass \[image\]"
+        ):
             model.embed_all(one)
 
 
-def test_normalize(images: list[Image.Image], vectors: np.ndarray) -> None:
+def test_normalize(images: list[Image.Image], embeddings: np.ndarray) -> None:
     normalized = load(normalize=True).embed_all(images)
     assert np.allclose(np.linalg.norm(normalized, axis=1), 1, atol=1e-6)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert np.allclose(normalized * lengths, vectors, atol=1e-4)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    assert np.allclose(normalized * lengths, embeddings, atol=1e-4)
 
 
-def test_device(vectors: np.ndarray, images: list[Image.Image]) -> None:
-    assert np.allclose(load(device="cpu").embed_all(images), vectors, atol=1e-4)
+def test_device(embeddings: np.ndarray, images: list[Image.Image]) -> None:
+    assert np.allclose(load(device="cpu").embed_all(images), embeddings, atol=1e-4)
 
 
 def test_get_embeddings(model: HieraEmbeddingModel, images: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match="embed_all"):
         load().get_embeddings()
 
-    vectors = model.embed_all(images[:3])
-    assert model.get_embeddings() is vectors
-    vector = model.embed(images[0])
-    assert np.array_equal(model.get_embeddings(), [vector])
+    embeddings = model.embed_all(images[:3])
+    assert model.get_embeddings() is embeddings
+    embedding = model.embed(images[0])
+    assert np.array_equal(model.get_embeddings(), [embedding])
 
 
 def test_empty_batch(model: HieraEmbeddingModel) -> None:
@@ -169,7 +174,7 @@ def test_empty_batch(model: HieraEmbeddingModel) -> None:
     assert model.embed_all([]).dtype == np.float32
 
 
-def test_predict_says_what_to_call(
+def test_predict_names_the_methods_to_call(
     model: HieraEmbeddingModel, images: list[Image.Image]
 ) -> None:
     for call in (lambda: model.predict(images[0]), lambda: model.predict_all(images)):
@@ -221,18 +226,28 @@ def test_unpickles_where_the_package_cannot_be_imported(
 ) -> None:
     path = tmp_path / "image.png"
     images[0].save(path)
+    # As FiftyOne imports a plugin: by its path, under another name
+    name = "@owner.plugin"
+    import_package(name, str(Path(__file__).parents[1]))
+    as_plugin = sys.modules[name].load_model("hiera-nano-digits")
     script = (
         "import pickle, sys\n"
-        "transforms, get_item = pickle.load(sys.stdin.buffer)\n"
+        "transforms, get_item, as_plugin = pickle.load(sys.stdin.buffer)\n"
         f"pixels = get_item({{'filepath': {str(path)!r}}})\n"
         "sys.stdout.buffer.write(pixels.numpy().tobytes())\n"
         "assert type(transforms).__module__ == 'fiftyone_hiera.images.preprocessing'\n"
+        "assert type(as_plugin).__module__ == '@owner.plugin.models.datasets'\n"
+        f"assert as_plugin({{'filepath': {str(path)!r}}}).equal(pixels)\n"
     )
+    pickled = (model.transforms, model.build_get_item(), as_plugin.build_get_item())
     result = subprocess.run(
         [sys.executable, "-I", "-c", script],  # -I: neither PYTHONPATH nor this folder
-        input=pickle.dumps((model.transforms, model.build_get_item())),
+        input=pickle.dumps(pickled),
         capture_output=True,
     )
+    for module in [module for module in sys.modules if module.startswith("@owner")]:
+        del sys.modules[module]
+
     assert result.returncode == 0, result.stderr.decode()
     assert result.stdout == model.transforms(images[0]).numpy().tobytes()
 

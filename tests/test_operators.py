@@ -1,10 +1,9 @@
-"""Runs of the operators: as the App does it, delegated, and from Python."""
+"""Runs of the operators: in the App, delegated and from Python."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import importlib
 import json
 import time
 from pathlib import Path
@@ -25,13 +24,13 @@ from operator_calls import (
     SORT,
     execute_in_app,
     make_context,
+    plugin_module,
     resolve,
     resolve_context,
     triggered,
 )
 from other_process import OtherProcess
 from PIL import Image
-from stranger import Stranger
 
 import fiftyone_hiera
 from digits import Digit
@@ -44,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("plugin")
 
 @pytest.fixture
 def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """60 digits with a patch each."""
+    """60 digits with one detection each."""
     dataset.add_samples(
         [
             fo.Sample(
@@ -62,7 +61,7 @@ def samples(dataset: Any, digits: list[Digit]) -> Any:
 
 @pytest.fixture
 def absent(samples: Any, tmp_path: Path) -> Any:
-    """The first of these, whose file is absent."""
+    """The first sample, whose file is missing."""
     sample = samples.first()
     sample.filepath = str(tmp_path / "absent.png")
     sample.save()
@@ -70,9 +69,7 @@ def absent(samples: Any, tmp_path: Path) -> Any:
 
 
 def _module(name: str) -> Any:
-    """Return a module of the plugin, which is another copy of this code."""
-    package = type(foo.get_operator(COMPUTE)).__module__.rpartition(".")[0]
-    return importlib.import_module(f"{package}.{name}")
+    return plugin_module(f"plugin.{name}")
 
 
 def _check(samples: Any, pooling: str, field: str) -> None:
@@ -98,9 +95,7 @@ def _check(samples: Any, pooling: str, field: str) -> None:
     ],
     ids=str,
 )
-def test_called_as_the_plugin_people_used(
-    samples: Any, arguments: Any, keywords: Any
-) -> None:
+def test_called_as_earlier_plugins(samples: Any, arguments: Any, keywords: Any) -> None:
     result = foo.get_operator(COMPUTE)(samples, *arguments, **keywords)
     assert isinstance(result, ExecutionResult)
     assert result.result["embedded"] == 60
@@ -108,7 +103,7 @@ def test_called_as_the_plugin_people_used(
     _check(samples, "cls", "vectors")
 
 
-def test_called_with_nothing_but_a_view(samples: Any, absent: Any) -> None:
+def test_called_with_a_view(samples: Any, absent: Any) -> None:
     result = foo.get_operator(COMPUTE)(samples.limit(5), NANO, failure_tag="bad").result
     assert (result["embedded"], result["skipped"], result["failed"]) == (4, 0, 1)
     (failure,) = result["failures"]
@@ -130,16 +125,13 @@ def test_execute_operator(samples: Any, is_view: bool) -> None:
     _check(samples.exists("vectors"), "mean", "vectors")
 
 
-def test_what_is_not_valid_raises(samples: Any) -> None:
+def test_invalid_parameters_raise(samples: Any) -> None:
     with pytest.raises(ExecutionError, match=r"pooling of .*'max'. Valid are \['mean'"):
         foo.get_operator(COMPUTE)(samples, NANO, pooling="max")
 
-    with pytest.raises(ValueError, match="Unknown parameters"):
-        foo.get_operator(COMPUTE)(samples, NANO, overwite=True)
-
 
 def test_everything_failed(samples: Any, absent: Any) -> None:
-    with pytest.raises(ExecutionError, match=r"(?s)None of 1 could be embedded.*No such"):
+    with pytest.raises(ExecutionError, match=r"(?s)All inputs failed \(1 of 1\).*No such"):
         foo.get_operator(COMPUTE)(samples.limit(1), NANO)
 
 
@@ -153,6 +145,7 @@ say(embedded=result.result["embedded"], seconds=time.monotonic() - start)
 """
 
 
+@pytest.mark.slow
 def test_long_run_is_not_cut(
     dataset: Any, digits: list[Digit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +240,7 @@ def test_delegated_run_that_fails_says_why(samples: Any, absent: Any) -> None:
     result = foo.get_operator(COMPUTE)(samples.limit(1), NANO, delegate=True)
     assert _run_queue(samples) == ["failed"]
     document = DelegatedOperationService().get(result.result["id"])
-    assert "None of 1 could be embedded" in document.result.error
+    assert "All inputs failed (1 of 1)" in document.result.error
     assert absent.filepath in document.result.error
 
 
@@ -260,6 +253,7 @@ DelegatedOperationService().execute_queued_operations(
 """
 
 
+@pytest.mark.slow
 def test_delegated_run_that_is_cancelled(
     dataset: Any, digits: list[Digit], tmp_path: Path
 ) -> None:
@@ -348,10 +342,10 @@ def test_stream_stopped_by_its_button(
     stored = samples.count("hiera")
     assert 10 < stored < 30
     assert f"Stopped: {stored} embedded, 0 skipped, 0 failed" in _labels(report)
-    assert "'hiera'. The same form with this field goes on from here" in _labels(report)[1]
+    assert "'hiera'. To resume, run the same form with this field" in _labels(report)[1]
     _check(samples.exists("hiera"), "mean", "hiera")
 
-    # The same form goes on from there; the button of an old run does nothing
+    # The same form resumes the run; the button of a run that has ended does nothing
     foo.execute_operator(button["operator"], params=button["params"])
     (*_, report) = _outputs(execute_in_app(samples, model_name=NANO).result)
     assert f"{60 - stored} embedded, {stored} skipped, 0 failed" in _labels(report)
@@ -372,13 +366,13 @@ def test_stream_that_the_app_drops(samples: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_stream_that_fails_says_why(samples: Any, absent: Any) -> None:
     (*_, error) = _outputs(execute_in_app(samples.limit(1), model_name=NANO).result)
-    assert _labels(error)[0] == "This run had to stop"
+    assert _labels(error)[0] == "The run failed"
     assert absent.filepath in _labels(error)[1]
     samples.reload()
     assert samples.get_field("hiera") is None, "a field without a vector was left"
 
 
-def test_weights_that_cannot_be_had(samples: Any) -> None:
+def test_weights_that_are_not_available(samples: Any) -> None:
     name = "facebook/hiera-tiny-224-hf"
     outputs = _outputs(execute_in_app(samples, model_name=name).result)
     assert _labels(outputs[0])[0] == f"Downloading {name}, 109 MB"
@@ -390,7 +384,7 @@ def test_weights_that_cannot_be_had(samples: Any) -> None:
     assert samples.get_field("hiera") is None
 
 
-def test_what_the_form_refuses_does_not_run(samples: Any) -> None:
+def test_invalid_form_does_not_run(samples: Any) -> None:
     with pytest.raises(ExecutionError, match="cannot start with '_'"):
         execute_in_app(samples, model_name=NANO, embeddings_field="_x")
 
@@ -444,9 +438,9 @@ def test_index_and_map(samples: Any, absent: Any) -> None:
     )
     *updates, report = _outputs(result.result)
     labels = [_labels(update)[0] for update in updates]
-    assert labels[-2:] == ["Making the similarity index", "Making the map"]
+    assert labels[-2:] == ["Computing the similarity index", "Computing the 2-D map"]
     assert report["results"]["similarity_brain_key"] == "hiera_similarity"
-    assert "Open the Embeddings panel, for 'hiera_map'" in _labels(report)
+    assert "Open the Embeddings panel for 'hiera_map'" in _labels(report)
 
     assert samples.load_brain_results("hiera_map").points.shape == (59, 2)
     assert absent.id not in samples.load_brain_results("hiera_map").sample_ids
@@ -472,50 +466,16 @@ def test_index_and_map_of_patches(samples: Any) -> None:
     assert samples.get_brain_info("patches").config.patches_field == "parts"
 
 
-def test_map_that_cannot_be_made(samples: Any) -> None:
+def test_visualization_that_fails(samples: Any) -> None:
     stream = execute_in_app(
         samples.limit(5), model_name=NANO, visualization_method="tsne"
     ).result
     (*_, error) = _outputs(stream)
-    assert "stored in 'hiera', but the map could not be made" in _labels(error)[1]
-    assert "PCA alone" in _labels(error)[1]
+    assert "stored in 'hiera', but computing the 2-D map failed" in _labels(error)[1]
+    assert "only method 'pca' works" in _labels(error)[1]
     assert samples.count("hiera") == 5
     assert samples.list_brain_runs() == []
     assert resolve(COMPUTE, samples, model_name=NANO, visualization=True)[1] == {}
-
-
-def test_the_apps_own_search_is_given_a_name_only_if_that_is_right(
-    stranger: Stranger,
-) -> None:
-    checkout = Path(__file__).parents[1]
-    named = stranger.python(
-        f"""
-import fiftyone.operators as foo
-from pathlib import Path
-from PIL import Image
-folder = Path(fo.config.plugins_dir)
-folder.mkdir(exist_ok=True)
-if not (folder / "hiera").exists():
-    (folder / "hiera").symlink_to({str(checkout)!r})
-
-foz.register_zoo_model_source(url)
-dataset = fo.Dataset("named", overwrite=True)
-for grey in range(5):
-    path = f"{{grey}}.png"
-    Image.new("L", (9, 9), 50 * grey).save(path)
-    dataset.add_sample(fo.Sample(filepath=path))
-
-result = []
-compute = foo.get_operator({COMPUTE!r})
-for name, pooling in ((TINY, "mean"), (TINY, "cls"), (TINY, "pooler"), (NANO, "mean")):
-    key = f"{{pooling}}{{len(result)}}"
-    compute(dataset, name, key, pooling, similarity_brain_key=f"key_{{key}}")
-    result.append(dataset.get_brain_info(f"key_{{key}}").config.model)
-
-"""
-    )
-    tiny = "facebook/hiera-tiny-224-hf"
-    assert named == [tiny, tiny + "-cls", None, NANO]
 
 
 # Search by an image
@@ -566,33 +526,31 @@ def test_search(samples: Any, digits: list[Digit], pooling: str) -> None:
     [{}, {"pooling": "cls"}, {"pooling": "pooler", "normalize": True}],
     ids=str,
 )
-def test_search_in_indexes_made_by_other_means(
-    samples: Any, options: dict[str, Any]
-) -> None:
-    # By the name of a model and options: no field, and so no record
+def test_search_in_indexes_without_a_field(samples: Any, options: dict[str, Any]) -> None:
+    # The index has a model and its options, but no field and so no provenance
     embed_all = fiftyone_hiera.load_model(NANO, **options).embed_all
     vectors = embed_all([Image.open(path) for path in samples.values("filepath")])
     index = fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
     index.config.model, index.config.model_kwargs = NANO, options or None
     index.save_config()
-    model = _module("similarity_index").load_index_model(samples, "key")
+    model = _module("query_model").load_index_model(samples, "key")
     assert model.settings.pooling == options.get("pooling", "mean")
     assert model.settings.normalize == options.get("normalize", False)
     found = _found(samples, Path(samples.last().filepath))
     assert found.first().id == samples.last().id
 
 
-def test_the_record_of_the_field_knows_best(
+def test_provenance_takes_precedence_over_the_index_config(
     samples: Any, model: HieraEmbeddingModel, nano: Path, tmp_path: Path
 ) -> None:
-    # Its config says another pooling than its vectors have
+    # The config of the index has another pooling than the embeddings
     options = {"stage": 3, "image_size": 96, "squash": True}
     cls = fiftyone_hiera.load_model(NANO, pooling="cls", normalize=True, **options)
     cls.embed_samples(samples, "vectors")
     index = fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
     index.config.model = NANO
     index.save_config()
-    loaded = _module("similarity_index").load_index_model(samples, "key")
+    loaded = _module("query_model").load_index_model(samples, "key")
     assert (loaded.settings.pooling, loaded.settings.normalize) == ("cls", True)
     label = resolve(SORT, samples)[0]["brain_key"].view.choices[0].label
     assert label == f"key: {NANO}, cls, stage 3, image_size [96, 96], squash True"
@@ -647,7 +605,7 @@ def test_search_that_fails_says_why(samples: Any, tmp_path: Path) -> None:
 
     result = execute_in_app(samples, SORT, query_image={"name": "page.png"})
     (request,) = result.executor._requests
-    assert "did not arrive" in _labels(request.params)[1]
+    assert "not uploaded" in _labels(request.params)[1]
 
     uri, params = _search(samples[40:], Path(samples.last().filepath))
     assert uri == "show_output"
@@ -657,51 +615,6 @@ def test_search_that_fails_says_why(samples: Any, tmp_path: Path) -> None:
         foo.execute_operator(SORT, dataset=samples, params={"query_image": _upload(page)})
 
 
-# The zoo's own operators
-
-
-def test_options_in_the_zoos_form(stranger: Stranger) -> None:
-    result = stranger.python(
-        """
-from fiftyone.operators.executor import ExecutionContext
-foz.register_zoo_model_source(url)
-result = {}
-for name, remote in (
-    (NANO, {}),
-    (TINY + "-cls", {}),
-    (NANO, {"pooling": "cls", "device": "", "checkpoint": None, "normalize": True}),
-    (NANO, {"device": "tpu"}),
-    (NANO, {"checkpoint": "nowhere"}),
-):
-    ctx = ExecutionContext({"params": {"remote_params": remote}})
-    model = foz.get_zoo_model(name)
-    form = model.resolve_input(ctx)
-    form.to_json()
-    shown = form.type.properties
-    wrong = {key: prop.error_message for key, prop in shown.items() if prop.invalid}
-    try:
-        model.parse_parameters(ctx, remote)
-    except ValueError as error:
-        remote = str(error)
-    else:
-        foz.load_zoo_model(name, **remote) if name == NANO else None
-
-    result[len(result)] = [list(shown), shown["pooling"].type.values, wrong, remote]
-"""
-    )
-    options = ["output", "heatmap_basis", "pooling", "normalize", "dtype", "engine"]
-    options += ["fast_decoding", "stage", "image_size", "squash", "device", "checkpoint"]
-    poolings = ["mean", "cls", "pooler"]
-    assert result["0"] == [options, poolings, {}, {}]
-    assert result["1"] == [options, ["cls"], {}, {}]
-    assert result["2"] == [options, poolings, {}, {"pooling": "cls", "normalize": True}]
-    for number, option in (("3", "device"), ("4", "checkpoint")):
-        _, _, wrong, refusal = result[number]
-        assert list(wrong) == [option]
-        assert wrong[option] == refusal
-        assert f"Invalid {option}" in refusal
-
-
-def test_zoo_knows_nothing_of_this_source_here() -> None:
+def test_source_is_not_registered_in_this_zoo() -> None:
     # The tests above search and compute with the plugin alone
     assert NANO not in foz.list_zoo_models()

@@ -10,6 +10,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from sandbox import served_archive
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,7 @@ def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
     assert not [line for line in tracked.splitlines() if line.startswith("120000")]
 
 
+@pytest.mark.slow
 def test_plugin_as_older_fiftyones_name_it(tmp_path: Path) -> None:
     folder = tmp_path / "@owner" / "plugin"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "docs", "tests"))

@@ -1,4 +1,4 @@
-"""Preprocessing against transformers' PIL processor, to the last bit."""
+"""Preprocessing equals that of transformers' PIL processor, bit for bit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _normalize(pixels: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
 def test_equals_transformers(size: tuple[int, int]) -> None:
     image = _noise(size)
     processor = PilProcessor(**META)
-    # Of 1x1 px, some releases cannot tell the channels
+    # Some releases cannot infer the channel axis of a 1x1 px image
     options = {"return_tensors": "pt", "input_data_format": "channels_last"}
     expected = processor(image, **options).pixel_values
     pixels = for_image_size((224, 224))(image)
@@ -62,7 +62,7 @@ def test_equals_transformers(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(300, 1), (1, 300), (2001, 7), (7, 2001)], ids=str)
 @pytest.mark.parametrize("resample", [2, 3])
-def test_elongated_pictures_differ_by_one_grey_level(
+def test_elongated_images_differ_by_one_gray_level(
     size: tuple[int, int], resample: int
 ) -> None:
     image = _noise(size)
@@ -83,46 +83,44 @@ def test_every_value_is_normalized_exactly() -> None:
     assert torch.equal(_normalize(values, IMAGENET_MEAN, IMAGENET_STD), expected)
 
 
-def test_normalizing_is_undone_exactly() -> None:
+def test_normalization_is_undone_exactly() -> None:
     preprocessing = Preprocessing((256, 256), (224, 224))
     values = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, -1)
     normalize = Normalization(preprocessing, torch.device("cpu"))
     assert torch.equal(normalize.undo(normalize(values)), values)
 
 
-def test_normalize_leaves_its_input_alone() -> None:
+def test_normalization_does_not_modify_its_input() -> None:
     pixels = torch.full((1, 3, 2, 2), 9, dtype=torch.uint8)
     _normalize(pixels[0], IMAGENET_MEAN, IMAGENET_STD)
     assert (pixels == 9).all()
 
 
 @pytest.mark.parametrize(
-    ("image_size", "least"),
+    ("image_size", "resize_size"),
     [((224, 224), (256, 256)), ((64, 64), (73, 73)), ((448, 224), (512, 256))],
 )
-def test_for_image_size(image_size: tuple[int, int], least: tuple[int, int]) -> None:
+def test_for_image_size(image_size: tuple[int, int], resize_size: tuple[int, int]) -> None:
     preprocessing = for_image_size(image_size)
-    assert preprocessing == Preprocessing(least, image_size)
+    assert preprocessing == Preprocessing(resize_size, image_size)
     assert preprocessing == for_image_size((224, 224)).at(image_size)
     for size in ((99, 77), (77, 99), (500, 20)):
         assert preprocessing(_noise(size)).shape == (3, *image_size)
 
 
 @pytest.mark.parametrize("image_size", [(448, 224), (96, 320), (224, 224)], ids=str)
-def test_the_crop_has_the_same_margin_of_images_of_its_shape(
-    image_size: tuple[int, int],
-) -> None:
+def test_margin_of_the_crop(image_size: tuple[int, int]) -> None:
     height, width = image_size
     preprocessing = for_image_size(image_size)
     for scale in (1, 3):
-        left, top, right, bottom = preprocessing.box((scale * width, scale * height))
+        left, top, right, bottom = preprocessing.crop_box((scale * width, scale * height))
         assert (right - left) / (scale * width) == pytest.approx(7 / 8, abs=0.01)
         assert (bottom - top) / (scale * height) == pytest.approx(7 / 8, abs=0.01)
 
-    # Of other shapes, nothing but the crop is lost: one side has the same margin
-    left, top, right, bottom = preprocessing.box((300, 300))
-    seen = max((right - left) / 300, (bottom - top) / 300)
-    assert seen == pytest.approx(7 / 8, abs=0.01)
+    # Images of another aspect ratio have the same margin along one side
+    left, top, right, bottom = preprocessing.crop_box((300, 300))
+    inside = max((right - left) / 300, (bottom - top) / 300)
+    assert inside == pytest.approx(7 / 8, abs=0.01)
 
 
 def _write(folder: Path, **changes: Any) -> Path:

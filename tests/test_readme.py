@@ -15,7 +15,7 @@ from digits import write_digits
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.config import Settings
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.plugin.compute_params import _OTHER_NAMES, EmbeddingParams
+from fiftyone_hiera.plugin.compute_plan import _OTHER_NAMES, EmbeddingParams
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -50,6 +50,7 @@ def test_table_of_options() -> None:
         assert f'- `"{pooling}"` ' in README
 
 
+@pytest.mark.slow
 def test_commands(stranger: Stranger, tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_digits(tmp_path / "all")
@@ -141,7 +142,7 @@ def test_pictures() -> None:
 def test_make_targets() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text("utf-8")
     block = next(block for block in _blocks("shell") if "make test" in block)
-    for target in [*re.findall(r"^make (\w+)", block, re.M), "test-app"]:
+    for target in [*re.findall(r"^make ([\w-]+)", block, re.M), "test-app"]:
         assert f"\n{target}: " in makefile
 
 

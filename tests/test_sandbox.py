@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 _USER = """
@@ -33,6 +35,7 @@ print(fo.list_datasets())
 """
 
 
+@pytest.mark.slow
 def test_a_running_fiftyone_is_left_alone(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FIFTYONE_")}
     environment |= {"HOME": str(tmp_path), "FIFTYONE_DATABASE_VALIDATION": "false"}

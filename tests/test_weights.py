@@ -16,7 +16,7 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from fiftyone_hiera.hiera import weights
+from fiftyone_hiera.hiera import hub as hub_module
 from fiftyone_hiera.hiera.hub import HubFile, link
 
 CONTENT = os.urandom(300_000)
@@ -25,9 +25,13 @@ REVISION = "c" * 40
 TOKEN = "hf_secretsecretsecret"
 
 _SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
 from fiftyone_hiera.hiera.hub import DownloadError, HubFile, download, link
+
+# The hub's client waits longer before each of its attempts, 23 seconds in all
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 100)
 
 revision, sha256, destination = sys.argv[1:]
 file = HubFile("owner/name", revision or None, sha256 or None)
@@ -308,7 +312,7 @@ def test_link_falls_back(
         raise OSError("not on this file system")
 
     for name in refused:
-        monkeypatch.setattr(weights.os, name, refuse)
+        monkeypatch.setattr(hub_module.os, name, refuse)
 
     source = tmp_path / "cache" / "blob"
     source.parent.mkdir()

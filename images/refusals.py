@@ -1,4 +1,4 @@
-"""Why a file is no image that can be read, in words to act on."""
+"""Explain why a file cannot be read as an image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ _TEXT_START = re.compile(rb"\s*[\x20-\x7e]{4}")
 
 
 def check_is_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what is not a regular file with content, without opening it.
+    """Check that a path is a regular, non-empty file, without opening it.
 
-    Opening a FIFO would wait for a writer, and opening a device may act on it.
+    Opening a FIFO would block until there is a writer; opening a device may have
+    side effects.
 
     Args:
         path: the path
 
     Raises:
-        OSError: if there is nothing at the path, or nothing that may be read
+        OSError: if the path does not exist or is not accessible
         ValueError: if it is a URL, a folder, a FIFO, a device, a socket or empty
     """
     try:
@@ -29,7 +30,7 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
         url = _URL.search(os.fsdecode(path))
         if url is not None:
             raise ValueError(
-                f"it is a URL ({url[1]}); download the file and name it by its local path"
+                f"it is a URL ({url[1]}); download the file and give its local path"
             ) from None
 
         if os.path.islink(path):
@@ -48,13 +49,13 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
 
 
 def describe_content(start: bytes) -> str:
-    """Say what a file is that is in no format that Pillow knows.
+    """Describe the content of a file that Pillow cannot identify.
 
     Args:
-        start: the first bytes of the file, 1 kB or so
+        start: the first bytes of the file, about 1 kB
 
     Returns:
-        the rest of a sentence whose subject is the file
+        a reason that completes "Cannot read image 'path': "
     """
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the image itself; run `git lfs pull`"
@@ -62,21 +63,21 @@ def describe_content(start: bytes) -> str:
     if start[4:8] == b"ftyp":
         if start[8:12] in _HEIF_BRANDS:
             return (
-                "it is HEIC, which Pillow reads with a plugin: `pip install pillow-heif`, "
+                "it is HEIC, which needs a Pillow plugin: `pip install pillow-heif`, "
                 "then `import pillow_heif; pillow_heif.register_heif_opener()`"
             )
 
-        return "it is a video (MP4 or the like); add videos to a video dataset"
+        return "it is a video (MP4 or similar); add videos to a video dataset"
 
     if start.startswith(b"\x1aE\xdf\xa3") or start[8:12] == b"AVI ":
         return "it is a video (Matroska, WebM or AVI); add videos to a video dataset"
 
-    for name, is_that in (("SVG", b"<svg" in start), ("PDF", start.startswith(b"%PDF"))):
-        if is_that:
-            return f"it is {name}, which is no picture of pixels; render it first"
+    for name, is_match in (("SVG", b"<svg" in start), ("PDF", start.startswith(b"%PDF"))):
+        if is_match:
+            return f"it is {name}, a vector format; render it to PNG or JPEG"
 
     if _TEXT_START.match(start) and b"\0" not in start:
         word = start.split(maxsplit=1)[0][:20].decode("ascii", "replace")
         return f"it is text, beginning with {word!r}"
 
-    return "its content is in no format that Pillow knows"
+    return "unrecognized image format: Pillow cannot identify it"

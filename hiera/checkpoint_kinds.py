@@ -1,0 +1,150 @@
+"""The kinds of checkpoints, each described by one value.
+
+A new kind is a new value here and, if it computes something of its own, a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from transformers import HieraConfig
+
+from ..images.preprocessing import Preprocessing
+from . import abswin
+from .backbone import Backbone, stage_dim
+from .imagenet import imagenet_classes
+from .pooling import POOLINGS
+from .state_dict import Shapes, resize_backbone, shapes_of
+
+ReadBackbone: TypeAlias = Callable[
+    [Mapping[str, torch.Tensor], Iterable[str], HieraConfig, tuple[int, int]],
+    Mapping[str, torch.Tensor],
+]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between kinds of checkpoints.
+
+    Args:
+        name: the name in a configuration's ``architectures``, transformers' class where
+            there is one
+        produces: what the checkpoint computes, for descriptions
+        shapes: from a configuration to the shapes of all tensors of a file
+        norm: the prefix of the final LayerNorm's tensors
+        prefix (""): the prefix of the backbone's tensors
+        read_backbone: from the tensors of the backbone's prefix, the names in
+            :class:`Backbone`'s state dict, the configuration and the (height, width) of
+            the input in pixels to that state dict
+        read_preprocessing (None): from the path of a file and the input size to the
+            preprocessing, where the weights file itself defines it
+        poolings: the poolings, the default first
+        outputs: what ``apply_model`` can compute, the default first; "embeddings" stands
+            for no label
+        tags (()): tags of FiftyOne's zoo, besides those of all models
+        config (dict): returns what a configuration has besides the layout of the backbone
+    """
+
+    name: str
+    produces: str
+    shapes: Callable[[HieraConfig], Shapes]
+    norm: str
+    prefix: str = ""
+    read_backbone: ReadBackbone = resize_backbone
+    read_preprocessing: Callable[[Path, tuple[int, int]], Preprocessing] | None = None
+    poolings: tuple[str, ...] = tuple(POOLINGS)
+    outputs: tuple[str, ...] = ("embeddings", "heatmap")
+    tags: tuple[str, ...] = ()
+    config: Callable[[], dict[str, Any]] = dict
+
+
+def get_architecture(config: HieraConfig) -> Architecture:
+    """Return the architecture of a transformers configuration."""
+    return ARCHITECTURES[(config.architectures or [HIERA_MODEL.name])[0]]
+
+
+def expected_shapes(config: HieraConfig) -> Shapes:
+    """Return the shapes of all tensors in the file of a checkpoint."""
+    with torch.device("meta"):
+        return get_architecture(config).shapes(config)
+
+
+def class_names(config: HieraConfig) -> list[str]:
+    """Return the names of a classifier's classes, in the order of its logits."""
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    return [names[index] for index in range(len(names))]
+
+
+def _encoder_shapes(config: HieraConfig, prefix: str = "") -> Shapes:
+    norm = nn.LayerNorm(stage_dim(config, len(config.depths)))
+    return {
+        **shapes_of(Backbone(config), prefix),
+        **shapes_of(norm, f"{prefix}pooler.layernorm."),
+    }
+
+
+def _classifier_shapes(config: HieraConfig) -> Shapes:
+    linear = nn.Linear(stage_dim(config, len(config.depths)), len(class_names(config)))
+    return {**_encoder_shapes(config, "hiera."), **shapes_of(linear, "classifier.")}
+
+
+def _autoencoder_shapes(config: HieraConfig) -> Shapes:
+    from transformers import HieraForPreTraining  # slow to import
+
+    return shapes_of(HieraForPreTraining(config))
+
+
+HIERA_MODEL = Architecture(
+    "HieraModel",
+    produces="image embeddings",
+    shapes=_encoder_shapes,
+    norm="pooler.layernorm.",
+)
+CLASSIFIER = Architecture(
+    "HieraForImageClassification",
+    produces="ImageNet classification and image embeddings",
+    shapes=_classifier_shapes,
+    norm="hiera.pooler.layernorm.",
+    prefix="hiera.",
+    outputs=("classification", "heatmap"),
+    tags=("classification", "logits", "imagenet"),
+    config=lambda: {"id2label": dict(enumerate(imagenet_classes()))},
+)
+AUTOENCODER = Architecture(
+    "HieraForPreTraining",
+    produces="image reconstruction error and image embeddings",
+    shapes=_autoencoder_shapes,
+    norm="encoder_norm.",
+    prefix="hiera.",
+    poolings=("mean", "cls"),  # the LayerNorm is one over all stages together
+    outputs=("reconstruction_error", "heatmap"),
+    # The same in all of Meta's
+    config=lambda: {
+        "num_query_pool": 2,
+        "decoder_depth": 8,
+        "decoder_hidden_size": 512,
+        "decoder_num_heads": 16,
+        "mask_ratio": 0.6,
+        "normalize_pixel_loss": True,
+    },
+)
+ABSWIN = Architecture(
+    "birder.Hiera",
+    produces="image embeddings",
+    shapes=abswin.expected_shapes,
+    norm=abswin.NORM,
+    read_backbone=abswin.read_backbone,
+    read_preprocessing=abswin.read_preprocessing,
+    poolings=("pooler", "mean", "cls"),  # "pooler" is what birder calls the embedding
+)
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (HIERA_MODEL, CLASSIFIER, AUTOENCODER, ABSWIN)
+}
+"""The architectures by name."""

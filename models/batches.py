@@ -1,0 +1,101 @@
+"""Build the encoder's input from batches of images, and check batches of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ..hiera.oom import Pixels
+from ..images.preprocessing import Preprocessing
+
+_CHANNELS = (1, 3, 4)
+
+
+def to_pixels(
+    images: Iterable[Any], preprocessing: Preprocessing, *, preprocess: bool
+) -> torch.Tensor:
+    """Return the encoder's input for a batch of images.
+
+    Args:
+        images: images of any form; if ``preprocess`` is False, tensors that the
+            preprocessing returned, or N of them stacked
+        preprocessing: the preprocessing
+        preprocess: whether to preprocess the images
+
+    Returns:
+        a uint8 tensor of shape (N, 3, H, W)
+
+    Raises:
+        ValueError: if this is a single image, or if an image has another form
+    """
+    if _is_image(images):
+        raise ValueError("Expected a list of images, found one image: pass [image]")
+
+    shape = (3, *preprocessing.crop_size)
+    if preprocess:
+        pixels = [preprocessing(image) for image in images]
+    elif isinstance(images, torch.Tensor):
+        return _check_pixels(images, shape)
+    else:
+        pixels = [_check_pixels(tensor, shape).view(shape) for tensor in images]
+
+    return torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
+
+
+def stack(pixels: Pixels) -> torch.Tensor:
+    """Return the pixels of N images as one tensor of shape (N, 3, H, W)."""
+    return pixels if isinstance(pixels, torch.Tensor) else torch.stack([*pixels])
+
+
+def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
+    """Check that a model's output is finite.
+
+    Args:
+        rows: an array of one row per image of a batch
+        dtype: the dtype that the model computes in
+
+    Raises:
+        ValueError: if there is NaN or infinity; the message lists the images
+    """
+    axes = tuple(range(1, rows.ndim))
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=axes)).tolist()
+    if broken:
+        raise ValueError(
+            f"The model returned NaN or infinity for the images {broken} of a batch of "
+            f"{len(rows)} (counted from 0), computing in dtype {dtype!r}"
+        )
+
+
+def _is_image(images: object) -> bool:
+    """Return whether this is one image, whose rows or channels are not images."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 2 or (images.ndim == 3 and images.shape[2] in _CHANNELS)
+
+    if isinstance(images, torch.Tensor):
+        return images.ndim == 3 and images.shape[0] in _CHANNELS
+
+    return isinstance(images, Image.Image)
+
+
+def _check_pixels(pixels: object, shape: tuple[int, ...]) -> torch.Tensor:
+    if (
+        isinstance(pixels, torch.Tensor)
+        and pixels.dtype == torch.uint8
+        and tuple(pixels.shape[-3:]) == shape
+    ):
+        return pixels
+
+    found = (
+        f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+        if isinstance(pixels, torch.Tensor)
+        else type(pixels).__name__
+    )
+    raise ValueError(
+        "With preprocess=False, pass what model.transforms returns, a torch.uint8 tensor "
+        f"of shape {shape}, or N of them stacked; found {found}"
+    )
