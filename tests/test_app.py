@@ -362,7 +362,7 @@ def test_field_made_by_other_settings(browser: Browser) -> None:
     expect(page.get_by_text(refusal)).to_be_visible()
     expect(page.get_by_text("Empty for 'hiera_2'.")).to_be_visible()
     expect(browser.execute).to_be_disabled()
-    browser.picture("made-otherwise")
+    browser.picture("other-settings")
 
 
 def test_schedule(browser: Browser, dataset: Any) -> None:
