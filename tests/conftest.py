@@ -89,13 +89,13 @@ def plugin() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """FiftyOne as a stranger to this checkout has it, and the archive's URL."""
-    from stranger import make_stranger
+def zoo_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A user of the model zoo who has only the URL of an archive of this checkout."""
+    from zoo_user import make_zoo_user
 
-    home = tmp_path_factory.mktemp("stranger")
-    with make_stranger(home, tmp_path_factory.mktemp("served")) as stranger:
-        yield stranger
+    home = tmp_path_factory.mktemp("zoo-user")
+    with make_zoo_user(home, tmp_path_factory.mktemp("served")) as zoo_user:
+        yield zoo_user
 
 
 @pytest.fixture

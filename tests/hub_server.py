@@ -1,4 +1,4 @@
-"""A loopback server that speaks as much of the hub's protocol as its client asks."""
+"""A loopback server with the part of the hub's protocol that its client uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, which a test may kill."""
+"""Code in other processes, which a test may kill."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def main():
 
 
 def _heed_interrupts() -> None:
-    # Shells have what they start in the background ignore Ctrl-C
+    # Programs that a shell starts in the background ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class OtherProcess:
-    """Python code that runs beside the test, with ``fo`` and ``model`` in scope.
+    """Python code that runs in parallel to the test, with ``fo`` and ``model``.
 
     Args:
         code: what it does; ``say(name=value)`` tells the test, and
@@ -82,7 +82,7 @@ class OtherProcess:
                 yield json.loads(line[4:])
 
     def wait_until_stored(self, count: int) -> None:
-        """Wait until a run has stored so many vectors."""
+        """Wait until a run has stored so many embeddings."""
         for said in self.said():
             if said.get("stored", 0) >= count:
                 return

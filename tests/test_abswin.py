@@ -75,9 +75,9 @@ def test_embedding_is_birders(network: Any, weights: Path, size: int) -> None:
     )
     model = _load(weights, **({} if size == 224 else {"image_size": size}))
     assert model.settings.pooling == "pooler"
-    vectors = model.embed_all(_images())
-    assert vectors.shape == (3, 768)
-    assert np.abs(vectors - expected).max() < 1e-4
+    embeddings = model.embed_all(_images())
+    assert embeddings.shape == (3, 768)
+    assert np.abs(embeddings - expected).max() < 1e-4
 
 
 @torch.inference_mode()

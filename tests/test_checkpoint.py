@@ -1,4 +1,4 @@
-"""Checkpoints of the user's own, on disk and on a hub."""
+"""The user's own checkpoints, on disk and on a hub."""
 
 from __future__ import annotations
 

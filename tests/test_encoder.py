@@ -1,4 +1,4 @@
-"""Vectors against transformers, the authors' code and timm, with the same weights."""
+"""Embeddings against transformers, the authors' code and timm, with the same weights."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def inputs(encoder: Encoder, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def vectors(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def embeddings(encoder: Encoder, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         (tokens,) = encoder(pixels, 4)
         return {name: pool(tokens, encoder.norm) for name, pool in POOLINGS.items()}
@@ -93,34 +93,34 @@ def maps(encoder: Encoder, pixels: torch.Tensor) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def test_vectors_equal_transformers(
+def test_embeddings_equal_transformers(
     hiera: HieraModel,
     inputs: torch.Tensor,
-    vectors: dict[str, torch.Tensor],
+    embeddings: dict[str, torch.Tensor],
     maps: list[torch.Tensor],
 ) -> None:
     output = hiera(inputs, output_hidden_states=True)
-    _check_vectors(vectors, output.last_hidden_state, output.pooler_output)
+    _check_embeddings(embeddings, output.last_hidden_state, output.pooler_output)
     stages = output.reshaped_hidden_states[1:]
     _check_maps(maps, [stage.permute(0, 3, 1, 2) for stage in stages])
 
 
 @torch.inference_mode()
-def test_vectors_equal_the_formulas_of_the_plugin(
-    hiera: HieraModel, inputs: torch.Tensor, vectors: dict[str, torch.Tensor]
+def test_embeddings_equal_the_formulas_of_the_plugin(
+    hiera: HieraModel, inputs: torch.Tensor, embeddings: dict[str, torch.Tensor]
 ) -> None:
     for index, image in enumerate(inputs):
         hidden = hiera(image.unsqueeze(0)).last_hidden_state
-        assert torch.allclose(vectors["cls"][index], hidden[0, 0], atol=1e-4)
-        assert torch.allclose(vectors["mean"][index], hidden[0].mean(dim=0), atol=1e-4)
+        assert torch.allclose(embeddings["cls"][index], hidden[0, 0], atol=1e-4)
+        assert torch.allclose(embeddings["mean"][index], hidden[0].mean(dim=0), atol=1e-4)
 
 
 @torch.inference_mode()
-def test_vectors_equal_the_authors_code(
+def test_embeddings_equal_the_authors_code(
     config: HieraConfig,
     hiera: HieraModel,
     inputs: torch.Tensor,
-    vectors: dict[str, torch.Tensor],
+    embeddings: dict[str, torch.Tensor],
     maps: list[torch.Tensor],
 ) -> None:
     from hiera import Hiera
@@ -133,16 +133,16 @@ def test_vectors_equal_the_authors_code(
 
     reference.head = torch.nn.Identity()
     pooled, stages = reference(inputs, return_intermediates=True)
-    _check_vectors(vectors, stages[-1].flatten(1, 2), pooled)
+    _check_embeddings(embeddings, stages[-1].flatten(1, 2), pooled)
     _check_maps(maps, [stage.permute(0, 3, 1, 2) for stage in stages])
 
 
 @torch.inference_mode()
-def test_vectors_equal_timm(
+def test_embeddings_equal_timm(
     config: HieraConfig,
     hiera: HieraModel,
     inputs: torch.Tensor,
-    vectors: dict[str, torch.Tensor],
+    embeddings: dict[str, torch.Tensor],
     maps: list[torch.Tensor],
 ) -> None:
     from timm.models.hiera import Hiera
@@ -150,7 +150,7 @@ def test_vectors_equal_timm(
     reference = Hiera(**_reference_layout(config), num_classes=0).eval()
     reference.load_state_dict(to_reference_names(hiera, "head.norm"))
     stages = reference.forward_intermediates(inputs, intermediates_only=True)
-    _check_vectors(vectors, stages[-1].flatten(2).transpose(1, 2), reference(inputs))
+    _check_embeddings(embeddings, stages[-1].flatten(2).transpose(1, 2), reference(inputs))
     _check_maps(maps, stages)
 
 
@@ -162,12 +162,12 @@ def _reference_layout(config: HieraConfig) -> dict[str, Any]:
     }
 
 
-def _check_vectors(
-    vectors: dict[str, torch.Tensor], tokens: torch.Tensor, pooled: torch.Tensor
+def _check_embeddings(
+    embeddings: dict[str, torch.Tensor], tokens: torch.Tensor, pooled: torch.Tensor
 ) -> None:
-    assert torch.allclose(vectors["mean"], tokens.mean(dim=1), atol=1e-4)
-    assert torch.allclose(vectors["cls"], tokens[:, 0], atol=1e-4)
-    assert torch.allclose(vectors["pooler"], pooled, atol=1e-4)
+    assert torch.allclose(embeddings["mean"], tokens.mean(dim=1), atol=1e-4)
+    assert torch.allclose(embeddings["cls"], tokens[:, 0], atol=1e-4)
+    assert torch.allclose(embeddings["pooler"], pooled, atol=1e-4)
 
 
 def _check_maps(maps: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -178,9 +178,9 @@ def _check_maps(maps: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
         assert torch.allclose(found, stage, atol=1e-4)
 
 
-def test_poolings_differ(vectors: dict[str, torch.Tensor]) -> None:
+def test_poolings_differ(embeddings: dict[str, torch.Tensor]) -> None:
     for one, other in (("mean", "cls"), ("mean", "pooler"), ("cls", "pooler")):
-        assert not torch.allclose(vectors[one], vectors[other], atol=1e-2)
+        assert not torch.allclose(embeddings[one], embeddings[other], atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What engines and dtypes do to vectors, and what picks them."""
+"""Embeddings of each engine and dtype, and how both are picked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fiftyone_hiera.hiera.backbone import Backbone, grid_size
 from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
-Vectors = npt.NDArray[np.float32]
+Embeddings = npt.NDArray[np.float32]
 
 NANO = "hiera-nano-digits"
 _BATCH = 128
@@ -41,7 +41,7 @@ def pixels(model: HieraEmbeddingModel) -> torch.Tensor:
     return torch.stack([model.transforms(image) for image in images])
 
 
-def _embed(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Vectors:
+def _embed(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Embeddings:
     model.preprocess = False
     try:
         return np.concatenate([model.embed_all(part) for part in pixels.split(_BATCH)])
@@ -50,30 +50,30 @@ def _embed(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Vectors:
 
 
 @pytest.fixture(scope="module")
-def exact(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Vectors:
-    """By float32 and torch, which other tests compare with transformers."""
+def exact(model: HieraEmbeddingModel, pixels: torch.Tensor) -> Embeddings:
+    """Embeddings in float32 by torch, which other tests compare with transformers."""
     return _embed(model, pixels)
 
 
-def _cosines(some: Vectors, others: Vectors) -> Vectors:
-    products: Vectors = (_unit(some) * _unit(others)).sum(axis=1)
+def _cosines(some: Embeddings, others: Embeddings) -> Embeddings:
+    products: Embeddings = (_unit(some) * _unit(others)).sum(axis=1)
     return products
 
 
-def _agreement(some: Vectors, others: Vectors) -> float:
+def _agreement(some: Embeddings, others: Embeddings) -> float:
     """Return how many of the ten nearest neighbors are the same."""
     pairs = zip(_neighbors(some), _neighbors(others), strict=True)
     return float(np.mean([len(set(one) & set(other)) / 10 for one, other in pairs]))
 
 
-def _neighbors(vectors: Vectors) -> npt.NDArray[np.intp]:
-    similarities = _unit(vectors) @ _unit(vectors).T
+def _neighbors(embeddings: Embeddings) -> npt.NDArray[np.intp]:
+    similarities = _unit(embeddings) @ _unit(embeddings).T
     np.fill_diagonal(similarities, -1)
     return np.argsort(-similarities, axis=1)[:, :10]
 
 
-def _unit(vectors: Vectors) -> Vectors:
-    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _unit(embeddings: Embeddings) -> Embeddings:
+    unit: Embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return unit
 
 
@@ -88,7 +88,7 @@ def _unit(vectors: Vectors) -> Vectors:
 )
 def test_fidelity(
     pixels: torch.Tensor,
-    exact: Vectors,
+    exact: Embeddings,
     engine: str,
     dtype: str,
     least_cosine: float,
@@ -98,47 +98,47 @@ def test_fidelity(
         pixels, exact = pixels[:600], exact[:600]
 
     model = fiftyone_hiera.load_model(NANO, engine=engine, dtype=dtype)
-    vectors = _embed(model, pixels)
-    assert vectors.dtype == np.float32
-    assert not np.array_equal(vectors, exact), "it was computed as usual"
-    assert _cosines(vectors, exact).min() >= least_cosine
-    assert _agreement(vectors, exact) >= least_agreement
+    embeddings = _embed(model, pixels)
+    assert embeddings.dtype == np.float32
+    assert not np.array_equal(embeddings, exact), "it was computed as usual"
+    assert _cosines(embeddings, exact).min() >= least_cosine
+    assert _agreement(embeddings, exact) >= least_agreement
     if dtype == "float32":
-        assert np.abs(vectors - exact).max() < 1e-4
+        assert np.abs(embeddings - exact).max() < 1e-4
 
     few = pixels[:9]
     single = np.concatenate([_embed(model, one[None]) for one in few])
-    assert _cosines(single, vectors[:9]).min() > 0.999999
-    assert np.abs(single - vectors[:9]).max() < (1e-4 if dtype == "float32" else 1e-3)
+    assert _cosines(single, embeddings[:9]).min() > 0.999999
+    assert np.abs(single - embeddings[:9]).max() < (1e-4 if dtype == "float32" else 1e-3)
 
 
 @pytest.mark.slow
 def test_compiled_once_for_all_batch_sizes(
-    monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor, exact: Vectors
+    monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor, exact: Embeddings
 ) -> None:
     model = fiftyone_hiera.load_model(NANO, engine="compile", dtype="bfloat16")
     monkeypatch.setattr("torch._dynamo.config.error_on_recompile", True)
-    vectors = _embed(model, pixels)
-    assert not np.array_equal(vectors, exact)
-    assert _cosines(vectors, exact).min() >= 0.9999
-    assert _agreement(vectors, exact) >= 0.99
+    embeddings = _embed(model, pixels)
+    assert not np.array_equal(embeddings, exact)
+    assert _cosines(embeddings, exact).min() >= 0.9999
+    assert _agreement(embeddings, exact) >= 0.99
     for size in (1, 2, 7):
         few = _embed(model, pixels[:size])
-        assert _cosines(few, vectors[:size]).min() > 0.999999
+        assert _cosines(few, embeddings[:size]).min() > 0.999999
 
 
-def test_openvino_in_several_threads(pixels: torch.Tensor, exact: Vectors) -> None:
+def test_openvino_in_several_threads(pixels: torch.Tensor, exact: Embeddings) -> None:
     model = fiftyone_hiera.load_model(NANO, engine="openvino", dtype="float32")
     model.preprocess = False
     parts = pixels[:512].split(16)
     with ThreadPoolExecutor(4) as pool:
-        vectors = np.concatenate([*pool.map(model.embed_all, parts)])
+        embeddings = np.concatenate([*pool.map(model.embed_all, parts)])
 
-    assert np.abs(vectors - exact[:512]).max() < 1e-4
+    assert np.abs(embeddings - exact[:512]).max() < 1e-4
 
 
 def _run(script: str, *arguments: str, **variables: str) -> None:
-    """Run a script in a process of its own."""
+    """Run a script in a new process."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
     command = [sys.executable, "-c", script, *arguments]
     subprocess.run(command, env=environment, check=True)
@@ -201,13 +201,13 @@ limit = pages * resource.getpagesize() + int(megabytes) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 for order in (range(48), range(47, -1, -1)):
     try:
-        vectors = model.embed_all(images[list(order)])
+        embeddings = model.embed_all(images[list(order)])
     except MemoryError as error:
         print("stopped:", error)
         break
 
-    assert vectors.shape == expected.shape
-    assert np.abs(vectors - expected[list(order)]).max() < 1e-4
+    assert embeddings.shape == expected.shape
+    assert np.abs(embeddings - expected[list(order)]).max() < 1e-4
 """
 
 

@@ -1,4 +1,4 @@
-"""The measures of examples/evaluate.py."""
+"""The metrics of examples/evaluate.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from evaluate import check_labels, measure, parse_model
 
 
-def test_vectors_that_tell_all() -> None:
+def test_embeddings_that_separate_the_classes() -> None:
     classes = np.array(["ant", "bee", "cat"] * 12)
-    vectors = np.array([[c == "ant", c == "bee", c == "cat"] for c in classes], float)
-    vectors += 0.01 * np.random.default_rng(51).normal(size=vectors.shape)
-    results = measure(vectors, classes)
+    embeddings = np.array([[c == "ant", c == "bee", c == "cat"] for c in classes], float)
+    embeddings += 0.01 * np.random.default_rng(51).normal(size=embeddings.shape)
+    results = measure(embeddings, classes)
     assert results == {
         "knn": 1.0,
         "precision": 1.0,
@@ -21,7 +21,7 @@ def test_vectors_that_tell_all() -> None:
     }
 
 
-def test_vectors_that_tell_nothing() -> None:
+def test_random_embeddings() -> None:
     generator = np.random.default_rng(51)
     classes = generator.choice(["ant", "bee"], 2000)
     results = measure(generator.normal(size=(2000, 8)), classes)
@@ -32,22 +32,22 @@ def test_vectors_that_tell_nothing() -> None:
 def test_neighbors_are_counted() -> None:
     """Each image has the 3 others of its kind among its 10 nearest, and no more."""
     angles = np.concatenate([0.8 * k + 0.01 * np.arange(4) for k in range(4)])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     classes = np.repeat(["a", "b", "c", "d"], 4)
-    results = measure(vectors, classes)
+    results = measure(embeddings, classes)
     assert results == {"knn": 1.0, "precision": 1.0, "shown_1": 1.0}
     classes = np.repeat(["a", "b"], 8)
-    assert measure(vectors, classes)["precision"] < 1
+    assert measure(embeddings, classes)["precision"] < 1
 
 
-def test_a_rare_label_is_left_out_where_too_few_are_there() -> None:
+def test_rare_classes_are_left_out() -> None:
     generator = np.random.default_rng(51)
     classes = np.array(["ant"] * 30 + ["bee"] * 30 + ["rare"] * 2)
-    vectors = np.array([[c == "ant", c == "bee", c == "rare"] for c in classes], float)
-    vectors += 0.01 * generator.normal(size=vectors.shape)
-    results = measure(vectors, classes)
+    embeddings = np.array([[c == "ant", c == "bee", c == "rare"] for c in classes], float)
+    embeddings += 0.01 * generator.normal(size=embeddings.shape)
+    results = measure(embeddings, classes)
     assert {results[f"shown_{n}"] for n in (1, 5, 20)} == {1.0}
-    results = measure(vectors[20:], classes[20:])
+    results = measure(embeddings[20:], classes[20:])
     assert "shown_20" not in results  # of one label only there are more
 
 

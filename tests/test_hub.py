@@ -25,10 +25,10 @@ import sys, numpy as np, fiftyone_hiera
 from PIL import Image
 
 model = fiftyone_hiera.load_model(sys.argv[1])
-vector = model.embed(Image.effect_noise((300, 250), 90))
-assert vector.shape == (model.embedding_dim,) and np.isfinite(vector).all()
+embedding = model.embed(Image.effect_noise((300, 250), 90))
+assert embedding.shape == (model.embedding_dim,) and np.isfinite(embedding).all()
 
-# What MAE pretraining leaves of a LayerNorm that it does not use
+# MAE pretraining does not train this LayerNorm
 norm = model._encoder.norm
 assert (norm.weight == 1).all(), norm.weight
 assert np.allclose(norm.bias.numpy(), 0.02), norm.bias

@@ -22,8 +22,8 @@ sys.path.insert(0, sys.argv[1])
 import fiftyone_hiera
 from PIL import Image
 
-vector = fiftyone_hiera.load_model("hiera-nano-digits").embed(Image.new("RGB", (9, 9)))
-print(fiftyone_hiera.__file__, *vector.shape)
+embedding = fiftyone_hiera.load_model("hiera-nano-digits").embed(Image.new("RGB", (9, 9)))
+print(fiftyone_hiera.__file__, *embedding.shape)
 """
 
 # As FiftyOne 1.10 registers a plugin that it downloaded

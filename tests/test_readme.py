@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from random_hiera import make_classifier, make_config, save_checkpoint
-from stranger import Stranger
+from zoo_user import ZooUser
 
 from digits import write_digits
 from fiftyone_hiera.checkpoints import CHECKPOINTS
@@ -51,7 +51,7 @@ def test_table_of_options() -> None:
 
 
 @pytest.mark.slow
-def test_commands(stranger: Stranger, tmp_path: Path) -> None:
+def test_commands(zoo_user: ZooUser, tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_digits(tmp_path / "all")
     images.mkdir()
@@ -60,14 +60,14 @@ def test_commands(stranger: Stranger, tmp_path: Path) -> None:
 
     checkpoint = save_checkpoint(tmp_path / "checkpoint", make_classifier(make_config()))
     places = {
-        "https://github.com/<owner>/fiftyone-hiera": stranger.url,
+        "https://github.com/<owner>/fiftyone-hiera": zoo_user.url,
         "/path/to/images": str(images),
         "/path/to/folder": str(checkpoint),
     }
     plugin = next(block for block in _blocks("shell") if "fiftyone plugins" in block)
     for command in plugin.strip().splitlines():
-        url = command.replace("https://github.com/<owner>/fiftyone-hiera", stranger.url)
-        stranger.cli(*url.split()[1:])
+        url = command.replace("https://github.com/<owner>/fiftyone-hiera", zoo_user.url)
+        zoo_user.cli(*url.split()[1:])
 
     embed, patches, operator, heat, own, run = _blocks("python")
     setup = """
@@ -99,18 +99,18 @@ result = [
         code = code.replace(place, value)
 
     expected = [[768], [768], True, [12, 2], [12, 0, 0], [768], [64]]
-    assert stranger.python(code) == expected
+    assert zoo_user.python(code) == expected
 
     commands = next(block for block in _blocks("shell") if "fiftyone zoo" in block)
     outputs = {}
     for command in commands.strip().splitlines():
         arguments = command.split()[1:]
-        outputs[arguments[2]] = stranger.cli(*arguments)
+        outputs[arguments[2]] = zoo_user.cli(*arguments)
 
     assert "facebook/hiera-huge-224-hf-cls" in outputs["list"]
     assert "CC BY-NC 4.0" in outputs["info"]
     assert "masked autoencoder" in outputs["info"]
-    assert stranger.python(
+    assert zoo_user.python(
         "result = fo.load_dataset('my-dataset').first().hiera.shape"
     ) == [768]
 

@@ -1,4 +1,4 @@
-"""The demo and these tests stay away from what the user has."""
+"""The demo and these tests do not touch the user's FiftyOne."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads, by the real hub client from a loopback server, in processes of their own."""
+"""Downloads with the real hub client from a loopback server, in new processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ except DownloadError as error:
 
 @dataclass
 class Client:
-    """Downloads in a fresh process, into a cache and to a path of its own."""
+    """Downloads in a new process, into its own cache and to its own path."""
 
     folder: Path
     url: str

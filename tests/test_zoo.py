@@ -1,4 +1,4 @@
-"""The model zoo from a registered archive, as a stranger has it.
+"""The model zoo, with this checkout registered as an archive.
 
 Each step runs in a process that cannot import this checkout: the archive is
 served from the loopback interface, and so is the hub that its weights come
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 from operator_calls import COMPUTE
-from stranger import NANO, TINY, Stranger
+from zoo_user import NANO, TINY, ZooUser
 
 from digits import write_digits
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
-def registered(stranger: Stranger) -> Stranger:
-    result = stranger.python(
+def registered(zoo_user: ZooUser) -> ZooUser:
+    result = zoo_user.python(
         """
 foz.register_zoo_model_source(url)
 result = [
@@ -32,21 +32,21 @@ result = [
 """
     )
     sources, names, licensed, is_downloaded, downloaded = result
-    assert sources == [stranger.url]
+    assert sources == [zoo_user.url]
     assert set(names) == set(CHECKPOINTS)
     assert set(licensed) == {name for name in CHECKPOINTS if name.startswith("facebook/")}
     assert not is_downloaded
     assert downloaded == []
-    return stranger
+    return zoo_user
 
 
 @pytest.fixture(scope="module")
-def dataset(registered: Stranger) -> str:
+def dataset(registered: ZooUser) -> str:
     """The name of a persistent dataset of 24 digits with two patches each."""
     paths = [str(digit.path) for digit in write_digits(registered.home / "digits")[:24]]
     return registered.python(
         f"""
-dataset = fo.Dataset("stranger", persistent=True, overwrite=True)
+dataset = fo.Dataset("digits", persistent=True, overwrite=True)
 boxes = [[0, 0, 0.5, 1], [0.2, 0.2, 0.8, 0.8]]
 for path in {paths!r}:
     patches = [fo.Detection(label="part", bounding_box=box) for box in boxes]
@@ -58,7 +58,7 @@ result = dataset.name
 
 
 @pytest.mark.slow
-def test_download_load_delete_and_register_again(registered: Stranger) -> None:
+def test_download_load_delete_and_register_again(registered: ZooUser) -> None:
     hub = registered.hub
     result = registered.python(
         """
@@ -66,18 +66,18 @@ import numpy as np
 from PIL import Image
 
 image = Image.effect_noise((300, 250), 90).convert("RGB")
-vectors = {}
+embeddings = {}
 for pooling in ("mean", "cls", "pooler"):
     model = foz.load_zoo_model(TINY, pooling=pooling)
-    vectors[pooling] = model.embed(image)
+    embeddings[pooling] = model.embed(image)
 
 by_name = foz.load_zoo_model(TINY + "-cls").embed(image)
 result = {
     "paths": [foz.find_zoo_model(TINY), foz.find_zoo_model(TINY + "-cls")],
     "downloaded": sorted(set(foz.list_downloaded_zoo_models()) - {NANO}),
     "shape": by_name.shape,
-    "cls": bool(np.array_equal(by_name, vectors["cls"])),
-    "distinct": not np.allclose(vectors["mean"], vectors["pooler"], atol=1e-3),
+    "cls": bool(np.array_equal(by_name, embeddings["cls"])),
+    "distinct": not np.allclose(embeddings["mean"], embeddings["pooler"], atol=1e-3),
 }
 """
     )
@@ -110,7 +110,7 @@ result = [after_delete, after_register, foz.load_zoo_model(TINY).embedding_dim]
     assert hub.downloads == 0, "registering again downloaded the weights again"
 
 
-def test_nano_is_restored_after_a_delete(registered: Stranger) -> None:
+def test_nano_is_restored_after_a_delete(registered: ZooUser) -> None:
     code = """
 result = []
 for _ in range(2):
@@ -123,7 +123,7 @@ for _ in range(2):
 
 
 @pytest.mark.slow
-def test_workers(registered: Stranger, dataset: str) -> None:
+def test_workers(registered: ZooUser, dataset: str) -> None:
     result = registered.python(
         f"""
 import numpy as np, torch.multiprocessing
@@ -159,7 +159,7 @@ result["drawn"] = [dataset.count("heat_fork"), dataset.count("heat_spawn")]
 
 
 @pytest.mark.slow
-def test_brain_by_name(registered: Stranger, dataset: str) -> None:
+def test_brain_by_name(registered: ZooUser, dataset: str) -> None:
     result = registered.python(
         f"""
 import numpy as np
@@ -172,14 +172,14 @@ fob.compute_visualization(dataset, model=NANO, brain_key="map", method="pca")
 fob.compute_similarity(dataset, model=NANO, patches_field="patches", brain_key="patches")
 
 query = dataset.first()
-vector = dataset.load_brain_results("sim").get_model().embed(Image.open(query.filepath))
+embedding = dataset.load_brain_results("sim").get_model().embed(Image.open(query.filepath))
 index = dataset.load_brain_results("sim")
 stored, ids, _ = index.get_embeddings(sample_ids=[query.id])
 nearest = dataset.sort_by_similarity(query.id, k=3, brain_key="sim")
 result = [
     nearest.first().id == query.id,
-    list(ids) == [query.id] and bool(np.allclose(stored, [vector], atol=1e-4)),
-    float(np.linalg.norm(vector)),
+    list(ids) == [query.id] and bool(np.allclose(stored, [embedding], atol=1e-4)),
+    float(np.linalg.norm(embedding)),
     dataset.load_brain_results("map").points.shape,
     dataset.load_brain_results("patches").total_index_size,
 ]
@@ -191,7 +191,7 @@ result = [
 
 
 @pytest.mark.slow
-def test_command_line(registered: Stranger) -> None:
+def test_command_line(registered: ZooUser) -> None:
     # The commands that the README does not show
     downloaded = registered.cli("zoo", "models", "download", TINY + "-cls")
     assert f"The weights of {TINY}-cls are licensed CC BY-NC 4.0" in downloaded
@@ -201,7 +201,7 @@ def test_command_line(registered: Stranger) -> None:
     assert not Path(path).exists()
 
 
-def test_options(registered: Stranger) -> None:
+def test_options(registered: ZooUser) -> None:
     # The form is that of the zoo's own operators in the App
     result = registered.python(
         """
@@ -257,7 +257,7 @@ for options in (dict(poling="cls"), dict(pooling="max"), dict(dtype="int4")):
 
 @pytest.mark.slow
 def test_index_has_a_model_name_only_if_its_default_pooling_fits(
-    registered: Stranger,
+    registered: ZooUser,
 ) -> None:
     checkout = Path(__file__).parents[1]
     named = registered.python(

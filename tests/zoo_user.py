@@ -1,4 +1,4 @@
-"""FiftyOne as a stranger to this checkout has it."""
+"""A user of FiftyOne's model zoo, without this checkout."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NANO = "hiera-nano-digits"
 
 
 @dataclass
-class Stranger:
-    """Somebody with FiftyOne and the URL of the archive."""
+class ZooUser:
+    """A user with FiftyOne and the URL of the archive."""
 
     home: Path
     url: str
@@ -73,7 +73,7 @@ class Stranger:
         script.write_text("\n".join(lines), "utf-8")
         done = self._run([sys.executable, str(script)])
         assert done.returncode == 0, done.stdout + done.stderr
-        # Other libraries may have last words
+        # Other libraries may print at exit
         return json.loads(done.stdout.rpartition("RESULT")[2].splitlines()[0])
 
     def cli(self, *arguments: str) -> str:
@@ -85,12 +85,12 @@ class Stranger:
 
 
 @contextlib.contextmanager
-def make_stranger(home: Path, served: Path) -> Iterator[Stranger]:
+def make_zoo_user(home: Path, served: Path) -> Iterator[ZooUser]:
     """Serve an archive of this checkout, and a hub with random weights.
 
     Args:
-        home: the stranger's folder
-        served: the folder of what is served
+        home: the user's folder
+        served: the folder to serve
     """
     tiny = CHECKPOINTS[TINY]
     config = HieraConfig(
@@ -100,4 +100,4 @@ def make_stranger(home: Path, served: Path) -> Iterator[Stranger]:
     revision = tiny.weights.revision
     files = {"model.safetensors": weights.read_bytes()}
     with served_archive(served) as url, HubServer(commit=revision, files=files) as hub:
-        yield Stranger(home, url, hub)
+        yield ZooUser(home, url, hub)
