@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
@@ -14,6 +15,7 @@ import torch
 from .checkpoints import Checkpoint
 from .hiera.checkpoint_kinds import ARCHITECTURES, Architecture
 from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino
+from .hiera.pca import load_basis
 from .hiera.pooling import POOLINGS
 from .hiera.user_checkpoint import validate_checkpoint
 from .images.preprocessing import Preprocessing
@@ -58,6 +60,11 @@ class Option:
     description: str
     parse: Callable[[str, Any], Any]
     choices: Sequence[Any] = ()
+
+    def __str__(self) -> str:
+        choices = [] if self.choices == [False, True] else self.choices
+        values = ", ".join(map(json.dumps, choices))
+        return f"{values}. {self.description}" if values else self.description
 
 
 def _option(
@@ -116,18 +123,23 @@ def _parse_image_size(name: str, value: object) -> tuple[int, int] | None:
 
 
 def _parse_num_masks(name: str, value: object) -> int:
-    if type(value) is not int or not 1 <= value <= _MOST_MASKS:
-        raise ValueError(f"Invalid {name}: {value!r}. Valid are 1 to {_MOST_MASKS}")
+    if type(value) is not int or not 2 <= value <= _MOST_MASKS:
+        raise ValueError(f"Invalid {name}: {value!r}. Valid are 2 to {_MOST_MASKS}")
 
     return value
 
 
-def _parse_path(name: str, value: object) -> str | None:
+def _parse_basis(name: str, value: object) -> str | None:
     if value is None:
         return None
 
     if not (isinstance(value, (str, PathLike)) and Path(value).is_file()):
-        raise ValueError(f"Invalid {name}: {str(value)!r} is no file")
+        raise ValueError(f"Invalid {name}: {str(value)!r} is not a file")
+
+    try:
+        load_basis(Path(value))
+    except ValueError as error:
+        raise ValueError(f"Invalid {name}: {error}") from error
 
     return str(value)
 
@@ -222,7 +234,7 @@ class Settings:
         None,
         "Basis of heatmaps",
         "The path of a file that model.fit_heatmap(dataset, path) wrote",
-        parse=_parse_path,
+        parse=_parse_basis,
     )
     num_masks: int = _option(
         4,
@@ -254,7 +266,7 @@ Settings.__doc__ = "\n".join(
     [
         "The options of a model.\n\n    Args:",
         *(
-            f"        {name} ({getattr(Settings, name)!r}): {option.description}"
+            f"        {name} ({getattr(Settings, name)!r}): {option}"
             for name, option in OPTIONS.items()
         ),
     ]

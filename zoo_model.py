@@ -13,8 +13,8 @@ from .checkpoints import Checkpoint, get_checkpoint
 from .config import AUTO, DTYPES, Settings, choose_output, parse_settings
 from .hiera.autoencoder import load_autoencoder
 from .hiera.checkpoint_kinds import class_names, get_architecture
+from .hiera.classification_head import load_classifier
 from .hiera.encoder import Encoder, load_encoder
-from .hiera.head import load_classifier
 from .hiera.hub import BundledFile, download, link, verify
 from .hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
 from .models.classification import HieraClassifierModel

@@ -15,27 +15,25 @@ Pooling: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
 
 
 def mean(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Average the tokens."""
+    """Average all tokens: the one to use, unless you have a reason."""
     return tokens.mean(dim=1)
 
 
 def cls(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Take token 0.
+    """Take the token of the top-left corner (32 of 224 px), after attention to the rest.
 
-    Hiera has no class token: this is the token of the top-left cell of the grid (32 px
-    of 224), after attention to the rest of the image.
+    Hiera has no class token, but earlier plugins stored this one under that name.
     """
     return tokens[:, 0]
 
 
 def pooler(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Apply the final LayerNorm to the mean.
+    """Apply the final LayerNorm to the mean, as transformers' pooler_output.
 
-    This is transformers' ``pooler_output``. MAE pretraining does not train this
-    LayerNorm, fine-tuning does.
+    Pretraining does not train this LayerNorm, fine-tuning does.
     """
     return norm(tokens.mean(dim=1))
 
 
 POOLINGS: dict[str, Pooling] = {"mean": mean, "cls": cls, "pooler": pooler}
-"""The poolings by name, the default first."""
+"""The poolings by name, the default first; forms show their docstrings."""

@@ -16,12 +16,14 @@ from typing import Any, TypeAlias
 from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing, for_image_size, from_file
-from .checkpoint_kinds import ARCHITECTURES
+from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
 from .hub import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
 
 _CONFIG_NAME = "config.json"
 _PREPROCESSOR_NAME = "preprocessor_config.json"
 _REQUIRED_KEYS = ("depths", "embed_dim", "image_size", "num_heads")
+# Others define their preprocessing in the weights file, and have no config.json
+_SUPPORTED = [one.name for one in ARCHITECTURES.values() if not one.read_preprocessing]
 _HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -135,8 +137,13 @@ def _on_disk(path: Path) -> _Files:
 
 
 def _read_config(path: Path) -> HieraConfig:
-    with open(path, encoding="utf-8") as file:
-        config: dict[str, Any] = json.load(file)
+    try:
+        config: Any = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a configuration that transformers saved")
 
     if config.get("model_type") != "hiera":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'hiera'")
@@ -148,11 +155,11 @@ def _read_config(path: Path) -> HieraConfig:
             f"{path}: missing {missing}; save the model again with transformers"
         )
 
-    architectures = config.get("architectures") or ["HieraModel"]
-    if architectures[0] not in ARCHITECTURES:
+    architectures = config.get("architectures") or [HIERA_MODEL.name]
+    if architectures[0] not in _SUPPORTED:
         raise ValueError(
             f"{path}: unsupported architecture {architectures[0]!r}; supported are "
-            f"{list(ARCHITECTURES)}"
+            f"{_SUPPORTED}"
         )
 
     if config.get("num_channels", 3) != 3:

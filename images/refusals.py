@@ -1,4 +1,7 @@
-"""Explain why a file cannot be read as an image."""
+"""Explain why a file cannot be read as an image.
+
+Contents that Pillow opens, but this package refuses, are in :mod:`.decoding`.
+"""
 
 from __future__ import annotations
 

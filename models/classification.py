@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..hiera.head import Classifier
+from ..hiera.classification_head import Classifier
 from ..hiera.oom import Halving, Pixels
 from ..images.decoding import ImageLike
 from .batches import stack

@@ -186,7 +186,8 @@ class HieraEmbeddingModel(
 
         Args:
             images: as for :meth:`embed_all`
-            stages ((1, 2, 3, 4)): the stages, counted from 1
+            stages ((1, 2, 3, 4)): the stages, counted from 1. The network is built again
+                if it does not compute them yet, and computes them from then on
 
         Returns:
             a dict from the names of the stages to float32 arrays of shape

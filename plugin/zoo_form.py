@@ -9,15 +9,8 @@ from fiftyone.operators import types
 
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import OPTIONS, Settings, parse_settings
+from ..hiera.pooling import POOLINGS
 from .widgets import mark_invalid
-
-_POOLING_NOTES = {
-    "mean": "The mean over the whole image: the one to use, unless you have a reason",
-    "cls": "The token of the top-left corner, after attention to the rest of the image. "
-    "Hiera has no class token, but earlier plugins stored this as one",
-    "pooler": "The mean after a LayerNorm that pretraining does not train; for fine-tuned "
-    "weights",
-}
 
 
 def build_form(model_name: str, ctx: Any) -> types.Property:
@@ -92,7 +85,8 @@ def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:
     """
     choices = types.RadioGroup()
     for name in checkpoint.poolings:
-        choices.add_choice(name, label=name, description=_POOLING_NOTES[name])
+        note = " ".join((POOLINGS[name].__doc__ or "").split())
+        choices.add_choice(name, label=name, description=note)
 
     return inputs.enum(
         "pooling",

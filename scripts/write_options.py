@@ -30,11 +30,7 @@ def options_table() -> str:
 
 def _describe(option: Option) -> str:
     # Quoted words are values, and functions and paths are code
-    text = re.sub(r'"[\w:]+"|[\w.]+\([^)]*\)|<owner>\S+', r"`\g<0>`", option.description)
-    if option.choices in ([], (), [False, True]):
-        return text
-
-    return f"{', '.join(f'`{_show(choice)}`' for choice in option.choices)}. {text}"
+    return re.sub(r'"[\w:]+"|[\w.]+\([^)]*\)|<owner>\S+', r"`\g<0>`", str(option))
 
 
 def _show(value: Any) -> str:

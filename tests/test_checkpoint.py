@@ -81,6 +81,7 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
         ({"model_type": "vit"}, r"model_type is 'vit', not 'hiera'"),
         ({"num_heads": None}, r"missing \['num_heads'\]"),
         ({"architectures": ["HieraBackbone"]}, r"architecture 'HieraBackbone'"),
+        ({"architectures": ["birder.Hiera"]}, r"'birder.Hiera'.*\['HieraModel', [^]]*g'\]"),
         ({"num_channels": 1}, r"num_channels is 1, not 3"),
     ],
     ids=str,
@@ -90,6 +91,17 @@ def test_other_configs_are_refused(
 ) -> None:
     _edit(folder, **changes)
     with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not a JSON file: Expecting"), ("[]", "is not a configuration")],
+    ids=str,
+)
+def test_broken_config_is_named(folder: Path, text: str, message: str) -> None:
+    (folder / "config.json").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=rf"config\.json {message}"):
         open_checkpoint(str(folder))
 
 

@@ -32,10 +32,12 @@ from fiftyone_hiera.config import (
 )
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.hub import BundledFile
+from fiftyone_hiera.runs import provenance
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("tiny", "small", "base", "base-plus", "large", "huge")
 TINY = CHECKPOINTS["facebook/hiera-tiny-224-hf"]
+_BASIS = ROOT / "tests" / "data" / "made_by_0_1_0" / "basis.safetensors"
 BIRDER = "birder-project/hiera_abswin_base_mim"
 TINY_CLS = CHECKPOINTS["facebook/hiera-tiny-224-hf-cls"]
 
@@ -204,7 +206,7 @@ def test_every_option_is_taken() -> None:
         "image_size": (448, 224),
         "squash": True,
         "output": "heatmap",
-        "heatmap_basis": __file__,
+        "heatmap_basis": str(_BASIS),
         "num_masks": 3,
         "checkpoint": "owner/name@" + "a" * 40,
     }
@@ -246,10 +248,14 @@ def _plain_types(hint: Any) -> set[Any]:
 def test_options_describe_themselves() -> None:
     for name, option in OPTIONS.items():
         assert option.label and option.description, name
-        assert f"{name} ({getattr(Settings, name)!r}): {option.description}" in (
-            Settings.__doc__ or ""
-        )
-        assert len(option.description) < 250, name
+        assert f"{name} ({getattr(Settings, name)!r}): {option}" in (Settings.__doc__ or "")
+        assert len(str(option)) < 300, name
+
+
+def test_provenance_has_every_option_that_changes_embeddings() -> None:
+    recorded = [*provenance.OPTIONS, *provenance.PREPROCESSING_OPTIONS]
+    others = ["device", "output", "heatmap_basis", "num_masks"]
+    assert sorted([*recorded, *others, "checkpoint"]) == sorted(OPTIONS)
 
 
 def test_readme_has_their_table() -> None:
@@ -294,11 +300,12 @@ def test_options_are_not_changed() -> None:
             {"output": "classification"},
             r"type HieraModel: 'classification'",
         ),
-        ({"heatmap_basis": "absent"}, r"heatmap_basis: 'absent' is no file"),
-        ({"heatmap_basis": __file__}, r"is for output 'heatmap', and this is 'embeddings'"),
-        ({"num_masks": 0}, r"num_masks: 0. Valid are 1 to 64"),
+        ({"heatmap_basis": "absent"}, r"heatmap_basis: 'absent' is not a file"),
+        ({"heatmap_basis": __file__}, r"heatmap_basis: .*test_config.py is no"),
+        ({"heatmap_basis": _BASIS}, r"is for output 'heatmap', and this is 'embeddings'"),
+        ({"num_masks": 0}, r"num_masks: 0. Valid are 2 to 64"),
         ({"num_masks": 3}, r"num_masks: it is for output 'reconstruction_error'"),
-        ({"num_masks": True}, r"num_masks: True. Valid are 1 to 64"),
+        ({"num_masks": True}, r"num_masks: True. Valid are 2 to 64"),
         ({"squash": 1}, r"squash: 1. Valid are \[False, True\]"),
         ({"device": "tpu"}, r"'tpu'. Available are \["),
         ({"device": "cuda:99"}, r"'cuda:99'. Available are \["),

@@ -221,7 +221,7 @@ def test_basis_is_saved_and_loaded(samples: fo.Dataset, tmp_path: Path) -> None:
     other.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"other\.safetensors is not a heatmap basis"):
         _load(heatmap_basis=str(other))
-    with pytest.raises(ValueError, match=r"heatmap_basis: .*absent.* is no file"):
+    with pytest.raises(ValueError, match=r"heatmap_basis: .*absent.* is not a file"):
         _load(heatmap_basis=str(tmp_path / "absent"))
 
 
