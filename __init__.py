@@ -85,11 +85,11 @@ def parse_parameters(model_name: str, ctx: Any, params: dict[str, Any]) -> None:
         params: the form's values
 
     Raises:
-        ValueError: if an option or its value is not valid
+        ValueError: if the model is not allowed, or if an option or its value is not valid
     """
     from .plugin.zoo_form import parse_options
 
-    parse_options(model_name, params)
+    parse_options(model_name, ctx, params)
 
 
 def register(plugin: Any) -> None:
@@ -98,8 +98,7 @@ def register(plugin: Any) -> None:
     Args:
         plugin: the :class:`fiftyone.plugins.context.PluginContext`
     """
-    from .plugin import operators
+    from .plugin.operators import OPERATORS
 
-    plugin.register(operators.ComputeHieraEmbeddings)
-    plugin.register(operators.SortByHieraSimilarity)
-    plugin.register(operators.StopHieraEmbeddings)
+    for operator in OPERATORS:
+        plugin.register(operator)

@@ -14,10 +14,10 @@ import torch
 
 from .checkpoints import Checkpoint
 from .hiera.checkpoint_kinds import ARCHITECTURES, Architecture
-from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino
+from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino, has_tracing
 from .hiera.pca import load_basis
 from .hiera.pooling import POOLINGS
-from .hiera.user_checkpoint import validate_checkpoint
+from .hiera.user_checkpoint import find_checkpoint
 from .images.preprocessing import Preprocessing
 
 VERSION = "0.1.0"
@@ -148,8 +148,7 @@ def _parse_checkpoint(name: str, value: object) -> str | None:
     if value is None:
         return None
 
-    validate_checkpoint(str(value))
-    return str(value)
+    return find_checkpoint(str(value))
 
 
 # Each once; "embeddings" stands for no label
@@ -398,6 +397,9 @@ def _openvino_obstacle(dtype: str, device: str) -> str | None:
     dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
     if dtype not in dtypes:
         return f"cannot compute in {dtype!r} on this CPU, only in {dtypes}"
+
+    if not has_tracing():
+        return "needs torch.jit.trace, which torch does not support with this Python"
 
     if not has_openvino():
         return f"is not installed: pip install '{OPENVINO}'"

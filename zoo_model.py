@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import HieraConfig
 
 from .checkpoints import Checkpoint, get_checkpoint
 from .config import AUTO, DTYPES, Settings, choose_output, parse_settings
 from .hiera.autoencoder import load_autoencoder
-from .hiera.checkpoint_kinds import class_names, get_architecture
+from .hiera.checkpoint_kinds import class_names, expected_shapes, get_architecture
 from .hiera.classification_head import load_classifier
 from .hiera.encoder import Encoder, load_encoder
-from .hiera.hub import BundledFile, download, link, verify
+from .hiera.hub import (
+    BundledFile,
+    fetch,
+    find_cached,
+    link,
+    sha256,
+    verify_bundled,
+    verify_download,
+)
 from .hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
+from .hiera.weights_file import WeightsFile
 from .models.classification import HieraClassifierModel
 from .models.embedding import HieraEmbeddingModel, ModelParts
 from .models.heatmap import HieraFeatureHeatmapModel
@@ -25,7 +36,8 @@ from .runs.provenance import Origin
 
 __all__ = ["HieraEmbeddingModel", "download_weights", "load"]
 
-logger = logging.getLogger(__name__)
+# A child of FiftyOne's own logger, whose handler and level apply to it
+logger = logging.getLogger("fiftyone.hiera")
 
 
 def download_weights(name: str, destination: Path) -> None:
@@ -38,8 +50,9 @@ def download_weights(name: str, destination: Path) -> None:
     Raises:
         DownloadError: if they cannot be downloaded or verified
     """
-    checkpoint = get_checkpoint(name)
-    link(_verified_weights(checkpoint, destination), destination)
+    path, verify = _find_weights(get_checkpoint(name), destination)
+    verify(sha256(path))
+    link(path.resolve(), destination)
 
 
 def load(
@@ -70,22 +83,25 @@ def load(
 
     output = choose_output(settings, get_architecture(local.config))
     preprocessing = settings.apply(local.preprocessing)
+    file = WeightsFile(local.weights, expected_shapes(local.config), local.verify)
     encoder = load_encoder(
         local.config,
-        local.weights,
+        file,
         preprocessing,
         engine=settings.engine,
         dtype=DTYPES[settings.dtype],
         device=torch.device(settings.device or "cpu"),
     )
-    encoder.prepare(*_stages(output, settings, encoder))
     parts: ModelParts = {
         "encoder": encoder,
         "preprocessing": preprocessing,
         "settings": settings,
-        "origin": Origin(source, local.revision, local.weights),
+        "origin": Origin(source, local.revision, file.sha256),
     }
-    return _MODELS[output](local, parts)
+    model = _MODELS[output](local.config, file, parts)
+    # Last, as it releases the weights that an engine copied
+    encoder.prepare(*_stages(output, settings, encoder))
+    return model
 
 
 def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> None:
@@ -95,29 +111,47 @@ def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> N
         if options.get(option, AUTO) == AUTO
     ]
     if chosen:
-        # A warning, since hosts rarely show less
-        logger.warning(
-            "%s on %s: auto picked %s", name, settings.device, " and ".join(chosen)
-        )
+        _inform(f"{name} on {settings.device}: auto picked {' and '.join(chosen)}")
+
+
+@cache  # once per process
+def _inform(message: str) -> None:
+    logger.info(message)
 
 
 def _open_entry(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
-    path = weights or _verified_weights(checkpoint, None)
+    path, verify = (weights, None) if weights else _find_weights(checkpoint, None)
     preprocessing = checkpoint.preprocessing
     read_preprocessing = checkpoint.architecture.read_preprocessing
     if read_preprocessing is not None:
         preprocessing = read_preprocessing(path, preprocessing.crop_size)
 
-    return LocalCheckpoint(checkpoint.config, path, preprocessing, checkpoint.revision)
+    return LocalCheckpoint(
+        checkpoint.config, path, preprocessing, checkpoint.revision, verify
+    )
 
 
-def _verified_weights(checkpoint: Checkpoint, destination: Path | None) -> Path:
-    if isinstance(checkpoint.weights, BundledFile):
-        return verify(checkpoint.weights)
+def _find_weights(
+    checkpoint: Checkpoint, destination: Path | None
+) -> tuple[Path, Callable[[str], None]]:
+    """Return the path of the weights, which are downloaded if necessary, and their check.
 
-    # A warning, for the same reason
-    logger.warning("The weights of %s are licensed %s", checkpoint.name, checkpoint.license)
-    return download(checkpoint.weights, destination)
+    Args:
+        checkpoint: the entry
+        destination: see :func:`hiera.hub.fetch`
+
+    Returns:
+        a tuple of the path and of what raises an error if a sha256 is not the right one
+    """
+    file = checkpoint.weights
+    if isinstance(file, BundledFile):
+        return file.path, partial(verify_bundled, file)
+
+    if find_cached(file) is None:
+        _inform(f"The weights of {checkpoint.name} are licensed {checkpoint.license}")
+
+    cached = fetch(file, destination)
+    return cached, partial(verify_download, file, cached)
 
 
 def _stages(output: str, settings: Settings, encoder: Encoder) -> list[int]:
@@ -126,15 +160,19 @@ def _stages(output: str, settings: Settings, encoder: Encoder) -> list[int]:
     return sorted({settings.stage, *last})
 
 
-def _make_classifier(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddingModel:
-    classifier = load_classifier(local.config, local.weights, parts["encoder"])
-    return HieraClassifierModel(classifier, class_names(local.config), **parts)
+def _make_classifier(
+    config: HieraConfig, weights: WeightsFile, parts: ModelParts
+) -> HieraEmbeddingModel:
+    classifier = load_classifier(config, weights, parts["encoder"])
+    return HieraClassifierModel(classifier, class_names(config), **parts)
 
 
-def _make_autoencoder(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddingModel:
+def _make_autoencoder(
+    config: HieraConfig, weights: WeightsFile, parts: ModelParts
+) -> HieraEmbeddingModel:
     autoencoder = load_autoencoder(
-        local.config,
-        local.weights,
+        config,
+        weights,
         parts["preprocessing"],
         parts["settings"].num_masks,
         parts["encoder"].device,
@@ -142,13 +180,17 @@ def _make_autoencoder(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddi
     return HieraAutoencoderModel(autoencoder, **parts)
 
 
-def _make_heatmap_model(local: LocalCheckpoint, parts: ModelParts) -> HieraEmbeddingModel:
+def _make_heatmap_model(
+    config: HieraConfig, weights: WeightsFile, parts: ModelParts
+) -> HieraEmbeddingModel:
     basis = parts["settings"].heatmap_basis
     return HieraFeatureHeatmapModel(Path(basis) if basis else None, **parts)
 
 
-_MODELS: dict[str, Callable[[LocalCheckpoint, ModelParts], HieraEmbeddingModel]] = {
-    "embeddings": lambda local, parts: HieraEmbeddingModel(**parts),
+_MODELS: dict[
+    str, Callable[[HieraConfig, WeightsFile, ModelParts], HieraEmbeddingModel]
+] = {
+    "embeddings": lambda config, weights, parts: HieraEmbeddingModel(**parts),
     "classification": _make_classifier,
     "reconstruction_error": _make_autoencoder,
     "heatmap": _make_heatmap_model,

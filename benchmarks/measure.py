@@ -115,6 +115,9 @@ def synchronize(device: torch.device) -> None:
 
 def describe_machine() -> dict[str, Any]:
     """Describe what a result depends on."""
+    import_package()
+    from fiftyone_hiera.hiera.engines import has_bfloat16
+
     packages = {}
     for name in (
         "torch",
@@ -132,7 +135,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "bfloat16_instructions": torch.cpu._is_avx512_bf16_supported(),
+        "bfloat16_instructions": has_bfloat16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "packages": packages,

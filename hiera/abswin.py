@@ -22,7 +22,8 @@ from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing
 from .backbone import POSITIONS, Backbone, at_size, grid_size, stage_dim
-from .state_dict import Shapes, read_metadata, shapes_of
+from .state_dict import Shapes, shapes_of
+from .weights_file import read_metadata
 
 NORM = "features.1."
 """The prefix of the final LayerNorm's tensors."""

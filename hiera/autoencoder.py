@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
 from .backbone import at_size, grid_size, resize_positions
-from .checkpoint_kinds import expected_shapes
-from .state_dict import read_tensors
+from .weights_file import WeightsFile
 
 _SEED = 51
 _POSITIONS = "hiera.embeddings.position_embeddings"
@@ -188,7 +186,7 @@ def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tenso
 
 def load_autoencoder(
     config: HieraConfig,
-    weights: Path,
+    weights: WeightsFile,
     preprocessing: Preprocessing,
     num_masks: int,
     device: torch.device,
@@ -197,7 +195,7 @@ def load_autoencoder(
 
     Args:
         config: the transformers configuration of a ``HieraForPreTraining``
-        weights: the path of the file
+        weights: the file
         preprocessing: the preprocessing; if its crop has another size than the
             configuration, position embeddings are interpolated
         num_masks: the number of masks
@@ -207,13 +205,12 @@ def load_autoencoder(
         an :class:`Autoencoder`
 
     Raises:
-        ValueError: if the file does not match the configuration, or if the masks are too
-            few to mask every unit
+        ValueError: if the masks are too few to mask every unit
     """
     from transformers import HieraForPreTraining
 
     resized = at_size(config, preprocessing.crop_size)
-    tensors = read_tensors(weights, expected_shapes(config), "")
+    tensors = weights.tensors()
     for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, len(config.depths))):
         old, new = (grid_size(one, stage) for one in (config, resized))
         tensors[name] = resize_positions(tensors[name], old, new)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import nn
 from transformers import HieraConfig
 
-from .checkpoint_kinds import class_names, expected_shapes
+from .checkpoint_kinds import class_names
 from .encoder import Encoder
 from .pooling import pooler
-from .state_dict import read_tensors
+from .weights_file import WeightsFile
 
 Classifier: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From tokens (N, T, D) to logits (N, C)."""
 
 
-def load_classifier(config: HieraConfig, weights: Path, encoder: Encoder) -> Classifier:
+def load_classifier(
+    config: HieraConfig, weights: WeightsFile, encoder: Encoder
+) -> Classifier:
     """Load the head of a fine-tuned checkpoint.
 
     As in transformers' ``HieraForImageClassification``: the mean of the tokens, the final
@@ -27,19 +28,15 @@ def load_classifier(config: HieraConfig, weights: Path, encoder: Encoder) -> Cla
 
     Args:
         config: the transformers configuration of a ``HieraForImageClassification``
-        weights: the path of the file
+        weights: the file
         encoder: the encoder of the same file
 
     Returns:
         a :data:`Classifier`
-
-    Raises:
-        ValueError: if the file does not match the configuration
     """
     dim = encoder.stages[-1].embedding_dim
     linear = nn.Linear(dim, len(class_names(config)), device="meta")
-    tensors = read_tensors(weights, expected_shapes(config), "classifier.")
-    linear.load_state_dict(tensors, assign=True)
+    linear.load_state_dict(weights.tensors("classifier."), assign=True)
     linear.requires_grad_(False).float().to(encoder.device)
 
     def classify(tokens: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,9 +12,9 @@ from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
 from .backbone import Backbone, at_size, grid_size, stage_dim
-from .checkpoint_kinds import expected_shapes, get_architecture
+from .checkpoint_kinds import get_architecture
 from .engines import ENGINES, Run
-from .state_dict import read_tensors
+from .weights_file import WeightsFile
 
 
 @dataclass(frozen=True)
@@ -128,19 +127,19 @@ class Encoder:
 
 def load_encoder(
     config: HieraConfig,
-    weights: Path,
+    weights: WeightsFile,
     preprocessing: Preprocessing,
     *,
     engine: str = "torch",
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Encoder:
-    """Build an encoder from a local safetensors file.
+    """Build an encoder from a weights file.
 
     Args:
         config: the transformers configuration; its ``architectures`` is one
             of :data:`hiera.checkpoint_kinds.ARCHITECTURES`, none is ``HieraModel``
-        weights: the path of the file
+        weights: the file; it is read again when other stages are asked for later
         preprocessing: the preprocessing; if its crop has another size than the
             configuration, position embeddings are interpolated
         engine ("torch"): one of :data:`hiera.engines.ENGINES`
@@ -151,36 +150,36 @@ def load_encoder(
         an :class:`Encoder`
 
     Raises:
-        ValueError: if the file is not a complete safetensors file with exactly
-            the tensors and shapes that the configuration asks for, or if the
-            engine cannot compute in the dtype
+        ValueError: if the configuration is not supported
     """
     device = device or torch.device("cpu")
     image_size = preprocessing.crop_size
     resized = at_size(config, image_size)
     architecture = get_architecture(config)
-    expected = expected_shapes(config)
 
-    def start(stages: tuple[int, ...]) -> Run:
+    def build(stages: tuple[int, ...]) -> Backbone:
         with torch.device("meta"):
             backbone = Backbone(resized, stages)
 
-        # No parameter is initialized, each is a tensor of the file. The file is read
-        # again for each network, so that an engine may free the weights that it copied
-        tensors = read_tensors(weights, expected, architecture.prefix)
+        # No parameter is initialized, each is a tensor of the file. None is held here, so
+        # that an engine may free the weights that it copied
+        tensors = weights.tensors(architecture.prefix)
+        weights.release()
         state_dict = architecture.read_backbone(
             tensors, backbone.state_dict(), config, image_size
         )
         backbone.load_state_dict(state_dict, strict=True, assign=True)
         backbone.eval().requires_grad_(False).float().to(device)
-        return ENGINES[engine](backbone, dtype, image_size)
+        return backbone
+
+    def start(stages: tuple[int, ...]) -> Run:
+        return ENGINES[engine](build(stages), dtype, image_size)
 
     stages = [
         Stage(grid_size(resized, stage), stage_dim(config, stage))
         for stage in range(1, len(config.depths) + 1)
     ]
     norm = nn.LayerNorm(stages[-1].embedding_dim, config.layer_norm_eps, device="meta")
-    tensors = read_tensors(weights, expected, architecture.norm)
-    norm.load_state_dict(tensors, assign=True)
+    norm.load_state_dict(weights.tensors(architecture.norm), assign=True)
     norm.requires_grad_(False).float().to(device)
     return Encoder(start, stages, norm, Normalization(preprocessing, device), device)

@@ -25,10 +25,10 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
 
@@ -84,26 +84,21 @@ class BundledFile:
     sha256: str
 
 
-def verify(file: BundledFile) -> Path:
+def verify_bundled(file: BundledFile, actual: str) -> None:
     """Verify the sha256 of a bundled file.
 
     Args:
         file: the file
-
-    Returns:
-        its path
+        actual: the sha256 of its bytes
 
     Raises:
-        DownloadError: if its sha256 does not match
+        DownloadError: if it is not the expected one
     """
-    actual = sha256(file.path)
     if actual != file.sha256:
         raise DownloadError(
             f"{file.path}: expected sha256 {file.sha256}, found {actual}. Register this "
             "source again, with overwrite=True"
         )
-
-    return file.path
 
 
 def find_cached(file: HubFile) -> Path | None:
@@ -159,32 +154,28 @@ def fetch_optional(file: HubFile) -> Path | None:
     try:
         return fetch(file)
     except DownloadError as error:
-        if isinstance(error.__cause__, RemoteEntryNotFoundError):
+        cause = error.__cause__
+        is_missing = isinstance(cause, EntryNotFoundError)
+        if is_missing and not isinstance(cause, LocalEntryNotFoundError):
             return None
 
         raise
 
 
-def download(file: HubFile, destination: Path | None = None) -> Path:
-    """Download a file into the hub's cache, unless it is there, and verify it.
+def verify_download(file: HubFile, cached: Path, actual: str) -> None:
+    """Verify the sha256 of a downloaded file, and remove a file that is damaged.
 
     Args:
         file: the file
-        destination (None): the path that the user may place the file at by
-            hand, for the error message
-
-    Returns:
-        the path of the verified file
+        cached: the path of the file in the cache
+        actual: the sha256 of its bytes
 
     Raises:
-        DownloadError: if the hub refuses or cannot be reached, or if the
-            file's sha256 does not match
+        DownloadError: if it is not the expected one
     """
-    cached = fetch(file, destination)
     expected = file.sha256 or _stated_sha256(file, cached)
-    actual = sha256(cached)
     if actual == expected:
-        return cached.resolve()
+        return
 
     if _blob(cached).name != actual:
         # The bytes differ even from the ETag that the hub stated: remove them
@@ -266,7 +257,8 @@ def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
     # If nothing is cached, the client wraps the original error
     wrapped = isinstance(error, LocalEntryNotFoundError) and error.__cause__
     cause = wrapped or error
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    response = getattr(cause, "response", None)  # None if the hub was not reached
+    status = None if response is None else response.status_code
 
     if isinstance(cause, GatedRepoError):
         reason = "request access on the repository's page, with the account of HF_TOKEN"

@@ -66,7 +66,7 @@ def fit_basis(tokens: Iterable[torch.Tensor], fitted_with: Mapping[str, Any]) ->
     count = 0
     total = products = torch.zeros(())
     for part in tokens:
-        rows = part.reshape(-1, part.shape[-1]).double().cpu()
+        rows = part.reshape(-1, part.shape[-1]).cpu().double()  # MPS has no float64
         count += len(rows)
         total = total + rows.sum(dim=0)
         products = products + rows.t() @ rows

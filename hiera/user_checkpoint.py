@@ -7,9 +7,11 @@ Any Hiera that transformers saved. ``config.json`` defines the architecture, and
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +19,7 @@ from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing, for_image_size, from_file
 from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
-from .hub import WEIGHTS_NAME, HubFile, download, fetch, fetch_optional
+from .hub import WEIGHTS_NAME, HubFile, fetch, fetch_optional, verify_download
 
 _CONFIG_NAME = "config.json"
 _PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -27,8 +29,9 @@ _SUPPORTED = [one.name for one in ARCHITECTURES.values() if not one.read_preproc
 _HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
-_Files: TypeAlias = tuple[Path, Path | None, Callable[[], Path]]
-"""config.json, preprocessor_config.json, and how to get the weights."""
+_Verify: TypeAlias = Callable[[str], None]
+_Files: TypeAlias = tuple[Path, Path | None, Callable[[], tuple[Path, _Verify | None]]]
+"""config.json, preprocessor_config.json, and how to get and verify the weights."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,37 @@ class LocalCheckpoint:
         weights: the path of the safetensors file
         preprocessing: the preprocessing
         revision (None): the commit on the hub, if known
+        verify (None): raises an error if a sha256 is not that of the weights
     """
 
     config: HieraConfig
     weights: Path
     preprocessing: Preprocessing
     revision: str | None = None
+    verify: _Verify | None = None
 
 
-def validate_checkpoint(checkpoint: str) -> None:
+def find_checkpoint(checkpoint: str) -> str:
     """Check that a checkpoint exists, without loading it.
 
     Args:
         checkpoint: a folder, a ``.safetensors`` file, or
             ``<owner>/<name>@<revision>`` on the hub with a full commit hash
 
+    Returns:
+        the checkpoint; a path becomes absolute, so that it stays the same wherever the
+        process goes
+
     Raises:
         ValueError: if it is none of these
     """
-    path = Path(checkpoint).expanduser()
+    path = Path(os.path.abspath(Path(checkpoint).expanduser()))
     if checkpoint and path.is_dir():
         needed = (path / _CONFIG_NAME, path / WEIGHTS_NAME)
     elif path.suffix == ".safetensors":
         needed = (path.with_name(_CONFIG_NAME), path)
     elif _HUB_ID.fullmatch(checkpoint):
-        return
+        return checkpoint
     else:
         raise ValueError(
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
@@ -78,12 +87,14 @@ def validate_checkpoint(checkpoint: str) -> None:
     if missing:
         raise ValueError(f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}")
 
+    return str(path)
+
 
 def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
     """Read the configuration of a checkpoint, and download it if necessary.
 
     Args:
-        checkpoint: see :func:`validate_checkpoint`
+        checkpoint: see :func:`find_checkpoint`
 
     Returns:
         a :class:`LocalCheckpoint`
@@ -92,18 +103,17 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
         ValueError: if it is not a Hiera checkpoint that transformers saved
         DownloadError: if it cannot be downloaded
     """
-    validate_checkpoint(checkpoint)
-
-    hub_id = _HUB_ID.fullmatch(checkpoint)
-    if hub_id and not Path(checkpoint).is_dir():
+    found = find_checkpoint(checkpoint)
+    hub_id = _HUB_ID.fullmatch(found)
+    if hub_id:
         revision = hub_id["revision"]
         files = _on_hub(hub_id["repo_id"], revision)
     else:
         revision = None
-        files = _on_disk(Path(checkpoint).expanduser())
+        files = _on_disk(Path(found))
 
     # Small files first, so that nothing large is downloaded only to be refused
-    config_path, preprocessor_path, weights = files
+    config_path, preprocessor_path, fetch_weights = files
     config = _read_config(config_path)
     image_size = _pair(config.image_size)
     preprocessing = (
@@ -115,14 +125,21 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
             f"image_size {image_size} in {config_path}"
         )
 
-    return LocalCheckpoint(config, weights(), preprocessing, revision)
+    weights, verify = fetch_weights()
+    return LocalCheckpoint(config, weights, preprocessing, revision, verify)
 
 
 def _on_hub(repo_id: str, revision: str) -> _Files:
+    weights = HubFile(repo_id, revision)
+
+    def fetch_weights() -> tuple[Path, _Verify]:
+        cached = fetch(weights)
+        return cached, partial(verify_download, weights, cached)
+
     return (
         fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME)),
         fetch_optional(HubFile(repo_id, revision, filename=_PREPROCESSOR_NAME)),
-        lambda: download(HubFile(repo_id, revision)),
+        fetch_weights,
     )
 
 
@@ -132,7 +149,7 @@ def _on_disk(path: Path) -> _Files:
     return (
         weights.with_name(_CONFIG_NAME),
         preprocessor if preprocessor.is_file() else None,
-        lambda: weights,
+        lambda: (weights, None),
     )
 
 

@@ -5,38 +5,53 @@ All images that reach the encoder are decoded by the same rules:
 - EXIF orientation is applied. EXIF data that cannot be parsed is ignored.
 - Grayscale is replicated to three channels, alpha is dropped, palettes and CMYK
   are converted, ICC profiles are ignored.
-- 16-bit grayscale keeps its high byte (``value >> 8``), as in OpenCV.
+- 16-bit grayscale keeps its high byte (``value >> 8``), as in OpenCV. The first image
+  whose values have 12 bits or fewer, which becomes nearly black, is warned of.
 - The first frame of animations and multi-page files is used.
 - 32-bit integer and floating-point images are refused: their value range is not
   defined.
 - Decoding is strict. Truncated files are refused, whatever
-  ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says. JPEGs with corrupt data are refused
-  too: Pillow does not report it, so simplejpeg decodes JPEGs, to the same pixels.
+  ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says. JPEGs with damaged image data are
+  refused too: Pillow does not report it, so simplejpeg decodes JPEGs, to the same
+  pixels. Defects of their headers, which cost no pixel, are only warned of.
 - Vector formats are refused; Ghostscript is never run.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import logging
 import os
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 import torch
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
+from . import jpeg
 from .monkeypatch import Override
 from .refusals import check_is_file, describe_content
 
 logger = logging.getLogger(__name__)
+log_warning = logger.warning
 
 ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.generic] | torch.Tensor"
 """A PIL image, a (H, W) or (H, W, C) array, or a (C, H, W) uint8 tensor."""
 
+Source: TypeAlias = "str | os.PathLike[str] | bytes"
+"""The path of an image file, or its content."""
+
+Warn: TypeAlias = Callable[[str], None]
+"""A function that is called with a warning about an image; the text names it."""
+
 _CHANNELS = (1, 3, 4)
 _EXIF_ORIENTATION = 0x0112
+
+# 16-bit images whose values are below this hold data of another depth in all likelihood
+_FEW_VALUES = 4096
 
 # The transposition that turns an image of each EXIF orientation upright
 _TRANSPOSE_METHODS = {
@@ -55,37 +70,45 @@ _strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 def read_image(
-    path: str | os.PathLike[str], shortest_edge: int | None = None
+    source: Source, shortest_edge: int | None = None, *, warn: Warn = log_warning
 ) -> Image.Image:
     """Decode an image file.
 
     Args:
-        path: the path of the image
+        source: the path of the image, or the content of its file as bytes
         shortest_edge (None): decode JPEGs at reduced size, with at least this many
             pixels on their shortest edge. By default, at full size
+        warn (log_warning): called with each warning about the image
 
     Returns:
         an upright RGB image
 
     Raises:
+        TypeError: if the source is neither a path nor bytes
         ValueError: if the file cannot be opened or decoded completely; the
             message gives its path and the reason
     """
+    name = describe_source(source)
     try:
-        check_is_file(path)
-        with open(path, "rb") as file:
+        with _open(source) as file:
             try:
                 image = Image.open(file)
             except UnidentifiedImageError:
                 file.seek(0)
                 raise ValueError(describe_content(file.read(1024))) from None
 
-            _warn_if_large(path, image)
-            return _pil_to_rgb(image, shortest_edge)
+            _warn_if_large(image, name, warn)
+            return _pil_to_rgb(image, name, warn, shortest_edge)
     except Exception as error:  # broken files raise nearly anything
-        raise ValueError(
-            f"Cannot read image {os.fspath(path)!r}: {_reason(error)}"
-        ) from error
+        raise ValueError(f"Cannot read {name}: {_reason(error)}") from error
+
+
+def describe_source(source: Source) -> str:
+    """Return how messages name an image file."""
+    if isinstance(source, bytes):
+        return f"image of {len(source)} bytes"
+
+    return f"image {os.fspath(source)!r}"
 
 
 def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -115,7 +138,8 @@ def to_rgb(image: ImageLike) -> Image.Image:
         ValueError: if its shape, dtype or mode is not supported
     """
     if isinstance(image, Image.Image):
-        return _pil_to_rgb(image)
+        path = getattr(image, "filename", "")
+        return _pil_to_rgb(image, describe_source(path) if path else "image", log_warning)
 
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8:
@@ -138,7 +162,20 @@ def to_rgb(image: ImageLike) -> Image.Image:
     )
 
 
-def _pil_to_rgb(image: Image.Image, shortest_edge: int | None = None) -> Image.Image:
+def _open(source: Source) -> BinaryIO:
+    if isinstance(source, bytes):
+        if not source:
+            raise ValueError("it is empty")
+
+        return io.BytesIO(source)
+
+    check_is_file(source)
+    return open(source, "rb")
+
+
+def _pil_to_rgb(
+    image: Image.Image, name: str, warn: Warn, shortest_edge: int | None = None
+) -> Image.Image:
     if 0 in image.size:
         raise ValueError(
             f"The image is empty ({image.width}x{image.height} px). If it is a patch, its "
@@ -148,7 +185,7 @@ def _pil_to_rgb(image: Image.Image, shortest_edge: int | None = None) -> Image.I
     if image.format == "EPS":
         raise ValueError("it is PostScript, a vector format; render it to PNG or JPEG")
 
-    decoded = _decode_jpeg(image, shortest_edge)
+    decoded = _decode_jpeg(image, name, warn, shortest_edge)
     if decoded is not None:
         return _apply_orientation(decoded, image)
 
@@ -173,7 +210,9 @@ def _pil_to_rgb(image: Image.Image, shortest_edge: int | None = None) -> Image.I
     return rgb
 
 
-def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image | None:
+def _decode_jpeg(
+    image: Image.Image, name: str, warn: Warn, shortest_edge: int | None
+) -> Image.Image | None:
     """Decode a JPEG with libjpeg, which reports corrupt data; Pillow does not.
 
     Returns:
@@ -193,22 +232,20 @@ def _decode_jpeg(image: Image.Image, shortest_edge: int | None) -> Image.Image |
     is_plain = image.mode in ("RGB", "L") and not image.decoderconfig
     # Scales above one half take as long as the full size
     is_scaled = shortest_edge is not None and min(image.size) >= 2 * shortest_edge
-    min_edge = shortest_edge if is_plain and is_scaled else 0
-    try:
-        array = simplejpeg.decode_jpeg(
-            data,
-            "RGB" if is_plain else "GRAY",
-            min_height=min_edge,
-            min_width=min_edge,
-            min_factor=1 if is_plain else 8,
-        )
-    except ValueError as error:
-        if str(error).startswith(("Corrupt JPEG", "Premature end")):
-            raise
+    decoded = jpeg.decode(
+        data,
+        "RGB" if is_plain else "GRAY",
+        min_edge=(shortest_edge or 0) if is_plain and is_scaled else 0,
+        min_factor=1 if is_plain else 8,
+    )
+    if decoded is None:
+        return None
 
-        return None  # other errors: let Pillow decide
+    pixels, warning = decoded
+    if warning is not None:
+        warn(f"The {name} is damaged outside of its image data: {warning}")
 
-    return Image.fromarray(array) if is_plain else None
+    return Image.fromarray(pixels) if is_plain else None
 
 
 def _apply_orientation(image: Image.Image, exif_source: Image.Image) -> Image.Image:
@@ -225,14 +262,10 @@ def _transpose_method(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _warn_if_large(path: str | os.PathLike[str], image: Image.Image) -> None:
+def _warn_if_large(image: Image.Image, name: str, warn: Warn) -> None:
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-        logger.warning(
-            "%r is a very large image: %d MP are decoded",
-            os.fspath(path),
-            pixels // 10**6,
-        )
+        warn(f"The {name} is very large: {pixels // 10**6} MP are decoded")
 
 
 def _reason(error: Exception) -> str:
@@ -243,6 +276,16 @@ def _reason(error: Exception) -> str:
         return "there is not enough memory to decode it"
 
     return str(error) or type(error).__name__
+
+
+@functools.cache  # once per process
+def _warn_of_few_values() -> None:
+    logger.warning(
+        "A 16-bit image has no value above %d and becomes nearly black, as do all images "
+        "like it: of 16 bits, the high byte is kept. Scale such images first: values of "
+        "12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
+        _FEW_VALUES - 1,
+    )
 
 
 def _array_to_rgb(array: npt.NDArray[np.generic]) -> Image.Image:
@@ -256,6 +299,9 @@ def _array_to_rgb(array: npt.NDArray[np.generic]) -> Image.Image:
         )
 
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        if 0 < array.max() < _FEW_VALUES:
+            _warn_of_few_values()
+
         array = (array >> 8).astype(np.uint8)  # type: ignore[operator]  # checked above
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from .decoding import ImageLike, read_image, to_rgb
+from .decoding import ImageLike, Warn, log_warning, read_image, to_rgb
 from .pickling import Portable
 
 # If an image would have more pixels once resized, only the part inside the crop is
@@ -66,11 +66,14 @@ class Preprocessing(Portable):
     is_fast: bool = False
     is_squashed: bool = False
 
-    def read(self, path: str | os.PathLike[str]) -> Image.Image:
+    def read(
+        self, path: str | os.PathLike[str], *, warn: Warn = log_warning
+    ) -> Image.Image:
         """Decode an image file.
 
         Args:
             path: the path of the image
+            warn (log_warning): called with each warning about the image
 
         Returns:
             an upright RGB image; if :attr:`is_fast`, possibly of reduced size
@@ -78,7 +81,7 @@ class Preprocessing(Portable):
         Raises:
             ValueError: if the file cannot be read; the message gives its path
         """
-        return read_image(path, self._shortest_edge)
+        return read_image(path, self._shortest_edge, warn=warn)
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
         """Resize and crop an image to the encoder's input.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,9 @@ def to_pixels(
         a uint8 tensor of shape (N, 3, H, W)
 
     Raises:
-        ValueError: if this is a single image, or if an image has another form
+        ValueError: if this is no list of images, or if an image has another form
     """
-    if _is_image(images):
-        raise ValueError("Expected a list of images, found one image: pass [image]")
-
+    _check_is_list(images)
     shape = (3, *preprocessing.crop_size)
     if preprocess:
         pixels = [preprocessing(image) for image in images]
@@ -69,6 +68,21 @@ def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
             f"The model returned NaN or infinity for the images {broken} of a batch of "
             f"{len(rows)} (counted from 0), computing in dtype {dtype!r}"
         )
+
+
+def _check_is_list(images: object) -> None:
+    if _is_image(images):
+        found = "one image: pass [image]"
+    elif isinstance(images, Mapping):
+        found = f"{type(images).__name__}: pass [*images.values()]"
+    elif isinstance(images, (str, bytes, os.PathLike)):
+        found = f"{type(images).__name__}: pass [PIL.Image.open(path)]"
+    elif not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+        found = type(images).__name__
+    else:
+        return
+
+    raise ValueError(f"Expected a list of images, found {found}")
 
 
 def _is_image(images: object) -> bool:

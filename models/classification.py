@@ -142,12 +142,15 @@ class LabelFilter:
         """The classes to keep, or None for all.
 
         Raises:
-            ValueError: if it is set to unknown names only
+            ValueError: if it is set to unknown names only, or to a string
         """
         return self._filter_classes
 
     @filter_classes.setter
     def filter_classes(self, names: Iterable[str] | None) -> None:
+        if isinstance(names, str):
+            raise ValueError(f"Invalid classes: {names!r}. Pass a list: [{names!r}]")
+
         classes = frozenset(names or [])
         unknown = classes - self._classes
         if unknown:
@@ -155,7 +158,12 @@ class LabelFilter:
                 f"Not among this checkpoint's classes: {sorted(unknown)}. Pass a list of "
                 "names from model.classes"
             )
-            if unknown == classes:
+            # A string has become a set of letters before it gets here
+            are_letters = all(len(name) == 1 for name in classes)
+            if are_letters:
+                message += ", not a string"
+
+            if unknown == classes or are_letters:
                 raise ValueError(message)
 
             logger.warning(message)

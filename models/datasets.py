@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import torch
 
-from ..images.decoding import displayed_size, read_image
+from ..images.decoding import Source, describe_source, displayed_size, read_image
 from ..images.pickling import Portable
 from ..images.preprocessing import Preprocessing
 from ..runs.patches import Box, extract_patch
@@ -74,14 +76,20 @@ class SizedGetItem(ImageGetItem):
         return {"pixels": pixels, "width": size[0], "height": size[1]}
 
 
-class PatchesDataset(Portable, fout.TorchImagePatchesDataset):
+class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
     """FiftyOne's dataset of image patches, with strict decoding.
 
     FiftyOne decodes with OpenCV, which fills the missing part of truncated files
-    with gray.
+    with gray. The order of the bases lets FiftyOne's instances take this class.
     """
 
-    def _extract_patches(self, image_path: str, patches: Iterable[Box]) -> torch.Tensor:
+    def _extract_patches(self, image_path: Source, patches: Iterable[Box]) -> torch.Tensor:
+        if not isinstance(image_path, (str, os.PathLike, bytes)):
+            raise TypeError(
+                "Patches are extracted from the path or the bytes of an image file, found "
+                f"{type(image_path).__name__}: this release of FiftyOne is not supported"
+            )
+
         image = np.asarray(read_image(image_path))
         try:
             extracted = [
@@ -90,7 +98,28 @@ class PatchesDataset(Portable, fout.TorchImagePatchesDataset):
             ]
         except ValueError as error:
             raise ValueError(
-                f"Cannot embed the patches of {image_path!r}: {error}"
+                f"Cannot embed the patches of {describe_source(image_path)}: {error}"
             ) from error
 
         return torch.stack([self.transform(patch) for patch in extracted])
+
+
+def _adopt_patches() -> None:
+    """Make FiftyOne's datasets of patches ours, if their transform is.
+
+    FiftyOne takes a model's own GetItem for images, but has no such hook for patches.
+    This changes nothing about the datasets of other models, whose class stays the same.
+    """
+    base = fout.TorchImagePatchesDataset
+    initialize = base.__init__
+
+    @functools.wraps(initialize)
+    def initialize_and_adopt(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        if type(self) is base and isinstance(self.transform, Preprocessing):
+            self.__class__ = PatchesDataset
+
+    base.__init__ = initialize_and_adopt
+
+
+_adopt_patches()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypedDict
@@ -18,20 +19,27 @@ from ..hiera.encoder import Encoder
 from ..hiera.oom import Halving, Pixels
 from ..hiera.pooling import POOLINGS
 from ..images.decoding import ImageLike
-from ..images.monkeypatch import Override
 from ..images.preprocessing import Preprocessing
+from ..runs.adoption import adopt
+from ..runs.arguments import check_progress
+from ..runs.embedder import Embedder
 from ..runs.options import RunOptions
 from ..runs.provenance import Origin, provenance_of
 from ..runs.report import EmbeddingReport
-from ..runs.runner import Embedder, run
+from ..runs.runner import run
 from ..runs.target import Target
 from .batches import check_finite, stack, to_pixels
-from .datasets import ImageGetItem, PatchesDataset
+from .datasets import ImageGetItem
 
 Embeddings = npt.NDArray[np.float32]
 
-# FiftyOne takes a model's own GetItem for images, but has no such hook for patches
-_patches_override = Override(fout, "TorchImagePatchesDataset", PatchesDataset)
+_NO_LABELS = (
+    "This model generates embeddings, not labels. Instead of apply_model() and predict(), "
+    "call dataset.compute_embeddings(model, embeddings_field=...), "
+    "dataset.compute_patch_embeddings(model, patches_field, ...) or "
+    "model.embed_all(images). For heatmaps, load it with output='heatmap'; for labels, "
+    "load a checkpoint with 'in1k' in its name"
+)
 
 
 class ModelParts(TypedDict):
@@ -79,13 +87,16 @@ class HieraEmbeddingModel(
         self._using_gpu = encoder.device.type == "cuda"
 
     def __enter__(self) -> HieraEmbeddingModel:
-        """Make FiftyOne decode the images of patches strictly inside this context."""
-        _patches_override.__enter__()
-        return self
+        """Check that the method of FiftyOne that enters this context can use the model.
 
-    def __exit__(self, *args: object) -> None:
-        """Restore FiftyOne's own dataset of patches."""
-        _patches_override.__exit__(*args)
+        Raises:
+            NotImplementedError: in ``apply_model()``, if this model generates no labels
+        """
+        # FiftyOne would log this for every batch instead of raising it
+        if type(self).predict is HieraEmbeddingModel.predict and _is_in_apply_model():
+            raise NotImplementedError(_NO_LABELS)
+
+        return self
 
     @property
     def media_type(self) -> str:
@@ -246,6 +257,7 @@ class HieraEmbeddingModel(
         skip_failures: bool = True,
         shard: tuple[int, int] | None = None,
         failure_tag: str | None = None,
+        verify: int = 3,
         progress: bool | Callable[[Any], None] | None = None,
     ) -> EmbeddingReport:
         """Embed the samples that have no embedding yet.
@@ -276,6 +288,9 @@ class HieraEmbeddingModel(
                 parts of the samples, 0 <= k < n
             failure_tag (None): a tag for the samples that fail. It is removed
                 from those that succeed
+            verify (3): the number of embeddings to check in a field that holds
+                some: they are computed again from their files and compared. 0 is
+                for none
             progress (None): whether to render a progress bar (True/False), use
                 the default value ``fiftyone.config.show_progress_bars`` (None),
                 or a progress callback function to invoke instead
@@ -287,16 +302,49 @@ class HieraEmbeddingModel(
             ``images_per_second``
 
         Raises:
-            ValueError: if an argument is not valid, or if the field holds
-                embeddings computed with different settings
+            ValueError: if an argument is not valid, or if the field is read-only
+                or holds embeddings computed with different settings
             EmbeddingError: a RuntimeError, if the run had to stop or if all
                 inputs failed; its attribute ``report`` has what was done
         """
         options = RunOptions(
-            batch_size, num_workers, overwrite, skip_failures, shard, failure_tag
+            batch_size, num_workers, overwrite, skip_failures, shard, failure_tag, verify
         )
+        check_progress(progress)
         target = Target(samples, embeddings_field, patches_field)
         return run(target, self.embedder, options, progress)
+
+    def adopt_embeddings(
+        self,
+        samples: foc.SampleCollection,
+        embeddings_field: str,
+        *,
+        patches_field: str | None = None,
+        verify: int = 10,
+    ) -> None:
+        """Record that this model computed the embeddings in a field.
+
+        For embeddings that came into the field by other ways than
+        :meth:`embed_samples`, for instance by ``compute_embeddings`` or by an import.
+        Some of them are computed again from their files and compared; only you know
+        about the others. Afterwards, :meth:`embed_samples` continues the field. What
+        was recorded about it before is replaced.
+
+        Args:
+            samples: a :class:`fiftyone.core.dataset.Dataset` or a
+                :class:`fiftyone.core.view.DatasetView` of images or videos; the
+                provenance is that of the field in the whole dataset
+            embeddings_field: the field that holds the embeddings; with
+                ``patches_field``, an attribute of the labels
+            patches_field (None): the field of detections or polylines whose
+                patches were embedded
+            verify (10): the number of embeddings to compare, 1 or more
+
+        Raises:
+            ValueError: if an argument is not valid, if the field is read-only or holds
+                no embeddings, or if one of those compared is not this model's
+        """
+        adopt(Target(samples, embeddings_field, patches_field), self.embedder, verify)
 
     def predict(self, arg: ImageLike) -> None:
         """Raise an error: this model generates embeddings, not labels.
@@ -304,13 +352,7 @@ class HieraEmbeddingModel(
         Raises:
             NotImplementedError: always; the message names the methods to call
         """
-        raise NotImplementedError(
-            "This model generates embeddings, not labels. Instead of apply_model() and "
-            "predict(), call dataset.compute_embeddings(model, embeddings_field=...), "
-            "dataset.compute_patch_embeddings(model, patches_field, ...) or "
-            "model.embed_all(images). For heatmaps, load it with output='heatmap'; for "
-            "labels, load a checkpoint with 'in1k' in its name"
-        )
+        raise NotImplementedError(_NO_LABELS)
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:
@@ -339,3 +381,12 @@ class HieraEmbeddingModel(
 
     def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
         check_finite(rows, self.settings.dtype)
+
+
+def _is_in_apply_model() -> bool:
+    """Return whether FiftyOne's ``apply_model()`` is the method of its that runs."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals is not vars(fom):
+        frame = frame.f_back
+
+    return frame is not None and frame.f_code is fom.apply_model.__code__

@@ -99,7 +99,10 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         return {}
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
-        return super()._to_pixels(args["pixels"] if isinstance(args, Mapping) else args)
+        if isinstance(args, Mapping) and not self._preprocess:
+            args = args["pixels"]  # collated by a data loader
+
+        return super()._to_pixels(args)
 
     @cached_property
     def _compute_in_parts(self) -> Halving:
@@ -157,6 +160,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         Raises:
             ValueError: if the samples are not images, if none of them can be read, or
                 if the path is a folder or its folder does not exist
+            MemoryError: if there is not enough memory even for one image
         """
         if not isinstance(samples, foc.SampleCollection):
             raise ValueError(
@@ -228,12 +232,19 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         }
 
     def _compute_tokens(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
+        forward = Halving(self._forward_tokens)
         with ThreadPoolExecutor(fou.recommend_thread_pool_workers()) as pool:
             for start in range(0, len(paths), _FIT_BATCH_SIZE):
                 read = pool.map(self._read, paths[start : start + _FIT_BATCH_SIZE])
                 pixels = [image for image in read if image is not None]
                 if pixels:
-                    yield self._encoder(torch.stack(pixels), self.settings.stage)[0]
+                    (tokens,) = forward(pixels)
+                    yield torch.from_numpy(tokens)
+
+    @torch.inference_mode()
+    def _forward_tokens(self, pixels: Pixels) -> tuple[Values]:
+        (tokens,) = self._encoder(stack(pixels), self.settings.stage)
+        return (tokens.cpu().numpy(),)
 
     def _read(self, path: str) -> torch.Tensor | None:
         try:

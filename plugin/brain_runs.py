@@ -9,6 +9,7 @@ import fiftyone.brain as fob
 import fiftyone.zoo as foz
 
 from ..checkpoints import CHECKPOINTS
+from ..runs.fiftyone_internals import dataset_of
 from .compute_plan import EmbeddingPlan
 
 
@@ -55,7 +56,7 @@ def _deleted_on_error(plan: EmbeddingPlan, brain_key: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        dataset = plan.samples._dataset
+        dataset = dataset_of(plan.samples)
         if brain_key in dataset.list_brain_runs():
             dataset.delete_brain_run(brain_key)
 

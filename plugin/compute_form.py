@@ -8,11 +8,13 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.media as fom
 from fiftyone.operators import types
+from fiftyone.operators.executor import ValidationContext
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from ..runs.fiftyone_internals import dataset_of, is_generated
+from .allowed_models import AllowedModels, read_allowed
+from .compute_params import WHOLE, EmbeddingParams, parse_params
 from .compute_plan import (
-    WHOLE,
-    EmbeddingParams,
     EmbeddingPlan,
     check_patches_field,
     field_prefix,
@@ -20,11 +22,10 @@ from .compute_plan import (
     get_settings,
     has_umap,
     make_plan,
-    parse_params,
     target_samples,
 )
-from .local_weights import is_on_disk, zoo_folder
-from .widgets import check, error_form, mark_invalid
+from .local_weights import find_on_disk, zoo_folder
+from .widgets import check, check_named, error_form, mark_invalid
 from .zoo_form import ask_pooling
 
 _TITLE = "Compute Hiera embeddings"
@@ -39,34 +40,56 @@ def build_form(ctx: Any) -> types.Property:
     """Build the form and mark the invalid inputs.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, whose parameters
+            have the names of :class:`EmbeddingParams`
 
     Returns:
-        the form, or an error if the current view cannot be embedded
+        the form, or an error if nothing can be embedded
     """
-    reason = _unsupported_reason(ctx)
+    allowed = read_allowed(ctx)
+    reason = _unsupported_reason(ctx, allowed)
     if reason is not None:
         return error_form(reason, _TITLE)
 
     inputs = types.Object()
-    params = parse_params(ctx.params)
+    params = parse_params(ctx)
     inputs.view_target(ctx, action_description="Embed", require_flat=True)
     samples = target_samples(ctx)
-    if _ask_model(inputs, params) and _ask_patches(inputs, params, samples):
+    if _ask_model(inputs, params, allowed) and _ask_patches(inputs, params, samples):
         plan = make_plan(params, samples)
         _ask_field(inputs, plan)
         _ask_brain(inputs, plan)
-        _ask_options(inputs)
+        _ask_options(inputs, plan)
 
     return types.Property(inputs, view=types.View(label=_TITLE))
 
 
-def _unsupported_reason(ctx: Any) -> str | None:
-    """Return why the current view cannot be embedded, or None if it can."""
+def check_form(ctx: Any, operator: Any) -> None:
+    """Check the parameters as FiftyOne does before it executes an operator.
+
+    Pipelines and other operators execute it without.
+
+    Args:
+        ctx: see :func:`build_form`
+        operator: the :class:`fiftyone.operators.operator.Operator`
+
+    Raises:
+        ValueError: if a parameter is not valid
+    """
+    errors = ValidationContext(ctx, build_form(ctx), operator).errors
+    if errors:
+        raise ValueError("; ".join(f"{error.path[1:]}: {error.reason}" for error in errors))
+
+
+def _unsupported_reason(ctx: Any, allowed: AllowedModels) -> str | None:
+    """Return why nothing can be embedded, or None if something can."""
     if ctx.dataset is None:
         return "Open a dataset first"
 
-    if ctx.view._is_generated:
+    if not allowed.checkpoints:
+        return f"No Hiera model is allowed here: {allowed.restrictions}"
+
+    if is_generated(ctx.view):
         return (
             "Cannot embed a view of patches, frames or clips. Return to the dataset; to "
             "embed patches, select their field in this form"
@@ -85,27 +108,33 @@ def _unsupported_reason(ctx: Any) -> str | None:
     return None
 
 
-def _ask_model(inputs: types.Object, params: EmbeddingParams) -> bool:
+def _ask_model(
+    inputs: types.Object, params: EmbeddingParams, allowed: AllowedModels
+) -> bool:
     """Ask for checkpoint and pooling; return whether they are valid."""
     choices = types.Dropdown()
     folder = zoo_folder()
-    for checkpoint in CHECKPOINTS.values():
-        if checkpoint.pooling is None:  # the others have the same weights
+    first_of = {c.weights: c for c in reversed(allowed.checkpoints)}
+    for checkpoint in allowed.checkpoints:
+        if first_of[checkpoint.weights] is checkpoint:
             choices.add_choice(checkpoint.name, label=_label(checkpoint, folder))
+
+    if allowed.restrictions is not None:
+        label = f"Models are restricted: {allowed.restrictions}"
+        inputs.view("allowed", types.Notice(label=label))
 
     model = inputs.enum(
         "model_name",
         list(CHECKPOINTS),
-        default=next(iter(CHECKPOINTS)),
+        default=allowed.checkpoints[0].name,
         label="Checkpoint",
         view=choices,
     )
-    name = params.model_name or model.default
-    check(model, lambda: get_checkpoint(name))
+    check(model, lambda: allowed.check_checkpoint(get_checkpoint(params.model_name)))
     if model.invalid:
         return False
 
-    checkpoint = get_checkpoint(name)
+    checkpoint = get_checkpoint(params.model_name)
     license_text = f"These weights are licensed {checkpoint.license}"
     if "NC" in checkpoint.license:
         license_text += ": not for commercial use"
@@ -230,7 +259,7 @@ def _ask_brain_key(inputs: types.Object, plan: EmbeddingPlan, name: str) -> type
         label="Brain key",
         description=f"A new name; empty for {plan.defaults[name]!r}",
     )
-    taken = plan.samples._dataset.list_brain_runs()
+    taken = dataset_of(plan.samples).list_brain_runs()
     check(prop, lambda: _check_brain_key(getattr(plan, name), taken))
     return prop
 
@@ -256,7 +285,7 @@ def _check_method(method: str) -> None:
         raise ValueError("Method 'umap' is not installed: pip install umap-learn")
 
 
-def _ask_options(inputs: types.Object) -> None:
+def _ask_options(inputs: types.Object, plan: EmbeddingPlan) -> None:
     inputs.str(
         "failure_tag",
         required=False,
@@ -266,22 +295,21 @@ def _ask_options(inputs: types.Object) -> None:
     inputs.int(
         "batch_size",
         required=False,
-        min=1,
         label="Batch size",
         description="Images per forward pass; empty for the default, 32",
     )
     inputs.int(
         "num_workers",
         required=False,
-        min=0,
         label="Workers",
         description="Threads that read images; empty for one per core",
     )
+    check_named(inputs, lambda: plan.options, "batch_size")
 
 
 def _embeddings_fields(plan: EmbeddingPlan) -> list[str]:
     """Return the names of the existing vector fields that the run could write to."""
-    dataset = plan.samples._dataset
+    dataset = dataset_of(plan.samples)
     prefix = field_prefix(plan.samples, plan.params.patches_field)
     schema = dataset.get_field_schema(ftype=fo.VectorField, flat=True)
     if prefix.startswith("frames."):
@@ -294,7 +322,9 @@ def _embeddings_fields(plan: EmbeddingPlan) -> list[str]:
 
 def _label(checkpoint: Checkpoint, folder: Path | None) -> str:
     size = f"{checkpoint.size_bytes / 1e6:,.0f} MB"
-    where = f"{size}, on disk" if is_on_disk(checkpoint, folder) else f"{size} to download"
+    where = (
+        f"{size}, on disk" if find_on_disk(checkpoint, folder) else f"{size} to download"
+    )
     return (
         f"{checkpoint.name}: {checkpoint.embedding_dim} dimensions, "
         f"{checkpoint.parameters / 1e6:.1f} M parameters, {where}"

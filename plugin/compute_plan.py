@@ -1,23 +1,20 @@
-"""The parameters of compute_hiera_embeddings and the run that they describe.
-
-The names that callers give become an :class:`EmbeddingParams`; with the samples to embed,
-it becomes an :class:`EmbeddingPlan`, in which all defaults are resolved.
-"""
+"""The run that the parameters of compute_hiera_embeddings describe."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.media as fom
 
-from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import Settings, parse_settings
 from ..runs.field_claim import FieldClaim
+from ..runs.fiftyone_internals import dataset_of, flatten_dynamic_groups, label_path
 from ..runs.options import RunOptions
 from ..runs.provenance import (
     Provenance,
@@ -26,70 +23,7 @@ from ..runs.provenance import (
     read_provenance,
 )
 from ..runs.target import PATCH_TYPES, Target
-
-WHOLE = "_whole"
-"""The value of ``patches_field`` that stands for whole images or frames.
-
-Names of fields cannot start with an underscore.
-"""
-
-_OTHER_NAMES = {
-    "embedding_type": "pooling",
-    "embedding_types": "pooling",
-    "field_name": "embeddings_field",
-    "emb_field": "embeddings_field",
-}
-"""The parameter names of earlier Hiera plugins."""
-
-_BOXES = {
-    "similarity_brain_key": "similarity_index",
-    "visualization_brain_key": "visualization",
-    "visualization_method": "visualization",
-}
-"""The checkbox that each parameter of a brain run belongs to."""
-
-_FIFTYONE_PARAMS = ("delegate", "view_target", "custom_view_target")
-"""Parameters that FiftyOne reads, not the run."""
-
-
-@dataclass(frozen=True)
-class EmbeddingParams:
-    """The parameters of compute_hiera_embeddings.
-
-    Args:
-        model_name (None): the name of a checkpoint; None is hiera-tiny
-        pooling (None): see :class:`fiftyone_hiera.config.Settings`
-        embeddings_field (None): the field to store the embeddings in; None is "hiera"
-            or, if that holds other embeddings, "hiera_2", and so on
-        patches_field (None): a field of detections or polylines whose patches are
-            embedded, instead of the whole images or frames
-        batch_size (None): the number of images per forward pass
-        num_workers (None): the number of threads that read images
-        overwrite (False): whether to recompute existing embeddings
-        failure_tag (None): a tag for the samples that fail
-        similarity_index (False): whether to compute a similarity index
-        similarity_brain_key (None): its brain key; None is "hiera_similarity" or,
-            if that is taken, "hiera_similarity_2", and so on
-        visualization (False): whether to compute a 2-D visualization
-        visualization_brain_key (None): its brain key; None is "hiera_map" or, if
-            that is taken, "hiera_map_2", and so on
-        visualization_method (None): "umap", "tsne" or "pca"; None is "umap" if it is
-            installed, else "pca"
-    """
-
-    model_name: str | None = None
-    pooling: str | None = None
-    embeddings_field: str | None = None
-    patches_field: str | None = None
-    batch_size: int | None = None
-    num_workers: int | None = None
-    overwrite: bool = False
-    failure_tag: str | None = None
-    similarity_index: bool = False
-    similarity_brain_key: str | None = None
-    visualization: bool = False
-    visualization_brain_key: str | None = None
-    visualization_method: str | None = None
+from .compute_params import EmbeddingParams
 
 
 @dataclass(frozen=True)
@@ -170,81 +104,18 @@ def target_samples(ctx: Any) -> Any:
 
     Returns:
         a :class:`fiftyone.core.collections.SampleCollection`; for grouped datasets,
-        the samples of the active slice
+        the samples of the active slice; for dynamic groups, the samples in them
     """
     is_chosen = "view_target" in {**ctx.params, **ctx.request_params}
     if ctx.selected and not is_chosen:  # from Python; the App's form has this default
-        samples = ctx.view.select(ctx.selected)
+        samples = flatten_dynamic_groups(ctx.view).select(ctx.selected)
     else:
-        samples = ctx.target_view()
+        samples = flatten_dynamic_groups(ctx.target_view())
 
-    if samples.media_type == fom.GROUP:
+    if samples.media_type == fom.GROUP and samples.group_slice is not None:
         return samples.select_group_slices(samples.group_slice)
 
     return samples
-
-
-def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename parameters of earlier Hiera plugins to those of :class:`EmbeddingParams`.
-
-    Also checks the checkbox of a brain run if its brain key or method is given.
-
-    Args:
-        params: the parameters, which are not changed
-
-    Returns:
-        a dict
-
-    Raises:
-        ValueError: if a parameter has two different values
-    """
-    renamed: dict[str, Any] = {}
-    for given, value in params.items():
-        name = _OTHER_NAMES.get(given, given)
-        if name in renamed and renamed[name] != value:
-            names = [n for n in params if _OTHER_NAMES.get(n, n) == name]
-            raise ValueError(
-                f"{' and '.join(names)} are the same parameter, but {renamed[name]!r} and "
-                f"{value!r} were given"
-            )
-
-        renamed[name] = value
-
-    for name, box in _BOXES.items():
-        if renamed.get(name):
-            renamed.setdefault(box, True)
-
-    return renamed
-
-
-def check_names(params: Mapping[str, Any]) -> None:
-    """Check that there are no unknown parameters.
-
-    Args:
-        params: the parameters, by the names of :class:`EmbeddingParams`
-
-    Raises:
-        ValueError: if there are; the message lists the valid ones
-    """
-    valid = [*(field.name for field in fields(EmbeddingParams)), *_FIFTYONE_PARAMS]
-    unknown = sorted(params.keys() - {*valid})
-    if unknown:
-        raise ValueError(f"Unknown parameters {unknown}. Valid are {valid}")
-
-
-def parse_params(params: Mapping[str, Any]) -> EmbeddingParams:
-    """Parse the parameters; empty inputs of a form count as not given.
-
-    Args:
-        params: the parameters, by the names of :class:`EmbeddingParams`
-
-    Returns:
-        an :class:`EmbeddingParams`
-    """
-    names = [field.name for field in fields(EmbeddingParams)]
-    empty = (None, "", WHOLE)
-    given = {name: params[name] for name in names if params.get(name) not in empty}
-    return EmbeddingParams(**given)
 
 
 def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
@@ -253,7 +124,7 @@ def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
     Raises:
         ValueError: if the model or the pooling is not valid
     """
-    checkpoint = get_checkpoint(params.model_name or next(iter(CHECKPOINTS)))
+    checkpoint = get_checkpoint(params.model_name)
     options = {} if params.pooling is None else {"pooling": params.pooling}
     return checkpoint, parse_settings(checkpoint, options)
 
@@ -265,9 +136,9 @@ def find_patches_fields(samples: Any) -> list[str]:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
     """
     schema = (
-        samples._dataset.get_frame_field_schema()
+        dataset_of(samples).get_frame_field_schema()
         if samples.media_type == fom.VIDEO
-        else samples._dataset.get_field_schema()
+        else dataset_of(samples).get_field_schema()
     )
     return [
         name
@@ -303,7 +174,7 @@ def field_prefix(samples: Any, patches_field: str | None) -> str:
     if patches_field is None:
         return prefix
 
-    _, path = samples._dataset._get_label_field_path(prefix + patches_field)
+    _, path = label_path(samples, prefix + patches_field)
     return f"{path}."
 
 
@@ -319,10 +190,10 @@ def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
     """
     check_patches_field(samples, params.patches_field)
     checkpoint, settings = get_settings(params)
-    taken = samples._dataset.list_brain_runs()
+    taken = dataset_of(samples).list_brain_runs()
     defaults = {
         "embeddings_field": _default_field(
-            samples._dataset,
+            dataset_of(samples),
             field_prefix(samples, params.patches_field),
             expected_provenance(checkpoint, settings),
         ),

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import logging
+import math
 import threading
 import time
 import uuid
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import fiftyone as fo
+
 from ..runs.runner import Step, run_in_steps
 from ..zoo_model import load
 from .brain_runs import compute_similarity, compute_visualization
-from .compute_plan import EmbeddingPlan, make_plan, parse_params, target_samples
-from .local_weights import find_in_zoo, is_on_disk, zoo_folder
+from .compute_form import check_form
+from .compute_params import parse_params
+from .compute_plan import EmbeddingPlan, make_plan, target_samples
+from .local_weights import find_in_zoo, find_on_disk, zoo_folder
 from .outputs import report_to_dict, show_error, show_progress, show_report
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPDATES = 0.25
 _SECONDS_BETWEEN_WRITES = 2.0
+
+# FiftyOne's limit on the time of an operator counts from before its form is resolved
+_SECONDS_TO_RESOLVE = 30.0
 
 _running: dict[str, threading.Event] = {}
 
@@ -79,11 +90,15 @@ def stop(run: str) -> None:
         _running[run].set()
 
 
-def finish(ctx: Any) -> dict[str, Any]:
-    """Run to the end.
+async def finish(ctx: Any, operator: Any) -> dict[str, Any]:
+    """Run to the end, in a thread, so that the event loop is free.
+
+    FiftyOne's limit on the time of an operator does not cut the run. Any other
+    cancellation stops it and keeps what was stored.
 
     Args:
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+        operator: the :class:`fiftyone.operators.operator.Operator` that runs
 
     Returns:
         a dict: ``embedded``, ``skipped`` and ``failed``, three numbers;
@@ -97,9 +112,30 @@ def finish(ctx: Any) -> dict[str, Any]:
         EmbeddingError: if the run had to stop, or if everything failed
         RuntimeError: if the weights are not available, or if only a brain run failed
     """
+    limit = time.monotonic() + fo.config.operator_timeout - _SECONDS_TO_RESOLVE
+    stopped = threading.Event()
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1) as thread:
+        running = asyncio.get_running_loop().run_in_executor(
+            thread, context.run, _finish, ctx, operator, stopped
+        )
+        while True:
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                if time.monotonic() < limit:
+                    stopped.set()
+                    await asyncio.wait([running])
+                    raise
+
+                limit = math.inf  # FiftyOne cancels once
+
+
+def _finish(ctx: Any, operator: Any, stopped: threading.Event) -> dict[str, Any]:
+    check_form(ctx, operator)
     # A delegated run has its progress in the database, any other on the terminal
     progress = False if ctx.delegated else None
-    for update in _run(ctx, threading.Event(), _SECONDS_BETWEEN_WRITES, progress=progress):
+    for update in _run(ctx, stopped, _SECONDS_BETWEEN_WRITES, progress=progress):
         if ctx.delegated:
             ctx.set_progress(progress=update.progress, label=update.label)
 
@@ -109,11 +145,11 @@ def finish(ctx: Any) -> dict[str, Any]:
 def _run(
     ctx: Any, stopped: threading.Event, interval: float, *, progress: bool | None
 ) -> Generator[_Update, None, None]:
-    plan = make_plan(parse_params(ctx.params), target_samples(ctx))
+    plan = make_plan(parse_params(ctx), target_samples(ctx))
     checkpoint = plan.checkpoint
     folder = zoo_folder()
     result: dict[str, Any] = {}
-    verb = "Loading" if is_on_disk(checkpoint, folder) else "Downloading"
+    verb = "Loading" if find_on_disk(checkpoint, folder) else "Downloading"
     label = f"{verb} {checkpoint.name}, {checkpoint.size_bytes / 1e6:,.0f} MB"
     yield _Update(result, label)
 

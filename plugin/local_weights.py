@@ -34,14 +34,18 @@ def find_in_zoo(checkpoint: Checkpoint, folder: Path | None) -> Path | None:
     return folder / checkpoint.filename
 
 
-def is_on_disk(checkpoint: Checkpoint, folder: Path | None) -> bool:
-    """Return whether the model can be loaded without a download.
+def find_on_disk(checkpoint: Checkpoint, folder: Path | None) -> Path | None:
+    """Return the path of the weights that are loaded without a download, if there are any.
 
     Args:
         checkpoint: the zoo entry
         folder: see :func:`zoo_folder`
     """
-    if isinstance(checkpoint.weights, BundledFile):
-        return True
+    in_zoo = find_in_zoo(checkpoint, folder)
+    if in_zoo is not None:
+        return in_zoo
 
-    return bool(find_cached(checkpoint.weights) or find_in_zoo(checkpoint, folder))
+    if isinstance(checkpoint.weights, BundledFile):
+        return checkpoint.weights.path
+
+    return find_cached(checkpoint.weights)

@@ -16,6 +16,8 @@ from .widgets import error_form
 
 logger = logging.getLogger(__name__)
 
+_PLUGIN = "@fiftyone-hiera/hiera"
+_FORMER_PLUGIN = "@fiftyone-hiera/plugin"
 _STOP = "stop_hiera_embeddings"
 
 
@@ -95,25 +97,20 @@ class ComputeHieraEmbeddings(foo.Operator):
         """Build the form and validate its inputs."""
         try:
             from .compute_form import build_form
-            from .compute_plan import check_names, rename_params
         except ImportError as error:
             return _missing_package_form(error)
 
-        ctx.params = ctx.request_params["params"] = rename_params(ctx.params)
-        if not _is_from_app(ctx):
-            check_names(ctx.params)
-
-        return build_form(ctx)
+        return build_form(_read_params(ctx, self.uri))
 
     async def execute(self, ctx: Any) -> Any:
         """Run; in the App, as a generator of messages that show the progress."""
         from .compute_run import finish, stream
 
-        if _is_from_app(ctx) and not ctx.delegated:
-            return stream(ctx, on_stop=f"{self.plugin_name}/{_STOP}")
+        params = _read_params(ctx, self.uri)
+        if _is_from_app(ctx, self.uri) and not ctx.delegated:
+            return stream(params, on_stop=f"{_PLUGIN}/{_STOP}")
 
-        # Not awaited on purpose: FiftyOne would cancel the run after 10 minutes
-        return finish(ctx)
+        return await finish(params, self)
 
     def resolve_output(self, ctx: Any) -> types.Property | None:
         """Show the report of a delegated run; in the App, the run shows its own."""
@@ -174,25 +171,92 @@ class SortByHieraSimilarity(foo.Operator):
         try:
             view = sort_view(ctx)
         except Exception as error:
-            if not _is_from_app(ctx):
+            if not _is_from_app(ctx, self.uri):
                 raise
 
             # The App itself does not show the message of an error
             logger.exception("sort_by_hiera_similarity failed")
             ctx.trigger("show_output", show_error("The search failed", error))
         else:
+            if ctx.params.get("dist_field"):
+                ctx.ops.reload_dataset()
+
             ctx.ops.set_view(view)
 
 
-def _is_from_app(ctx: Any) -> bool:
-    # Only requests of the App contain the URI of the operator
-    return "operator_uri" in ctx.request_params
+class _FormerName(foo.Operator):
+    """An operator under the name that the plugin had in release 0.1.0."""
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """The configuration of the operator, unlisted."""
+        config = super().config
+        config.unlisted = True
+        return config
+
+    @property
+    def plugin_name(self) -> str:
+        """The former name of the plugin."""
+        return _FORMER_PLUGIN
+
+    @plugin_name.setter
+    def plugin_name(self, name: str) -> None:
+        """Ignore the name that FiftyOne sets when the operator is registered."""
+
+    def resolve_placement(self, ctx: Any) -> None:
+        """Place no second button."""
+
+    def _warn(self) -> None:
+        logger.warning("%s is now %s/%s", self.uri, _PLUGIN, self.name)
+
+
+class FormerComputeHieraEmbeddings(_FormerName, ComputeHieraEmbeddings):
+    """Calls :class:`ComputeHieraEmbeddings`, with a warning."""
+
+    async def execute(self, ctx: Any) -> Any:
+        """Run, with a warning."""
+        self._warn()
+        return await super().execute(ctx)
+
+
+class FormerSortByHieraSimilarity(_FormerName, SortByHieraSimilarity):
+    """Calls :class:`SortByHieraSimilarity`, with a warning."""
+
+    def execute(self, ctx: Any) -> None:
+        """Sort the view, with a warning."""
+        self._warn()
+        super().execute(ctx)
+
+
+OPERATORS = (
+    ComputeHieraEmbeddings,
+    SortByHieraSimilarity,
+    StopHieraEmbeddings,
+    FormerComputeHieraEmbeddings,
+    FormerSortByHieraSimilarity,
+)
+
+
+def _is_from_app(ctx: Any, uri: str) -> bool:
+    # Requests of the App contain the URI of the operator, or of one that calls it
+    return bool(ctx.request_params.get("operator_uri") == uri)
+
+
+def _read_params(ctx: Any, uri: str) -> Any:
+    """Return a context whose parameters are renamed and, unless by the App, checked."""
+    from .compute_params import check_names, rename_params
+
+    renamed = rename_params(ctx)
+    if not _is_from_app(ctx, uri):
+        check_names(renamed.params)
+
+    return renamed
 
 
 def _missing_package_form(error: ImportError) -> types.Property:
     return error_form(
         f"{error}. Install the requirements of this plugin: fiftyone plugins requirements "
-        "@fiftyone-hiera/plugin --install"
+        f"{_PLUGIN} --install"
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from bson import json_util
 from fiftyone.operators import types
 
+from ..runs.fiftyone_internals import view_stages
 from ..runs.report import EmbeddingReport
 
 # Results are stored in a MongoDB document, which holds at most 16 MB
-_MAX_FAILURES = 1000
+_MAX_NOTICES = 1000
 _MAX_REASONS = 10
 
 
@@ -22,13 +23,16 @@ def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
         report: the report
 
     Returns:
-        a dict; its "failed" is a number, its "failures" are the first 1,000
+        a dict; its "failed" and "warned" are numbers, its "failures" and "warnings" are
+        the first 1,000 of each
     """
     return {
         "embedded": report.embedded,
         "skipped": report.skipped,
         "failed": len(report.failed),
-        "failures": [vars(failure) for failure in report.failed[:_MAX_FAILURES]],
+        "failures": [vars(notice) for notice in report.failed[:_MAX_NOTICES]],
+        "warned": len(report.warned),
+        "warnings": [vars(notice) for notice in report.warned[:_MAX_NOTICES]],
         "seconds": report.seconds,
         "images_per_second": report.images_per_second,
     }
@@ -75,6 +79,9 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
         f"{'Stopped: ' if result['stopped'] else ''}{result['embedded']:,} embedded, "
         f"{result['skipped']:,} skipped, {result['failed']:,} failed"
     )
+    if result.get("warned"):
+        label += f", {result['warned']:,} with a warning"
+
     description = (
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.3g} per second, into "
         f"the field {result['embeddings_field']!r}"
@@ -85,6 +92,9 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
     outputs.view("counts", notice(label=label, description=description))
     if result["failures"]:
         _show_failures(outputs, dataset, result["failures"])
+
+    if result.get("warnings"):
+        _show_reasons(outputs, "warnings", result["warnings"])
 
     if result.get("visualization_brain_key"):
         outputs.btn(
@@ -105,13 +115,17 @@ def _show_failures(
         "show_failed",
         label=f"Show the samples that failed: {len(view):,}",
         on_click="set_view",
-        params={"view": json.loads(json_util.dumps(view._serialize()))},
+        params={"view": json.loads(json_util.dumps(view_stages(view)))},
     )
-    reasons = [f"- {failure['reason']}" for failure in failures[:_MAX_REASONS]]
-    if len(failures) > _MAX_REASONS:
+    _show_reasons(outputs, "reasons", failures)
+
+
+def _show_reasons(outputs: types.Object, name: str, notices: list[dict[str, Any]]) -> None:
+    reasons = [f"- {notice['reason']}" for notice in notices[:_MAX_REASONS]]
+    if len(notices) > _MAX_REASONS:
         reasons.append("- ...")
 
-    outputs.md("\n".join(reasons), name="reasons")
+    outputs.md("\n".join(reasons), name=name)
 
 
 def _show(outputs: types.Property, results: dict[str, Any]) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints import CHECKPOINTS
 from ..config import Settings, default_pooling
+from ..runs.fiftyone_internals import label_path
 from ..runs.provenance import (
     OPTIONS,
     PREPROCESSING_OPTIONS,
@@ -14,13 +17,16 @@ from ..runs.provenance import (
     differing,
     read_provenance,
 )
-from .local_weights import find_in_zoo, zoo_folder
+from .allowed_models import AllowedModels
+from .kept_model import KeptModel
 
 # Every zoo entry accepts the option checkpoint; this one has nothing to download
 _CARRIER = "hiera-nano-digits"
 
 # The options besides the pooling that a description mentions if they are not the default
 _DESCRIBED = ("stage", "image_size", "squash")
+
+_kept = KeptModel()
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,29 @@ class IndexModel:
     name: str
     options: dict[str, Any]
     provenance: Provenance
+
+    @property
+    def pooling(self) -> str:
+        """The pooling of the embeddings."""
+        default = default_pooling(CHECKPOINTS[self.name], self.options)
+        return str(self.options.get("pooling", default))
+
+    def check(self, allowed: AllowedModels) -> None:
+        """Check that the model is allowed, under any name that its weights have.
+
+        Raises:
+            ValueError: if it is not
+        """
+        if "checkpoint" in self.options:
+            allowed.check(self.options["checkpoint"], None)
+            return
+
+        weights = CHECKPOINTS[self.name].weights
+        if not any(
+            checkpoint.weights == weights and self.pooling in checkpoint.poolings
+            for checkpoint in allowed.checkpoints
+        ):
+            allowed.check_checkpoint(CHECKPOINTS[self.name])
 
 
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
@@ -54,7 +83,7 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
     config = dataset.get_brain_info(brain_key).config
     path = getattr(config, "embeddings_field", None)
     if path is not None and config.patches_field is not None:
-        path = dataset._get_label_field_path(config.patches_field, path)[1]
+        path = f"{label_path(dataset, config.patches_field)[1]}.{path}"
 
     provenance = read_provenance(dataset, path) if path is not None else {}
     if provenance:
@@ -69,47 +98,47 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
 def describe(model: IndexModel) -> str:
     """Describe a model by its checkpoint, its pooling and what is not the default."""
     name = model.provenance.get("checkpoint", model.options.get("checkpoint", model.name))
-    default = default_pooling(CHECKPOINTS[model.name], model.options)
-    pooling = model.options.get("pooling", default)
     others = [
         f"{option} {model.options[option]}"
         for option in _DESCRIBED
         if model.options.get(option, getattr(Settings, option)) != getattr(Settings, option)
     ]
-    return ", ".join([name, pooling, *others])
+    return ", ".join([name, model.pooling, *others])
 
 
-def load_index_model(dataset: Any, brain_key: str) -> Any:
-    """Load the model of a similarity index.
+@contextlib.contextmanager
+def use_index_model(dataset: Any, brain_key: str, allowed: AllowedModels) -> Iterator[Any]:
+    """Load the model of a similarity index, unless it is that of the last search.
 
     Args:
         dataset: the dataset
         brain_key: the brain key of the index
+        allowed: the models that may be used
 
-    Returns:
-        a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+    Yields:
+        a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in this
+        context only
 
     Raises:
-        ValueError: if the model is not of this source, or has changed since
+        ValueError: if the model is not of this source, is not allowed, or has changed
+            since
     """
-    from ..zoo_model import load
-
     found = find_index_model(dataset, brain_key)
     if found is None:
         raise ValueError(f"The index {brain_key!r} was not computed with a Hiera model")
 
-    weights = find_in_zoo(CHECKPOINTS[found.name], zoo_folder())
-    model = load(found.name, weights, found.options)
-    provenance = model.embedder.provenance
-    names = differing(found.provenance, provenance) if found.provenance else []
-    if names:
-        raise ValueError(
-            f"The index {brain_key!r} was computed with "
-            f"{found.provenance['checkpoint']!r}, which now differs in "
-            f"{', '.join(names)}. Compute the index again"
-        )
+    found.check(allowed)
+    with _kept.use(found.name, found.options) as model:
+        provenance = model.embedder.provenance
+        names = differing(found.provenance, provenance) if found.provenance else []
+        if names:
+            raise ValueError(
+                f"The index {brain_key!r} was computed with "
+                f"{found.provenance['checkpoint']!r}, which now differs in "
+                f"{', '.join(names)}. Compute the index again"
+            )
 
-    return model
+        yield model
 
 
 def _from_provenance(provenance: Provenance) -> IndexModel:

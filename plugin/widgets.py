@@ -32,6 +32,21 @@ def check(prop: types.Property, validate: Callable[[], object]) -> None:
         mark_invalid(prop, str(error))
 
 
+def check_named(inputs: types.Object, validate: Callable[[], object], default: str) -> None:
+    """Mark the input that the error of a validation names.
+
+    Args:
+        inputs: the form
+        validate: a function that raises a ValueError if an input is not valid
+        default: the input to mark if the error names none
+    """
+    try:
+        validate()
+    except ValueError as error:
+        named = [name for name in inputs.properties if f" {name}" in str(error)]
+        mark_invalid(inputs.properties[(named or [default])[0]], str(error))
+
+
 def mark_invalid(prop: types.Property, message: str) -> None:
     """Mark an input as invalid, so that the form cannot be executed.
 

@@ -10,7 +10,8 @@ from fiftyone.operators import types
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import OPTIONS, Settings, parse_settings
 from ..hiera.pooling import POOLINGS
-from .widgets import mark_invalid
+from .allowed_models import read_allowed
+from .widgets import check_named
 
 
 def build_form(model_name: str, ctx: Any) -> types.Property:
@@ -48,29 +49,30 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
             inputs.str(name, **texts)
 
     options = dict(ctx.params.get("remote_params") or {})
-    try:
-        parse_options(model_name, options)
-    except ValueError as error:
-        named = [name for name in inputs.properties if f" {name}" in str(error)]
-        mark_invalid(inputs.properties[(named or ["pooling"])[0]], str(error))
-
+    check_named(inputs, lambda: parse_options(model_name, ctx, options), "pooling")
     return types.Property(inputs, view=types.View(label="Options"))
 
 
-def parse_options(model_name: str, options: dict[str, Any]) -> None:
+def parse_options(model_name: str, ctx: Any, options: dict[str, Any]) -> None:
     """Remove the options that were left empty, and validate the others.
 
     Args:
         model_name: the name of the model
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
         options: the options, which are changed
 
     Raises:
-        ValueError: if an option or its value is not valid
+        ValueError: if the model is not allowed, or if an option or its value is not valid
     """
+    checkpoint = get_checkpoint(model_name)
+    allowed = read_allowed(ctx)
+    allowed.check_checkpoint(checkpoint)
     for name in [name for name, value in options.items() if value in (None, "")]:
         del options[name]
 
-    parse_settings(get_checkpoint(model_name), options)
+    settings = parse_settings(checkpoint, options)
+    if settings.checkpoint is not None:
+        allowed.check(settings.checkpoint, None)
 
 
 def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:

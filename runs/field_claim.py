@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from .provenance import (
     OPTIONS,
     PREPROCESSING_OPTIONS,
     Provenance,
     differing,
-    read_provenance,
-    write_provenance,
+    provenance_in,
+    with_provenance,
 )
+from .schema import StoredField, find_stored_field, replace_info
 from .target import Target
-
-# Runs read the provenance of their field before each write. A run that changes it waits
-# so long for writes that are under way
-_SETTLE_SECONDS = 0.5
 
 _BEING_REPLACED = "none, the embeddings are being replaced by run "
 _NO_PROVENANCE = (
     "with no recorded provenance (computed by another tool or by compute_embeddings)"
 )
+_ADOPT = " If you know which model computed them, its adopt_embeddings() records that."
 
 
 class FieldClaim:
     """The claim of a run to a field, whose embeddings all have one provenance.
+
+    The provenance in the field's info is the claim. It is replaced only if it is still
+    what was read, so that one of several runs succeeds.
 
     Args:
         target: the field
@@ -37,41 +38,56 @@ class FieldClaim:
     def __init__(self, target: Target, provenance: Provenance) -> None:
         self._target = target
         self._provenance = provenance
-        self._found = self._read()
+        self._found = provenance_in(self._info)
         self._must_clear = False
         self._is_taken = False
 
-    def check(self, *, overwrite: bool, shard: tuple[int, int] | None = None) -> None:
+    def check(
+        self,
+        *,
+        overwrite: bool,
+        shard: tuple[int, int] | None = None,
+        spot_check: Callable[[], str | None] = lambda: None,
+    ) -> None:
         """Check that the run may write to the field; change nothing yet.
 
         Args:
             overwrite: whether existing embeddings may be replaced
             shard (None): the part of the samples to embed
+            spot_check (None): returns which embedding in the field is not the
+                model's, as a sentence, or None. It is called if the field's
+                provenance is that of the run, unless only some embeddings are
+                overwritten
 
         Raises:
-            ValueError: if the run would mix its embeddings with others
+            ValueError: if the field is read-only, or if the run would mix its
+                embeddings with others
         """
-        if self._matches:
-            return
+        stored = self._stored
+        if stored is not None:
+            self._check_writable(stored)
 
-        held, inside = self._target.count_embeddings()
+        mismatch = None
+        if self._matches:
+            if not overwrite or self._is_whole(shard):
+                mismatch = spot_check()
+
+            if mismatch is None:
+                return
+
+        held, _ = self._target.count_embeddings()
         if not held:
             return
 
-        found = "computed with different settings" if self._found else _NO_PROVENANCE
-        holds = f"The field {self._target.path!r} holds {held} embeddings {found}"
         if not overwrite:
-            self._refuse(
-                f"{holds}. Embeddings must not be mixed: use another field, or "
-                "overwrite=True, which removes all of them before the first new one is "
-                "stored."
-            )
+            self._refuse_to_mix(held, mismatch)
 
-        if inside < held or shard is not None:
+        if not self._is_whole(shard):
             self._refuse(
-                f"{holds}, and only some would be overwritten. Embeddings must not be "
-                "mixed: use another field, overwrite all samples in one run, or remove "
-                "them first with dataset.clear_sample_field() or clear_frame_field()."
+                f"{self._describe_held(held, mismatch)}, and only some would be "
+                "overwritten. Embeddings must not be mixed: use another field, overwrite "
+                "all samples in one run, or remove them first with "
+                "dataset.clear_sample_field() or clear_frame_field()."
             )
 
         self._must_clear = True
@@ -89,17 +105,12 @@ class FieldClaim:
             return
 
         self._target.add_field()
-        before = self._found
-        self._found = self._read()
-        if not self._matches and self._found == before:
-            if self._must_clear:
-                mark = _BEING_REPLACED + str(uuid.uuid4())
-                self._record({**self._provenance, "sha256": mark})
-                self._target.clear()
+        if self._must_clear:
+            mark = _BEING_REPLACED + str(uuid.uuid4())
+            self._record({**self._provenance, "sha256": mark})
+            self._target.clear()
 
-            self._record(self._provenance)
-
-        self.confirm()
+        self._record(self._provenance, is_empty=not self._must_clear)
         self._is_taken = True
 
     def confirm(self) -> None:
@@ -108,32 +119,101 @@ class FieldClaim:
         Raises:
             ValueError: if another run took it meanwhile
         """
-        self._require(self._provenance)
+        self._found = provenance_in(self._info)
+        if not self._found:
+            # FiftyOne saves fields as whole lists: a process may have saved an older one
+            self._record(self._provenance)
+        elif not self._matches:
+            self._refuse_other_run()
+
+    def adopt(self) -> None:
+        """Record the provenance for the embeddings that the field holds.
+
+        Raises:
+            ValueError: if the field is read-only, or if a run took it meanwhile
+        """
+        self._record(self._provenance)
 
     @property
     def _matches(self) -> bool:
         return not differing(self._found, self._provenance)
 
-    def _read(self) -> Provenance:
-        return read_provenance(self._target.dataset, self._target.path)
+    @property
+    def _stored(self) -> StoredField | None:
+        return find_stored_field(self._target.dataset, self._target.path)
 
-    def _record(self, provenance: Provenance) -> None:
-        """Record a provenance, and wait until other runs must have seen it."""
-        write_provenance(self._target.dataset, self._target.path, provenance)
-        time.sleep(_SETTLE_SECONDS)
-        self._require(provenance)
+    @property
+    def _info(self) -> dict[str, Any] | None:
+        stored = self._stored
+        return stored.info if stored is not None else None
 
-    def _require(self, provenance: Provenance) -> None:
-        self._found = self._read()
-        if differing(self._found, provenance):
-            self._refuse(f"Another run started to write to {self._target.path!r}.")
+    def _is_whole(self, shard: tuple[int, int] | None) -> bool:
+        """Return whether the run is about all embeddings in the field."""
+        held, inside = self._target.count_embeddings()
+        return shard is None and inside == held
+
+    def _check_writable(self, stored: StoredField) -> None:
+        if stored.is_read_only:
+            raise ValueError(
+                f"The field {self._target.path!r} is read-only: use another field"
+            )
+
+    def _record(self, provenance: Provenance, *, is_empty: bool = False) -> None:
+        """Record a provenance if the field has the one found before, or this one.
+
+        Args:
+            provenance: the provenance
+            is_empty (False): whether to refuse a field that holds embeddings of another
+                provenance
+        """
+        before = self._found
+        while True:
+            stored = self._stored
+            if stored is None:
+                raise ValueError(f"The field {self._target.path!r} was deleted")
+
+            self._check_writable(stored)
+            self._found = provenance_in(stored.info)
+            if not differing(self._found, provenance):
+                return
+
+            if self._found != before:
+                self._refuse_other_run()
+
+            if is_empty:
+                held, _ = self._target.count_embeddings()
+                if held and provenance_in(self._info) == before:
+                    self._refuse_to_mix(held)
+
+            info = with_provenance(stored.info, provenance)
+            if replace_info(self._target.dataset, self._target.path, stored, info):
+                self._found = provenance_in(info)
+                return
+
+    def _describe_held(self, held: int, mismatch: str | None) -> str:
+        if mismatch is not None:
+            return f"{mismatch} The field holds {held} embeddings"
+
+        found = "computed with different settings" if self._found else _NO_PROVENANCE
+        return f"The field {self._target.path!r} holds {held} embeddings {found}"
+
+    def _refuse_to_mix(self, held: int, mismatch: str | None = None) -> NoReturn:
+        advice = "" if self._found and mismatch is None else _ADOPT
+        self._refuse(
+            f"{self._describe_held(held, mismatch)}. Embeddings must not be mixed: use "
+            "another field, or overwrite=True, which removes all of them before the first "
+            f"new one is stored.{advice}"
+        )
+
+    def _refuse_other_run(self) -> NoReturn:
+        self._refuse(f"Another run started to write to {self._target.path!r}.")
 
     def _refuse(self, reason: str) -> NoReturn:
         found, ours = self._found, self._provenance
-        if not found:
+        names = differing(found, ours) if found else []
+        if not names:
             raise ValueError(reason)
 
-        names = differing(found, ours)
         raise ValueError(
             f"{reason} They differ in {', '.join(names)}."
             f"\n  The field: {_describe(found, ours, names)}."

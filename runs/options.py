@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from .arguments import check_boolean, is_integer, to_integer
 
 KEPT = "Stored embeddings are kept"
 """Said in the message of each run that had to stop."""
@@ -18,19 +21,18 @@ class RunOptions:
     skip_failures: bool
     shard: tuple[int, int] | None
     failure_tag: str | None
+    verify: int = 3
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0)):
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("verify", 0)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
-                raise ValueError(
-                    f"Invalid {name} {value!r}: expected an integer of at least {least}"
-                )
+            if value is not None or name == "verify":
+                object.__setattr__(self, name, to_integer(name, value, least))
 
-        if self.shard is not None and not _is_shard(self.shard):
-            raise ValueError(
-                f"Invalid shard {self.shard!r}: expected (k, n), integers with 0 <= k < n"
-            )
+        check_boolean("overwrite", self.overwrite)
+        check_boolean("skip_failures", self.skip_failures)
+        if self.shard is not None:
+            object.__setattr__(self, "shard", _to_shard(self.shard))
 
         tag: object = self.failure_tag
         if tag is not None and not (isinstance(tag, str) and tag):
@@ -43,9 +45,10 @@ class RunOptions:
         return f"{KEPT}; the same call {does}"
 
 
-def _is_shard(shard: object) -> bool:
+def _to_shard(shard: Any) -> tuple[int, int]:
     match shard:
-        case (int(index), int(count)):
-            return 0 <= index < count
+        case (index, count) if is_integer(index) and is_integer(count):
+            if 0 <= index < count:
+                return int(index), int(count)
 
-    return False
+    raise ValueError(f"Invalid shard {shard!r}: expected (k, n), integers with 0 <= k < n")

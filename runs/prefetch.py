@@ -34,11 +34,13 @@ class Input:
         job: the file
         part: the part
         pixels: a uint8 tensor of shape (3, H, W)
+        warnings (()): the warnings about the file
     """
 
     job: Job
     part: Part
     pixels: torch.Tensor
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -152,16 +154,14 @@ def _take(reads: Iterator[Read], size: int) -> list[Read]:
 def _read_image(job: Job, preprocessing: Preprocessing) -> list[Read]:
     is_whole = job.parts[0].box is None
     read = preprocessing.read if is_whole else read_image
+    warnings: list[str] = []
     try:
-        image = read(job.path)
+        image = read(job.path, warn=warnings.append)
     except ValueError as error:
         return [Unreadable(job, job.parts, error)]
 
-    if is_whole:
-        return [_prepare(job, job.parts[0], image, preprocessing)]
-
-    array = np.asarray(image)
-    return [_prepare(job, part, array, preprocessing) for part in job.parts]
+    shown = image if is_whole else np.asarray(image)
+    return [_prepare(job, part, shown, preprocessing, warnings) for part in job.parts]
 
 
 def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:
@@ -208,10 +208,16 @@ def _frame_shape(reader: Any) -> tuple[int, int]:
     return height, width
 
 
-def _prepare(job: Job, part: Part, image: Any, preprocessing: Preprocessing) -> Read:
+def _prepare(
+    job: Job,
+    part: Part,
+    image: Any,
+    preprocessing: Preprocessing,
+    warnings: Sequence[str] = (),
+) -> Read:
     try:
         cropped: ImageLike = image if part.box is None else _crop(image, part)
-        return Input(job, part, preprocessing(cropped))
+        return Input(job, part, preprocessing(cropped), warnings)
     except Exception as error:  # noqa: BLE001  # one failure costs one part
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
         reason = str(error) or type(error).__name__

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..checkpoints import Checkpoint
 from ..config import LAST_STAGE, VERSION, Settings
-from ..hiera.hub import sha256
 from ..images.preprocessing import Preprocessing
 from .schema import find_stored_field
 
@@ -62,14 +60,14 @@ class Origin:
     """Where the weights of a model come from.
 
     Args:
-        checkpoint: the name on the hub or in the zoo, or a path
+        checkpoint: the name on the hub or in the zoo, or an absolute path
         revision: the commit on the hub, if known
-        weights: the path of the file
+        sha256: the hash of the bytes that were loaded
     """
 
     checkpoint: str
     revision: str | None
-    weights: Path
+    sha256: str
 
 
 def provenance_of(
@@ -78,15 +76,16 @@ def provenance_of(
     """Describe the embeddings of a loaded model.
 
     Args:
-        origin: its weights; the whole file is read, for its sha256
+        origin: its weights
         preprocessing: its preprocessing
         settings: its options
 
     Returns:
         a :data:`Provenance`
     """
-    digest = sha256(origin.weights)
-    return _provenance(origin.checkpoint, origin.revision, digest, preprocessing, settings)
+    return _provenance(
+        origin.checkpoint, origin.revision, origin.sha256, preprocessing, settings
+    )
 
 
 def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenance:
@@ -123,9 +122,13 @@ def read_provenance(dataset: Any, path: str) -> Provenance:
     Returns:
         a :data:`Provenance`; empty if none is recorded
     """
-    field = find_stored_field(dataset, path) or {}
-    info = field.get("info") or {}
-    if "sha256" not in info:
+    field = find_stored_field(dataset, path)
+    return provenance_in(field.info if field is not None else None)
+
+
+def provenance_in(info: dict[str, Any] | None) -> Provenance:
+    """Return the provenance in the info of a field; empty if none is recorded."""
+    if info is None or "sha256" not in info:
         return {}
 
     found = {**_DEFAULTS, **info}
@@ -140,28 +143,13 @@ def read_provenance(dataset: Any, path: str) -> Provenance:
     return {name: found[name] for name in _KEYS if name in found}
 
 
-def write_provenance(dataset: Any, path: str, provenance: Provenance) -> None:
-    """Record the provenance of a field, instead of what is recorded there.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-        provenance: the provenance
-    """
-    field = dataset.get_field(path)
-    if field.path != path:
-        # FiftyOne loses the prefix of a nested frame field that was just added
-        dataset.reload()
-        field = dataset.get_field(path)
-
-    others = {
-        name: value for name, value in (field.info or {}).items() if name not in _KEYS
-    }
+def with_provenance(info: dict[str, Any] | None, provenance: Provenance) -> dict[str, Any]:
+    """Return the info of a field with another provenance instead of its own."""
+    others = {name: value for name, value in (info or {}).items() if name not in _KEYS}
 
     # A null in a field's info breaks the App's tooltip
     recorded = {name: value for name, value in provenance.items() if value is not None}
-    field.info = {**others, **recorded}
-    field.save()
+    return {**others, **recorded}
 
 
 def differing(found: Provenance, wanted: Provenance) -> list[str]:

@@ -8,8 +8,8 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An embedding that could not be computed.
+class Notice:
+    """An embedding that could not be computed, or whose file is defective.
 
     Args:
         id: the ID of the sample, or of the frame or label inside it
@@ -32,12 +32,14 @@ class EmbeddingReport:
         embedded: the number of embeddings computed and stored
         skipped: the number of embeddings that existed already
         failed: the failures, each with its reason
+        warned: embeddings of files with a defect that costs no pixel, each with a warning
         seconds: the duration of the run
     """
 
     embedded: int = 0
     skipped: int = 0
-    failed: list[Failure] = field(default_factory=list)
+    failed: list[Notice] = field(default_factory=list)
+    warned: list[Notice] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -50,12 +52,14 @@ class EmbeddingReport:
             f"embedded  {self.embedded:>9,}",
             f"skipped   {self.skipped:>9,}",
             f"failed    {len(self.failed):>9,}",
+            f"warned    {len(self.warned):>9,}",
             f"seconds   {self.seconds:>11,.1f}",
             f"images/s  {self.images_per_second:>11,.1f}",
-            *(f"- {failure.id}: {failure.reason}" for failure in self.failed[:_SHOWN]),
         ]
-        if len(self.failed) > _SHOWN:
-            lines.append(f"... and {len(self.failed) - _SHOWN:,} more, all in .failed")
+        for name, notices in (("failed", self.failed), ("warned", self.warned)):
+            lines += [f"- {notice.id}: {notice.reason}" for notice in notices[:_SHOWN]]
+            if len(notices) > _SHOWN:
+                lines.append(f"... and {len(notices) - _SHOWN:,} more, all in .{name}")
 
         return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,16 +16,15 @@ import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
 import numpy as np
 import numpy.typing as npt
-import torch
 from pymongo.errors import PyMongoError
 
-from ..images.preprocessing import Preprocessing
+from .embedder import Embedder
 from .field_claim import FieldClaim
 from .jobs import Job, Part
 from .options import KEPT, RunOptions
 from .prefetch import Input, read_images, read_videos
-from .provenance import Provenance
-from .report import EmbeddingError, EmbeddingReport, Failure
+from .report import EmbeddingError, EmbeddingReport, Notice
+from .spot_check import find_mismatch
 from .target import Target
 from .worklist import list_work, read_jobs
 from .writer import WriteError, Writer
@@ -33,22 +32,6 @@ from .writer import WriteError, Writer
 logger = logging.getLogger(__name__)
 
 _DEFAULT_BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class Embedder:
-    """What a run needs of a model.
-
-    Args:
-        preprocessing: the preprocessing, from an image to a uint8 tensor (3, H, W)
-        embed: the forward pass, from N such tensors to an array (N, D); a row may
-            hold NaN or infinity
-        provenance: the provenance of its embeddings
-    """
-
-    preprocessing: Preprocessing
-    embed: Callable[[Sequence[torch.Tensor]], npt.NDArray[np.float32]]
-    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -105,7 +88,9 @@ def run_in_steps(
             f"{options.advice}",
             report,
         ) from error
-    except MemoryError as error:
+    except EmbeddingError:
+        raise
+    except (MemoryError, RuntimeError) as error:  # torch and OpenVINO raise RuntimeErrors
         raise EmbeddingError(f"{error}\n{options.advice}", report) from error
     finally:
         report.seconds = time.perf_counter() - start
@@ -127,6 +112,7 @@ class _Context:
     bar: Any
     writer: Writer
     failed_ids: set[str] = field(default_factory=set)
+    warned_ids: set[str] = field(default_factory=set)
 
 
 def _run(
@@ -137,7 +123,11 @@ def _run(
     report: EmbeddingReport,
 ) -> Generator[Step, None, None]:
     claim = FieldClaim(target, embedder.provenance)
-    claim.check(overwrite=options.overwrite, shard=options.shard)
+    claim.check(
+        overwrite=options.overwrite,
+        shard=options.shard,
+        spot_check=lambda: find_mismatch(target, embedder, options.verify),
+    )
     worklist = list_work(target, overwrite=options.overwrite, shard=options.shard)
     report.skipped = worklist.skipped
 
@@ -187,6 +177,7 @@ def _embed_and_store(context: _Context, batch: Sequence[Input]) -> None:
     finite = list(itertools.compress(batch, is_finite))
     if finite:
         _store(context, finite, embeddings[is_finite])
+        _warn(context, finite)
 
     dtype = context.embedder.provenance["dtype"]
     for item, is_good in zip(batch, is_finite, strict=True):
@@ -205,6 +196,12 @@ def _store(
     def write() -> None:
         context.claim.confirm()
         context.target.store(parts, embeddings)
+        try:
+            context.claim.confirm()
+        except ValueError:
+            # Another run removed the field's embeddings, perhaps before these were stored
+            context.target.remove([item.job.sample_id for item in batch], parts, embeddings)
+            raise
 
     context.writer.submit(write, len(parts))
     tag = context.options.failure_tag
@@ -213,11 +210,24 @@ def _store(
         context.writer.submit(partial(context.target.untag, whole, tag))
 
 
+def _warn(context: _Context, batch: Sequence[Input]) -> None:
+    """Report the warnings about the files of a batch, and log each file's once."""
+    for item in batch:
+        sample_id, path = item.job.sample_id, item.job.path
+        for reason in item.warnings:
+            context.report.warned.append(Notice(item.part.id, sample_id, path, reason))
+            if sample_id not in context.warned_ids:
+                logger.warning("Sample %s: %s", sample_id, reason)
+
+        if item.warnings:
+            context.warned_ids.add(sample_id)
+
+
 def _fail(context: _Context, job: Job, parts: Sequence[Part], error: Exception) -> None:
     """Report a failure, tag the sample, and stop the run if it does not skip failures."""
     reason = " ".join(str(error).split())  # ffmpeg's has several lines
     context.report.failed += [
-        Failure(part.id, job.sample_id, job.path, reason) for part in parts
+        Notice(part.id, job.sample_id, job.path, reason) for part in parts
     ]
     where = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
     is_whole = parts[0].id == job.sample_id

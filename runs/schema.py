@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import fiftyone.core.odm as foo
 
+from .fiftyone_internals import dataset_id, show_info
 
-def find_stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
+
+@dataclass(frozen=True)
+class StoredField:
+    """A field in the database.
+
+    Args:
+        place: where the dataset's document describes it, such as
+            ``"sample_fields.12.fields.3"``
+        names: the names at this place and at those it is in, by place
+        info: the field's info; None if it has none
+        is_read_only: whether the field, or one that it is in, is read-only
+    """
+
+    place: str
+    names: dict[str, str]
+    info: dict[str, Any] | None
+    is_read_only: bool
+
+
+def find_stored_field(dataset: Any, path: str) -> StoredField | None:
     """Look up a field in the database itself.
 
     A dataset in memory does not know what other processes changed since it was
@@ -18,24 +39,59 @@ def find_stored_field(dataset: Any, path: str) -> dict[str, Any] | None:
         path: the path of the field
 
     Returns:
-        the document that describes the field, or None if it does not exist
+        a :class:`StoredField`, or None if the field does not exist
 
     Raises:
         ValueError: if the dataset was deleted
     """
     document = foo.get_db_conn().datasets.find_one(
-        {"_id": dataset._doc.id}, ["sample_fields", "frame_fields"]
+        {"_id": dataset_id(dataset)}, ["sample_fields", "frame_fields"]
     )
     if document is None:
         raise ValueError(f"The dataset {dataset.name!r} was deleted")
 
-    is_frame_field = path.startswith("frames.")
-    document["fields"] = document.get("frame_fields" if is_frame_field else "sample_fields")
+    place = "frame_fields" if path.startswith("frames.") else "sample_fields"
+    fields = document.get(place)
+    names: dict[str, str] = {}
+    is_read_only = False
     for name in path.removeprefix("frames.").split("."):
-        named = [field for field in document.get("fields") or [] if field["name"] == name]
-        if not named:
+        indexes = {field["name"]: index for index, field in enumerate(fields or [])}
+        if name not in indexes:
             return None
 
-        document = named[0]
+        document = fields[indexes[name]]
+        place = f"{place}.{indexes[name]}"
+        names[f"{place}.name"] = name
+        is_read_only |= bool(document.get("read_only"))
+        place, fields = f"{place}.fields", document.get("fields")
 
-    return dict(document)
+    place = place.removesuffix(".fields")
+    return StoredField(place, names, document.get("info"), is_read_only)
+
+
+def replace_info(dataset: Any, path: str, field: StoredField, info: dict[str, Any]) -> bool:
+    """Replace the info of a field if it is still what was read.
+
+    It is one update of one document: if several processes try, one of them succeeds.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+        field: the field as it was read
+        info: the new info
+
+    Returns:
+        whether the info was replaced; False if the field changed since it was read
+    """
+    key = f"{field.place}.info"
+    # MongoDB finds a null in every list by "list.12.info": it looks for fields "12", too
+    same = {"$not": {"$type": "object"}} if field.info is None else {"$eq": field.info}
+    result = foo.get_db_conn().datasets.update_one(
+        {"_id": dataset_id(dataset), **field.names, key: same},
+        {"$set": {key: info}, "$currentDate": {"last_modified_at": True}},
+    )
+    if not result.matched_count:
+        return False
+
+    show_info(dataset, path, info)
+    return True

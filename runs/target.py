@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import fiftyone.core.collections as foc
@@ -15,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from fiftyone.core.odm.utils import validate_field_name
 
+from .fiftyone_internals import (
+    all_slices,
+    dataset_of,
+    flatten_dynamic_groups,
+    is_generated,
+    label_path,
+)
 from .jobs import Part
 from .schema import find_stored_field
+
+Embeddings = npt.NDArray[np.float32]
 
 _FRAMES = "frames."
 PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
@@ -32,7 +41,7 @@ class Target:
         patches_field (None): the field of detections or polylines
 
     Attributes:
-        samples: the samples
+        samples: the samples; those in its groups for a view of dynamic groups
         dataset: their dataset
         media_type: ``"image"`` or ``"video"``
         name: the name of the field or attribute, without what comes before it
@@ -53,8 +62,9 @@ class Target:
         patches_field: str | None = None,
     ) -> None:
         _check_name("embeddings_field", embeddings_field)
+        samples = _flatten(samples)
         self.media_type = _media_type(samples)
-        self.dataset = samples._dataset
+        self.dataset = dataset_of(samples)
         self.samples = samples
         self.frames_prefix = _FRAMES if self.media_type == fom.VIDEO else ""
         self.parts_prefix: str = self.frames_prefix
@@ -73,7 +83,7 @@ class Target:
             name = patches_field.removeprefix(self.frames_prefix)
             self.patches_field = self.frames_prefix + name
             fova.validate_collection_label_fields(samples, self.patches_field, PATCH_TYPES)
-            self.label_type, root = self.dataset._get_label_field_path(self.patches_field)
+            self.label_type, root = label_path(self.dataset, self.patches_field)
             self.parts_prefix = f"{root}."
 
         self.path: str = self.parts_prefix + self.name
@@ -115,12 +125,50 @@ class Target:
         """
         return fov.make_optimized_select_view(self.dataset, sample_ids, flatten=True)
 
-    def store(self, parts: Sequence[Part], embeddings: npt.NDArray[np.float32]) -> None:
+    def read(self, sample_ids: Sequence[str], parts: Sequence[Part]) -> dict[str, Any]:
+        """Read embeddings.
+
+        Args:
+            sample_ids: the IDs of the samples that hold the parts
+            parts: the parts
+
+        Returns:
+            a dict from the IDs of parts to embeddings, None where there is none
+        """
+        view = self.select(sample_ids)
+        if self.frames_prefix:
+            view = view.select_frames([part.document_id for part in parts])
+
+        return dict(_pair(*view.values([self.parts_prefix + "id", self.path])))
+
+    def remove(
+        self,
+        sample_ids: Sequence[str],
+        parts: Sequence[Part],
+        embeddings: Embeddings,
+    ) -> None:
+        """Remove embeddings where they are still these; see :meth:`store`.
+
+        Args:
+            sample_ids: the IDs of the samples that hold the parts
+            parts: the N parts
+            embeddings: the embeddings, of shape (N, D)
+        """
+        held = self.read(sample_ids, parts)
+        same = [
+            part
+            for part, embedding in zip(parts, embeddings, strict=True)
+            if np.array_equal(np.asarray(held.get(part.id)), embedding)
+        ]
+        if same:
+            self.store(same, [None] * len(same))
+
+    def store(self, parts: Sequence[Part], embeddings: Sequence[Any] | Embeddings) -> None:
         """Write embeddings, each to the document of its own ID.
 
         Args:
             parts: the N parts
-            embeddings: their embeddings, of shape (N, D)
+            embeddings: their embeddings, of shape (N, D), or N times None
         """
         if self.patches_field is None:
             values = zip([part.id for part in parts], embeddings, strict=True)
@@ -155,11 +203,8 @@ class Target:
         if not self.find_field():
             return 0, 0
 
-        dataset = self.dataset
-        if dataset.media_type == fom.GROUP:
-            dataset = dataset.select_group_slices(_allow_mixed=True)
-
-        return dataset.count(self.path), self.samples.count(self.path)
+        whole = all_slices(self.dataset).count(self.path)
+        return whole, self.samples.count(self.path)
 
     def clear(self) -> None:
         """Remove all embeddings in the field from the whole dataset."""
@@ -188,18 +233,29 @@ class Target:
             )
 
 
-def _media_type(samples: foc.SampleCollection) -> str:
+def _flatten(samples: foc.SampleCollection) -> foc.SampleCollection:
     if not isinstance(samples, foc.SampleCollection):
         raise ValueError(
             f"samples must be a FiftyOne dataset or view, found {type(samples).__name__}"
         )
 
-    if samples._dataset._is_generated:
+    if is_generated(samples):
         raise ValueError(
             "Views of patches, frames or clips are copies: pass the dataset or a view of "
             "it, and patches_field=... to embed patches"
         )
 
+    flat = flatten_dynamic_groups(samples)
+    if flat is not samples and flat.media_type == fom.GROUP:
+        raise ValueError(
+            "Cannot embed dynamic groups of a grouped dataset: pass a view of slices, "
+            "dataset.select_group_slices(...), without group_by()"
+        )
+
+    return flat
+
+
+def _media_type(samples: foc.SampleCollection) -> str:
     media_type = samples.media_type or fom.IMAGE  # None for an empty dataset
     if media_type == fom.GROUP:
         raise fom.SelectGroupSlicesError((fom.IMAGE, fom.VIDEO))
@@ -215,3 +271,13 @@ def _media_type(samples: foc.SampleCollection) -> str:
 def _check_name(argument: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise ValueError(f"Invalid {argument} {value!r}: expected the name of a field")
+
+
+def _pair(ids: Any, values: Any) -> Iterator[tuple[str, Any]]:
+    """Pair IDs with values; both are lists of lists of the same form, or none."""
+    if isinstance(ids, str):
+        yield ids, values
+        return
+
+    for some_ids, some_values in zip(ids or [], values or [], strict=True):
+        yield from _pair(some_ids, some_values)

@@ -16,7 +16,6 @@ import fiftyone.core.collections as foc
 import fiftyone.core.labels as fol
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
-import fiftyone.core.view as fov
 import numpy as np
 from fiftyone import ViewField as F
 
@@ -99,7 +98,7 @@ def read_jobs(target: Target, worklist: Worklist) -> Iterator[Job]:
         worklist.sample_ids, _LOOKUP_SIZE[target.media_type]
     ):
         view = target.select(sample_ids)
-        jobs = {job.sample_id: job for job in _read_all_jobs(target, view)}
+        jobs = {job.sample_id: job for job in read_all_jobs(target, view)}
         for sample_id in sample_ids:
             if sample_id not in jobs:
                 continue  # deleted since the worklist was made
@@ -112,6 +111,47 @@ def read_jobs(target: Target, worklist: Worklist) -> Iterator[Job]:
             wanted = set(worklist.part_ids[sample_id])
             parts = [part for part in job.parts if part.id in wanted]
             yield Job(sample_id, job.path, parts)
+
+
+def read_all_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
+    """Look up the paths and all parts of samples.
+
+    Args:
+        target: the field
+        view: the samples, with those of their parts that are wanted
+
+    Yields:
+        a :class:`Job` for each sample
+    """
+    paths = ["id", "filepath"]
+    if target.frames_prefix:
+        paths += ["frames.id", "frames.frame_number"]
+    if target.patches_field is not None:
+        shape = "points" if _has_points(target) else "bounding_box"
+        paths += [target.parts_prefix + "id", target.parts_prefix + shape]
+
+    for sample_id, path, *rest in zip(*view.values(paths), strict=True):
+        yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
+
+
+def match_embeddings(
+    target: Target, samples: foc.SampleCollection, exists: bool
+) -> foc.SampleCollection:
+    """Return a view of the samples, frames or labels that have an embedding, or have none.
+
+    Args:
+        target: the field
+        samples: the samples
+        exists: whether to match those that have one
+    """
+    condition = F(target.name).exists(exists)
+    if target.patches_field is not None:
+        return samples.filter_labels(target.patches_field, condition)
+
+    if target.frames_prefix:
+        return samples.match_frames(condition)
+
+    return samples.exists(target.name, exists)
 
 
 def _add_frames(target: Target, shard: tuple[int, int] | None) -> list[str]:
@@ -137,14 +177,7 @@ def _without_embeddings(target: Target) -> foc.SampleCollection:
     if not target.find_field():
         return target.samples
 
-    missing = F(target.name).exists(False)
-    if target.patches_field is not None:
-        return target.samples.filter_labels(target.patches_field, missing)
-
-    if target.frames_prefix:
-        return target.samples.match_frames(missing)
-
-    return target.samples.exists(target.name, False)
+    return match_embeddings(target, target.samples, False)
 
 
 def _ids(
@@ -162,18 +195,6 @@ def _ids(
     for sample_id, parts in dict(zip(ids, part_ids, strict=True)).items():
         if _in_shard(sample_id, shard):
             yield sample_id, list(_flatten(parts))
-
-
-def _read_all_jobs(target: Target, view: fov.DatasetView) -> Iterator[Job]:
-    paths = ["id", "filepath"]
-    if target.frames_prefix:
-        paths += ["frames.id", "frames.frame_number"]
-    if target.patches_field is not None:
-        shape = "points" if _has_points(target) else "bounding_box"
-        paths += [target.parts_prefix + "id", target.parts_prefix + shape]
-
-    for sample_id, path, *rest in zip(*view.values(paths), strict=True):
-        yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
 
 
 def _read_parts(target: Target, sample_id: str, columns: list[Any]) -> Iterator[Part]:

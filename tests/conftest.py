@@ -62,30 +62,17 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def no_settling() -> Iterator[None]:
-    """Runs of this process do not wait for writes of other processes."""
-    from fiftyone_hiera.runs import field_claim
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(field_claim, "_SETTLE_SECONDS", 0)
-        yield
-
-
-@pytest.fixture(scope="session")
-def plugin() -> Iterator[Any]:
+def plugin() -> Any:
     """The operators' plugin, linked into the tests' plugins folder."""
     import fiftyone as fo
     import fiftyone.plugins as fop
-    from operator_calls import plugin_module
 
     link = Path(fo.config.plugins_dir) / "fiftyone-hiera"
     if not link.exists():
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(Path(__file__).parents[1])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plugin_module("runs.field_claim"), "_SETTLE_SECONDS", 0)
-        yield fop.get_plugin("@fiftyone-hiera/plugin")
+    return fop.get_plugin("@fiftyone-hiera/hiera")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +86,7 @@ def zoo_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def dataset(no_settling: None) -> Iterator[Any]:
+def dataset() -> Iterator[Any]:
     """An empty dataset in the tests' own database."""
     import fiftyone as fo
 

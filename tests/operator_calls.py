@@ -14,8 +14,8 @@ from fiftyone.operators.executor import (
     execute_or_delegate_operator,
 )
 
-COMPUTE = "@fiftyone-hiera/plugin/compute_hiera_embeddings"
-SORT = "@fiftyone-hiera/plugin/sort_by_hiera_similarity"
+COMPUTE = "@fiftyone-hiera/hiera/compute_hiera_embeddings"
+SORT = "@fiftyone-hiera/hiera/sort_by_hiera_similarity"
 
 
 def plugin_module(name: str) -> Any:
@@ -37,7 +37,14 @@ def make_request(samples: Any, params: dict[str, Any], **request: Any) -> dict[s
 
 def make_context(samples: Any, params: dict[str, Any], **request: Any) -> ExecutionContext:
     """Return the execution context of a request; see :func:`make_request`."""
-    return ExecutionContext(make_request(samples, params, **request), executor=Executor())
+    request = make_request(samples, params, **request)
+    uri = request["operator_uri"]
+    return ExecutionContext(
+        request,
+        executor=Executor(),
+        operator_uri=uri,
+        required_secrets=foo.get_operator(uri)._plugin_secrets,
+    )
 
 
 def resolve(uri: str, samples: Any, **params: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -46,7 +53,7 @@ def resolve(uri: str, samples: Any, **params: Any) -> tuple[dict[str, Any], dict
     Returns:
         its properties by name, and its errors by name
     """
-    return resolve_context(uri, make_context(samples, params))
+    return resolve_context(uri, make_context(samples, params, operator_uri=uri))
 
 
 def resolve_context(

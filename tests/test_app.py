@@ -312,6 +312,33 @@ def test_search_by_an_image(browser: Browser, digits: list[Digit], session: Any)
     assert labels.count(str(query.label)) >= 20
 
 
+def test_search_stores_distances(
+    browser: Browser, digits: list[Digit], dataset: Any, session: Any
+) -> None:
+    page = browser.page
+    browser.open_operator(SORT)
+    with browser.resolved():
+        page.locator("input[type=file]").set_input_files(digits[1500].path)
+
+    field = page.get_by_role("textbox").last
+    with browser.resolved():
+        field.fill("label")
+
+    expect(page.get_by_text("not a FloatField")).to_be_visible()
+    expect(browser.execute).to_be_disabled()
+    with browser.resolved():
+        field.fill("distance")
+
+    browser.execute.click()
+    expect(page.get_by_text("25 samples", exact=True)).to_be_visible()
+    browser.wait_for_images()
+    browser.picture("distances")
+    expect(page.locator("[data-cy=checkbox-distance]")).to_be_visible()
+    distances = session.view.values("distance")
+    assert distances == sorted(distances)
+    assert _count(dataset, "distance") == 25
+
+
 def test_stop_and_go_on(browser: Browser, dataset: Any) -> None:
     _fill_form(browser, "stopped", batch_size=1)
     browser.execute.click()

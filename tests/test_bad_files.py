@@ -25,6 +25,8 @@ from skimage import data
 import fiftyone_hiera
 from fiftyone_hiera.images.decoding import read_image, to_rgb
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.plugin.outputs import report_to_dict, report_view
+from fiftyone_hiera.runs.report import EmbeddingReport, Notice
 
 _ORIENTATION = 0x0112
 _NOBODY = 65534
@@ -328,6 +330,62 @@ def test_unusual_images_are_the_same_on_every_path(
             assert np.abs(embedding - expected).max() < 1e-4, (name, way)
 
 
+def test_defects_of_headers_are_reported(
+    dataset: Any,
+    model: HieraEmbeddingModel,
+    photo: Image.Image,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sound, defective = tmp_path / "sound.jpg", tmp_path / "defective.jpg"
+    photo.save(sound)
+    defective.write_bytes(sound.read_bytes().replace(b"\xff\xdb", b"junk\xff\xdb", 1))
+    dataset.add_samples([_sample(sound), _sample(defective)])
+    half = fo.Detection(bounding_box=[0, 0, 0.5, 1])
+    sample = dataset.last()
+    sample.whole.detections.append(half)
+    sample.save()
+
+    report = model.embed_samples(dataset, "run")
+    assert (report.embedded, report.failed) == (2, [])
+    (notice,) = report.warned
+    assert (notice.id, notice.sample_id) == (sample.id, sample.id)
+    assert notice.path == str(defective)
+    reason = f"The image {str(defective)!r} is damaged outside of its image data: Corrupt"
+    assert notice.reason.startswith(reason)
+    assert "warned            1" in str(report)
+    assert f"- {sample.id}: {reason}" in str(report)
+    (line,) = (message for message in caplog.messages if "defective" in message)
+    assert line == f"Sample {sample.id}: {notice.reason}"
+    assert not model.embed_samples(dataset, "run").warned
+
+    # The labels of one file are entries of their own, with one line in the log
+    caplog.clear()
+    report = model.embed_samples(dataset, "run", patches_field="whole")
+    labels = sample.whole.detections
+    assert [notice.id for notice in report.warned] == [label.id for label in labels]
+    assert len([message for message in caplog.messages if "defective" in message]) == 1
+
+    caplog.clear()
+    native = dataset.compute_embeddings(model, num_workers=0)
+    assert np.abs(native - np.stack(dataset.values("run"))).max() < 1e-4
+    (line,) = (message for message in caplog.messages if "defective" in message)
+    assert line.startswith(reason)
+
+
+def test_warnings_in_the_report_of_the_app(dataset: Any, tmp_path: Path) -> None:
+    notices = [Notice(str(index), str(index), "/a.jpg", "why") for index in range(1001)]
+    report = report_to_dict(EmbeddingReport(2000, warned=notices))
+    assert (report["warned"], len(report["warnings"])) == (1001, 1000)
+    assert report["warnings"][0] == vars(notices[0])
+    result = {**report, "stopped": False, "embeddings_field": "hiera"}
+    shown = str(report_view(dataset, result).to_json())
+    assert "2,000 embedded, 0 skipped, 0 failed, 1,001 with a warning" in shown
+    assert "- why" in shown
+    del result["warned"], result["warnings"]  # as of a run that was delegated before
+    assert "0 failed'" in str(report_view(dataset, result).to_json())
+
+
 def test_cmyk_is_not_inverted(
     model: HieraEmbeddingModel, photo: Image.Image, tmp_path: Path
 ) -> None:
@@ -432,7 +490,7 @@ def test_large_image_is_embedded_with_a_warning(photo: Image.Image, tmp_path: Pa
     large.write_bytes(png(10_000, 9_000))
     said, _ = _peak_memory(photo, large)
     assert "CROP (3, 224, 224)" in said
-    assert "large.png' is a very large image: 90 MP" in said
+    assert "large.png' is very large: 90 MP" in said
 
 
 @pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000)])

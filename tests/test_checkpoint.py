@@ -16,8 +16,10 @@ from hub_server import HubServer
 from pil_processor import META
 from random_hiera import make_classifier, make_config, make_hiera, save_checkpoint
 
+from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
 from fiftyone_hiera.hiera.encoder import load_encoder
-from fiftyone_hiera.hiera.user_checkpoint import open_checkpoint, validate_checkpoint
+from fiftyone_hiera.hiera.user_checkpoint import find_checkpoint, open_checkpoint
+from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import Preprocessing, for_image_size
 
 
@@ -68,7 +70,8 @@ def test_preprocessor_config_of_another_size_is_refused(folder: Path) -> None:
 def test_fine_tuned_classifier(tmp_path: Path) -> None:
     model = make_classifier(make_config(image_size=(96, 64)))
     local = open_checkpoint(str(save_checkpoint(tmp_path, model)))
-    encoder = load_encoder(local.config, local.weights, local.preprocessing)
+    file = WeightsFile(local.weights, expected_shapes(local.config))
+    encoder = load_encoder(local.config, file, local.preprocessing)
     pixels = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     expected = model.hiera(encoder.normalize(pixels)).last_hidden_state
     assert expected.shape == (2, 6, 128)
@@ -109,7 +112,7 @@ def test_broken_config_is_named(folder: Path, text: str, message: str) -> None:
 def test_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ValueError, match=rf"no file .*{name}"):
-        validate_checkpoint(str(folder))
+        find_checkpoint(str(folder))
 
 
 _SCRIPT = """
@@ -166,6 +169,6 @@ def test_archives_are_refused_and_never_unpacked(tmp_path: Path) -> None:
 
     for path in (archive, archive.rename(archive.with_suffix(".zip"))):
         with pytest.raises(ValueError, match="Valid are an existing folder"):
-            validate_checkpoint(str(path))
+            find_checkpoint(str(path))
 
     assert [path.name for path in tmp_path.rglob("*")] == ["inside", "checkpoint.zip"]

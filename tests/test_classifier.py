@@ -19,7 +19,7 @@ import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.hiera.imagenet import imagenet_classes
 from fiftyone_hiera.images.preprocessing import Normalization, for_image_size
-from fiftyone_hiera.models.classification import HieraClassifierModel
+from fiftyone_hiera.models.classification import HieraClassifierModel, LabelFilter
 
 _NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
@@ -166,6 +166,30 @@ def test_only_unknown_classes_are_refused(
 
     assert classifier.config.filter_classes is None
     assert not samples.has_sample_field("predicted")
+
+
+@_takes_classes
+@pytest.mark.parametrize("classes", ["c1", "ant"])
+def test_a_string_is_not_taken_as_letters(
+    monkeypatch: pytest.MonkeyPatch,
+    samples: fo.Dataset,
+    classifier: HieraClassifierModel,
+    classes: str,
+) -> None:
+    # The letters may be names of classes, too
+    names = LabelFilter([*_NAMES, "c1", "c", "a"])
+    monkeypatch.setattr(classifier, "config", names)
+    for apply in (
+        lambda: samples.apply_model(classifier, label_field="predicted", classes=classes),
+        lambda: setattr(names, "filter_classes", classes),
+    ):
+        with pytest.raises(ValueError, match=r"Pass a list: \['|, not a string"):
+            apply()
+
+    assert names.filter_classes is None
+    assert not samples.has_sample_field("predicted")
+    names.filter_classes = ["a", "c", "c1"]
+    assert names.keeps("c1", 1)
 
 
 @pytest.mark.parametrize("thresh", ["high", 90, -0.1], ids=str)

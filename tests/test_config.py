@@ -30,6 +30,7 @@ from fiftyone_hiera.config import (
     Settings,
     parse_settings,
 )
+from fiftyone_hiera.hiera import engines
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.hub import BundledFile
 from fiftyone_hiera.runs import provenance
@@ -401,3 +402,12 @@ def test_openvino_where_it_cannot_be(
     _pretend(monkeypatch, has_bfloat16, has_openvino)
     with pytest.raises(ValueError, match=f"Invalid engine: 'openvino' .*{message}"):
         parse_settings(TINY, {"engine": "openvino", **given})
+
+
+def test_openvino_without_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, True, True)
+    assert parse_settings(TINY, {"device": "cpu"}).engine == "openvino"
+    monkeypatch.setattr(engines, "_NO_TRACING", sys.version_info[:2])
+    assert parse_settings(TINY, {"device": "cpu"}).engine == "torch"
+    with pytest.raises(ValueError, match=r"engine: 'openvino' needs torch\.jit\.trace"):
+        parse_settings(TINY, {"device": "cpu", "engine": "openvino"})

@@ -210,8 +210,26 @@ def test_pooler_equals_fiftyones_own_integration(
     assert np.abs(ours - np.asarray(theirs)).max() < 1e-4
 
 
-def test_apply_model_stores_nothing(
-    samples: fo.Dataset, model: HieraEmbeddingModel
+def test_apply_model_raises_before_the_first_sample(
+    samples: fo.Dataset,
+    model: HieraEmbeddingModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    passes: list[Any] = []
+    monkeypatch.setattr(model, "predict_all", passes.append)
+    for view in (samples, samples.to_patches("patches")):
+        with pytest.raises(NotImplementedError, match="compute_embeddings"):
+            view.apply_model(model, "labels", num_workers=0)
+
+    assert not passes
+    assert not samples.has_field("labels")
+    assert "Traceback" not in caplog.text
+
+
+def test_apply_model_to_videos_stores_nothing(
+    dataset: fo.Dataset, model: HieraEmbeddingModel
+) -> None:
+    dataset.add_sample(fo.Sample(filepath="/video.mp4"))
     with pytest.raises(NotImplementedError, match="compute_embeddings"):
-        samples.apply_model(model, "labels", num_workers=0, skip_failures=False)
+        dataset.apply_model(model, "frames.labels")

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import HieraConfig, HieraModel
 
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
+from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
 from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
 from fiftyone_hiera.hiera.pooling import POOLINGS
+from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import for_image_size
 
 _META = [c for c in CHECKPOINTS.values() if c.name.endswith("-224-hf")]
@@ -66,7 +68,8 @@ def encoder(
     config: HieraConfig, hiera: HieraModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Encoder:
     path = save_weights(tmp_path_factory.mktemp("weights") / "model.safetensors", hiera)
-    return load_encoder(config, path, for_image_size((224, 224)))
+    file = WeightsFile(path, expected_shapes(config))
+    return load_encoder(config, file, for_image_size((224, 224)))
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +222,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 def _load(path: Path, config: HieraConfig | None = None, **kwargs: Any) -> Encoder:
-    return load_encoder(config or make_config(), path, for_image_size((64, 64)), **kwargs)
+    config = config or make_config()
+    file = WeightsFile(path, expected_shapes(config))
+    return load_encoder(config, file, for_image_size((64, 64)), **kwargs)
 
 
 def test_missing_tensor_is_refused(weights: Path) -> None:
@@ -307,7 +312,8 @@ def test_weights_of_another_dtype_are_converted(weights: Path) -> None:
 @pytest.mark.parametrize("size", [(64, 96), (128, 128), (32, 32), (96, 64)], ids=str)
 def test_other_sizes_equal_transformers(weights: Path, size: tuple[int, int]) -> None:
     hiera = make_hiera(make_config())
-    encoder = load_encoder(make_config(), weights, for_image_size((64, 64)).at(size))
+    file = WeightsFile(weights, expected_shapes(make_config()))
+    encoder = load_encoder(make_config(), file, for_image_size((64, 64)).at(size))
     pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     inputs = encoder.normalize(pixels)
     expected = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state

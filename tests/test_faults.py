@@ -44,7 +44,7 @@ def expected(digits: list[Digit], model: HieraEmbeddingModel) -> dict[str, np.nd
 
 
 @pytest.fixture
-def samples(digits: list[Digit], no_settling: None) -> Iterator[Any]:
+def samples(digits: list[Digit]) -> Iterator[Any]:
     """A dataset that other processes can load."""
     dataset = fo.Dataset(persistent=True)
     dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:_COUNT]])

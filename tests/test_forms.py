@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import subprocess
@@ -178,8 +179,8 @@ def test_model_name_with_one_pooling(samples: Any) -> None:
         ({"embeddings_field": "a.b"}, "embeddings_field", "without '.'"),
         ({"embeddings_field": "filepath"}, "embeddings_field", "StringField"),
         ({"patches_field": "none"}, "patches_field", "'none'"),
-        ({"batch_size": 0}, "batch_size", "greater than 1"),
-        ({"num_workers": -1}, "num_workers", "greater than 0"),
+        ({"batch_size": 0}, "batch_size", "Invalid batch_size 0: expected an integer"),
+        ({"num_workers": -1}, "num_workers", "expected an integer of at least 0"),
         ({"similarity_brain_key": "2 b"}, "similarity_brain_key", "begin with a letter"),
         ({"visualization_brain_key": ".b"}, "visualization_brain_key", "begin with a"),
         (
@@ -389,11 +390,13 @@ def test_frames_and_their_patches(videos: Any) -> None:
     ids=str,
 )
 def test_parameter_names_of_earlier_plugins(samples: Any, params: dict[str, Any]) -> None:
-    given = dict(params)
     ctx = make_context(samples, params)
-    assert resolve_context(COMPUTE, ctx)[1] == {}
-    assert ctx.params == {"pooling": "cls", "embeddings_field": "vectors"}
-    assert params == given, "the caller's parameters were changed"
+    given = copy.deepcopy(ctx.request_params)
+    properties, errors = resolve_context(COMPUTE, ctx)
+    assert errors == {}
+    assert "Empty for 'hiera'." in properties["embeddings_field"].view.description
+    assert ctx.request_params == given, "the caller's request was changed"
+    assert ctx.params is ctx.request_params["params"]
 
 
 def test_one_parameter_with_two_values(samples: Any) -> None:
@@ -431,7 +434,12 @@ def test_placement_and_icons(plugin: Any) -> None:
 
 
 def test_plugin_file(plugin: Any) -> None:
+    assert plugin.name == "@fiftyone-hiera/hiera"
     assert plugin.version == fiftyone_hiera.config.VERSION
+    assert plugin.author == "The fiftyone-hiera authors"
+    assert plugin.url.endswith("/fiftyone-hiera")
+    assert plugin.license == CHECKPOINTS[NANO].license == "Apache 2.0"
+    assert "embeddings" in plugin.tags
     registered = {
         operator.name
         for operator in foo.list_operators()
@@ -441,11 +449,21 @@ def test_plugin_file(plugin: Any) -> None:
     assert len(registered) == 3
 
 
+def test_former_names_are_hidden(plugin: Any) -> None:
+    former = [o for o in foo.list_operators() if o.plugin_name == "@fiftyone-hiera/plugin"]
+    assert [o.name for o in former] == [uri.rpartition("/")[2] for uri in (COMPUTE, SORT)]
+    ctx = make_context(None, {})
+    for operator in former:
+        assert operator.config.unlisted
+        assert operator.resolve_placement(ctx) is None
+        assert operator._plugin_secrets == plugin.secrets
+
+
 _LIST = """
 import sys
 import fiftyone.operators as foo
 
-assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 3
+assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 5
 heavy = {"torch", "torchvision", "transformers", "umap", "fiftyone.brain"}
 print("HEAVY", sorted(heavy & set(sys.modules)))
 """
@@ -478,3 +496,24 @@ def test_query_needs_an_index(samples: Any, model: HieraEmbeddingModel) -> None:
     }
     assert properties["brain_key"].default == "ours"
     assert errors == {"query_image": "Required property"}
+
+
+def test_search_form_checks_its_inputs(samples: Any, model: HieraEmbeddingModel) -> None:
+    model.embed_samples(samples, "hiera")
+    fob.compute_similarity(samples, embeddings="hiera", brain_key="key")
+    image = {"query_image": {"content": "AA=="}}
+    for params, name, message in (
+        ({"k": 0}, "k", "Invalid k 0: expected an integer of at least 1"),
+        ({"brain_key": "none"}, "brain_key", "Invalid brain_key 'none'. Valid are ['key']"),
+        ({"dist_field": "_x"}, "dist_field", "cannot start with '_'"),
+        ({"dist_field": "a.b"}, "dist_field", "without '.'"),
+        ({"dist_field": "filepath"}, "dist_field", "StringField, not a FloatField"),
+        ({"dist_field": "hiera"}, "dist_field", "VectorField, not a FloatField"),
+    ):
+        errors = resolve(SORT, samples, **image, **params)[1]
+        assert list(errors) == [name]
+        assert message in errors[name]
+
+    samples.add_sample_field("distance", fo.FloatField)
+    for name in ("", "new", "distance"):
+        assert resolve(SORT, samples, **image, dist_field=name)[1] == {}

@@ -274,6 +274,31 @@ def test_bad_files(
         model.fit_heatmap(samples[40:])
 
 
+def test_fitting_halves_batches_that_run_out_of_memory(
+    samples: fo.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, roomy = _load(stage=2), _load(stage=2)
+    sizes: list[int] = []
+    network: Any = model._encoder._network
+
+    def run_out(inputs: torch.Tensor) -> Any:
+        if len(inputs) > 5:
+            raise MemoryError
+
+        sizes.append(len(inputs))
+        return network(inputs)
+
+    monkeypatch.setattr(model._encoder, "_network", run_out)
+    model.fit_heatmap(samples)
+    roomy.fit_heatmap(samples)
+    assert sum(sizes) == 40
+    assert max(sizes) <= 5
+    assert "Out of memory at a batch size of 16: continuing with 8" in caplog.text
+    assert model._basis is not None and roomy._basis is not None
+    assert torch.allclose(model._basis.direction, roomy._basis.direction, atol=1e-4)
+    assert torch.allclose(model._basis.center, roomy._basis.center, atol=1e-5)
+
+
 def test_videos_are_refused(dataset: fo.Dataset) -> None:
     dataset.add_sample(fo.Sample(filepath="/video.mp4"))
     with pytest.raises(ValueError, match=r"not to media type 'video'\. .*to_frames"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fiftyone_hiera.images import decoding
 from fiftyone_hiera.images.decoding import read_image, to_rgb
 
 _ORIENTATION = 0x0112
@@ -78,6 +79,34 @@ def test_16_bit_keeps_its_high_byte(photo: Image.Image, tmp_path: Path) -> None:
         path = _save(Image.fromarray(deep), tmp_path / f"deep{suffix}")
         assert _same(read_image(path), expected)
         assert _same(cv2.imread(str(path)), expected), "OpenCV decodes another image"
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "is_warned_of"), [(8, True), (12, True), (13, False), (16, False)]
+)
+def test_16_bit_of_few_values_is_warned_of_once(
+    photo: Image.Image,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    bits: int,
+    is_warned_of: bool,
+    is_file: bool,
+) -> None:
+    grey = np.asarray(photo.convert("L")).astype(np.uint16)
+    deep = grey << (bits - 8)
+    path = _save(Image.fromarray(deep), tmp_path / "deep.png")
+    decoding._warn_of_few_values.cache_clear()
+    assert not to_rgb(np.zeros((9, 9), np.uint16)).getbbox()
+    assert not caplog.messages  # a black image is black
+    for _ in range(3):
+        read_image(path) if is_file else to_rgb(deep)
+
+    assert len(caplog.messages) == is_warned_of
+    for line in caplog.messages:
+        assert "no value above 4095 and becomes nearly black" in line
+        assert "12 bits: image << 4" in line
+        assert "8 bits: image.astype(np.uint8)" in line
 
 
 def test_big_endian_16_bit(photo: Image.Image) -> None:

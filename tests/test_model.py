@@ -148,6 +148,29 @@ def test_single_image_is_refused(
             model.embed_all(one)
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"a": np.zeros((9, 9, 3), np.uint8)}, r"found dict: pass \[\*images.values\(\)\]"),
+        ("photo.jpg", r"found str: pass \[PIL\.Image\.open\(path\)\]"),
+        (b"\xff\xd8", "found bytes"),
+        (Path("photo.jpg"), "found PosixPath"),
+        (None, "found NoneType"),
+        (3, "found int"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("preprocess", [True, False])
+def test_other_than_lists_of_images_are_refused(
+    images: Any, message: str, preprocess: bool
+) -> None:
+    model = load()
+    model.preprocess = preprocess
+    for call in (model.embed_all, model.feature_maps):
+        with pytest.raises(ValueError, match=f"Expected a list of images, {message}"):
+            call(images)
+
+
 def test_normalize(images: list[Image.Image], embeddings: np.ndarray) -> None:
     normalized = load(normalize=True).embed_all(images)
     assert np.allclose(np.linalg.norm(normalized, axis=1), 1, atol=1e-6)

@@ -409,6 +409,24 @@ def test_selected_from_python(samples: Any) -> None:
     assert samples.exists("hiera").values("id") == selected
 
 
+def test_dynamic_groups(samples: Any) -> None:
+    count = len(samples)
+    samples.set_values("scene", [f"scene {index % 3}" for index in range(count)])
+    view = samples.group_by("scene")
+    properties, errors = resolve(COMPUTE, view, model_name=NANO)
+    assert "embeddings_field" in properties
+    assert errors == {}
+
+    first = samples.first().id
+    foo.execute_operator(
+        COMPUTE, {"view": view, "selected": [first]}, params={"model_name": NANO}
+    )
+    samples.reload()
+    assert samples.exists("hiera").values("id") == [first]
+    result = foo.execute_operator(COMPUTE, {"view": view}, params={"model_name": NANO})
+    assert (result.result["skipped"], result.result["embedded"]) == (1, count - 1)
+
+
 def test_slice_of_a_grouped_dataset(dataset: Any, digits: list[Digit]) -> None:
     dataset.add_group_field("group", default="left")
     for left, right in zip(digits[:3], digits[3:6], strict=True):
@@ -419,7 +437,8 @@ def test_slice_of_a_grouped_dataset(dataset: Any, digits: list[Digit]) -> None:
 
     ctx = make_context(dataset, {"model_name": NANO}, group_slice="right")
     assert resolve_context(COMPUTE, ctx)[1] == {}
-    assert _module("compute_run").finish(ctx)["embedded"] == 3
+    run = _module("compute_run").finish(ctx, foo.get_operator(COMPUTE))
+    assert asyncio.run(run)["embedded"] == 3
     everything = dataset.select_group_slices()
     embedded = everything.exists("hiera").values("group.name")
     assert embedded == ["right"] * 3
@@ -500,6 +519,11 @@ def _found(samples: Any, path: Path, **params: Any) -> Any:
     return fov.DatasetView._build(samples._root_dataset, stages)
 
 
+def _index_model(samples: Any) -> Any:
+    allowed = _module("allowed_models").AllowedModels(None, None)
+    return _module("query_model").use_index_model(samples, "key", allowed)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_search(samples: Any, digits: list[Digit], pooling: str) -> None:
     key = {"similarity_brain_key": "key"}
@@ -533,9 +557,10 @@ def test_search_in_indexes_without_a_field(samples: Any, options: dict[str, Any]
     index = fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
     index.config.model, index.config.model_kwargs = NANO, options or None
     index.save_config()
-    model = _module("query_model").load_index_model(samples, "key")
-    assert model.settings.pooling == options.get("pooling", "mean")
-    assert model.settings.normalize == options.get("normalize", False)
+    with _index_model(samples) as model:
+        assert model.settings.pooling == options.get("pooling", "mean")
+        assert model.settings.normalize == options.get("normalize", False)
+
     found = _found(samples, Path(samples.last().filepath))
     assert found.first().id == samples.last().id
 
@@ -550,8 +575,9 @@ def test_provenance_takes_precedence_over_the_index_config(
     index = fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
     index.config.model = NANO
     index.save_config()
-    loaded = _module("query_model").load_index_model(samples, "key")
-    assert (loaded.settings.pooling, loaded.settings.normalize) == ("cls", True)
+    with _index_model(samples) as loaded:
+        assert (loaded.settings.pooling, loaded.settings.normalize) == ("cls", True)
+
     label = resolve(SORT, samples)[0]["brain_key"].view.choices[0].label
     assert label == f"key: {NANO}, cls, stage 3, image_size [96, 96], squash True"
 

@@ -15,7 +15,7 @@ from digits import write_digits
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.config import Settings
 from fiftyone_hiera.hiera.pooling import POOLINGS
-from fiftyone_hiera.plugin.compute_plan import _OTHER_NAMES, EmbeddingParams
+from fiftyone_hiera.plugin.compute_params import _OTHER_NAMES, EmbeddingParams
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 

@@ -23,6 +23,7 @@ import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.hiera.oom import Halving
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs.report import EmbeddingError
 from fiftyone_hiera.runs.target import Target
 
 NANO = "hiera-nano-digits"
@@ -86,7 +87,7 @@ def test_batches_are_full_and_in_order_of_the_files(
     paths: list[str] = []
     monkeypatch.setattr(
         "fiftyone_hiera.images.preprocessing.read_image",
-        lambda path, _: paths.append(path) or Image.open(path),
+        lambda path, *_, **__: paths.append(path) or Image.open(path),
     )
     model.embed_samples(samples, "hiera", batch_size=16, num_workers=0)
     assert sizes == [16, 16, 5]
@@ -605,6 +606,34 @@ def test_groups(
     assert (report.embedded, report.skipped) == (5, 5)
 
 
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_dynamic_groups(samples: Any, model: HieraEmbeddingModel, is_ordered: bool) -> None:
+    samples.set_values("scene", [f"scene {i % 5}" for i in range(37)])
+    samples.set_values("number", list(range(37)))
+    view = samples.group_by("scene", order_by="number" if is_ordered else None)
+    assert model.embed_samples(view.limit(2), "hiera", failure_tag="bad").embedded == 16
+    report = model.embed_samples(view, "hiera")
+    assert (report.embedded, report.skipped) == (21, 16)
+    _check(samples, model)
+
+
+def test_dynamic_groups_of_groups_are_refused(
+    dataset: Any, model: HieraEmbeddingModel, digits: list[Digit]
+) -> None:
+    dataset.add_group_field("group", default="left")
+    paths = [str(digit.path) for digit in digits[:2]]
+    left, right = fo.Group().element("left"), fo.Group().element("right")
+    dataset.add_samples(
+        [fo.Sample(filepath=p, group=g) for p, g in zip(paths, (left, right), strict=True)]
+    )
+    for view in (dataset, dataset.select_group_slices("left")):
+        with pytest.raises(ValueError, match=r"dynamic groups of a grouped dataset"):
+            model.embed_samples(view.group_by("filepath"), "hiera")
+
+        flat = dataset.select_group_slices("left").group_by("filepath", flat=True)
+        model.embed_samples(flat, "hiera")
+
+
 def test_what_cannot_be_embedded_is_refused(
     samples: Any, other: Any, model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
@@ -637,6 +666,17 @@ def test_what_cannot_be_embedded_is_refused(
         ({"batch_size": 0}, "batch_size 0"),
         ({"batch_size": "32"}, "batch_size '32'"),
         ({"batch_size": 2.5}, r"batch_size 2\.5: expected an integer of at least 1"),
+        ({"batch_size": True}, "batch_size True: expected an integer of at least 1"),
+        ({"num_workers": False}, "num_workers False: expected an integer"),
+        ({"overwrite": "no"}, "overwrite 'no': expected True or False"),
+        ({"overwrite": None}, "overwrite None: expected True or False"),
+        ({"skip_failures": 0}, "skip_failures 0: expected True or False"),
+        ({"verify": -1}, "verify -1: expected an integer of at least 0"),
+        ({"verify": True}, "verify True: expected an integer of at least 0"),
+        ({"verify": None}, "verify None: expected an integer of at least 0"),
+        ({"progress": 5}, "progress 5: expected True, False, None or a function"),
+        ({"progress": "yes"}, "progress 'yes': expected True, False"),
+        ({"shard": (False, True)}, r"shard \(False, True\)"),
         ({"num_workers": -1}, "num_workers -1"),
         ({"shard": 3}, r"shard 3: expected \(k, n\)"),
         ({"shard": (0, 2.0)}, r"shard \(0, 2\.0\)"),
@@ -653,6 +693,18 @@ def test_invalid_options(
         model.embed_samples(samples, "hiera", **options)
 
     assert not samples.has_field("hiera")
+
+
+def test_integers_and_booleans_of_numpy(samples: Any, model: HieraEmbeddingModel) -> None:
+    options: dict[str, Any] = {
+        "batch_size": np.int64(2),
+        "num_workers": np.int32(1),
+        "shard": (np.int64(0), np.uint8(1)),
+        "verify": np.int64(1),
+        "overwrite": np.bool_(True),
+    }
+    for _ in range(2):
+        assert model.embed_samples(samples[:5], "hiera", **options).embedded == 5
 
 
 def test_progress(
@@ -681,15 +733,16 @@ def test_report_prints_as_a_table(samples: Any, model: HieraEmbeddingModel) -> N
     sample.save()
     report = model.embed_samples(samples, "hiera")
     lines = str(report).splitlines()
-    assert [line.split()[0] for line in lines[:5]] == [
+    assert [line.split()[0] for line in lines[:6]] == [
         "embedded",
         "skipped",
         "failed",
+        "warned",
         "seconds",
         "images/s",
     ]
     assert lines[0].split()[1] == "36"
-    assert sample.id in lines[5]
+    assert sample.id in lines[6]
 
 
 def _overflowing(nano: Path, folder: Path) -> str:
@@ -730,6 +783,28 @@ def test_nan_is_never_stored(
     dataset.compute_embeddings(model, embeddings_field="m", batch_size=3, num_workers=0)
     assert dataset.values("m") == [None] * 3
     assert "NaN or infinity for the images [1] of a batch of 3" in caplog.text
+
+
+def test_errors_of_the_model_have_the_report(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = model._embed_in_parts
+    batches: list[int] = []
+
+    def break_down(pixels: Any) -> Any:
+        batches.append(len(pixels))
+        return forward(pixels) if len(batches) < 3 else [torch.ones(2, 3) @ torch.ones(2)]
+
+    monkeypatch.setattr(model, "_embed_in_parts", break_down)
+    with pytest.raises(EmbeddingError, match=r"(?s)size mismatch.*resumes there") as error:
+        model.embed_samples(samples, "hiera", batch_size=8)
+
+    assert type(error.value.__cause__) is RuntimeError
+    assert error.value.report.embedded == samples.count("hiera") == 16
+    assert error.value.report.seconds > 0
+    monkeypatch.undo()
+    assert model.embed_samples(samples, "hiera").embedded == 21
+    _check(samples, model)
 
 
 def test_batches_are_halved_until_they_fit() -> None:

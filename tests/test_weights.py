@@ -27,16 +27,20 @@ TOKEN = "hf_secretsecretsecret"
 _SCRIPT = """
 import sys, time
 from pathlib import Path
-from fiftyone_hiera.hiera.hub import DownloadError, HubFile, download, link
+from fiftyone_hiera.hiera.hub import (
+    DownloadError, HubFile, fetch, link, sha256, verify_download
+)
 
 # The hub's client waits longer before each of its attempts, 23 seconds in all
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(seconds / 100)
 
-revision, sha256, destination = sys.argv[1:]
-file = HubFile("owner/name", revision or None, sha256 or None)
+revision, pinned, destination = sys.argv[1:]
+file = HubFile("owner/name", revision or None, pinned or None)
 try:
-    link(download(file, Path(destination)), Path(destination))
+    cached = fetch(file, Path(destination))
+    verify_download(file, cached, sha256(cached))
+    link(cached.resolve(), Path(destination))
 except DownloadError as error:
     sys.exit(f"DownloadError: {error}")
 """

@@ -1,0 +1,213 @@
+"""Read safetensors files: exactly the expected tensors, with the sha256 of those bytes.
+
+Each read is one pass over the open file: the bytes of a tensor go into memory of its own,
+and are hashed there. The safetensors package maps the file instead, so that its tensors
+change with the file, and a file that is truncated ends the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import torch
+
+from .hub import sha256
+from .state_dict import Shapes
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_METADATA = "__metadata__"
+_LENGTH_BYTES = 8
+_LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
+
+
+class WeightsFile:
+    """A safetensors file that is read at once, and again if need be, to the same tensors.
+
+    Args:
+        path: the path of the file; links are followed at once
+        expected: the names and shapes of all tensors of the file
+        verify (None): raises an error if a sha256 is not the right one
+
+    Raises:
+        ValueError: if it is not a complete safetensors file with exactly the expected
+            tensors
+        FileNotFoundError: if it does not exist
+    """
+
+    def __init__(
+        self, path: Path, expected: Shapes, verify: Callable[[str], None] | None = None
+    ) -> None:
+        self.path = path.resolve()
+        self._expected = expected
+        try:
+            tensors, self.sha256 = _read(self.path, expected)
+        except ValueError:
+            if verify is not None:
+                verify(sha256(self.path))
+
+            raise
+
+        if verify is not None:
+            verify(self.sha256)
+
+        self._held: Tensors | None = tensors
+
+    def tensors(self, prefix: str = "") -> Tensors:
+        """Return the tensors whose names begin with a prefix, by the rest of the name.
+
+        Args:
+            prefix (""): the prefix
+
+        Raises:
+            ValueError: if they have to be read again, and the file has changed
+        """
+        tensors = self._read_again() if self._held is None else self._held
+        return {
+            name.removeprefix(prefix): tensors[name]
+            for name in self._expected
+            if name.startswith(prefix)
+        }
+
+    def release(self) -> None:
+        """Drop the tensors; if they are needed again, the file is read again."""
+        self._held = None
+
+    def _read_again(self) -> Tensors:
+        again = "Its weights are needed again: load the model again"
+        changed = f"{self.path} changed after the model was loaded. {again}"
+        try:
+            tensors, digest = _read(self.path, self._expected)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self.path} was removed after the model was loaded. {again}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(changed) from error
+
+        if digest != self.sha256:
+            raise ValueError(changed)
+
+        return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file.
+
+    Raises:
+        ValueError: if it is not a safetensors file
+    """
+    with open(path, "rb") as file:
+        header = _parse(path, _read_header(file))
+
+    metadata: dict[str, str] = header.get(_METADATA, {})
+    return metadata
+
+
+def _read(path: Path, expected: Shapes) -> tuple[Tensors, str]:
+    """Return the tensors of a file and the sha256 of the bytes they were read from."""
+    with open(path, "rb") as file:
+        start = _read_header(file)
+        digest = hashlib.sha256(start)
+        header = _parse(path, start)
+        header.pop(_METADATA, None)
+        problems = _differences(expected, header)
+        if problems:
+            raise ValueError(
+                f"{path} does not hold the weights of this model: " + "; ".join(problems)
+            )
+
+        tensors = {}
+        for name, dtype in _in_file_order(path, header):
+            tensor = torch.empty(expected[name], dtype=dtype)
+            data: Any = tensor.flatten().view(torch.uint8).numpy()
+            if file.readinto(data) != data.nbytes:
+                raise _incomplete(path, f"it ends within {name}")
+
+            digest.update(data)
+            tensors[name] = tensor
+
+        if file.read(1):
+            raise _incomplete(path, "there are bytes after the last tensor")
+
+    return tensors, digest.hexdigest()
+
+
+def _read_header(file: BinaryIO) -> bytes:
+    """Return the length of the header and the header."""
+    length = file.read(_LENGTH_BYTES)
+    return length + file.read(min(int.from_bytes(length, "little"), _LARGEST_HEADER))
+
+
+def _parse(path: Path, start: bytes) -> dict[str, Any]:
+    """Parse the header, whose values are those of tensors."""
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if len(start) != _LENGTH_BYTES + length:
+        raise _incomplete(path, "it ends within its header")
+
+    try:
+        header: dict[str, Any] = json.loads(start[_LENGTH_BYTES:])
+    except (ValueError, RecursionError) as error:
+        raise _incomplete(path, "its header is not JSON") from error
+
+    entries = header.values() if isinstance(header, dict) else [header]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise _incomplete(path, "its header does not describe tensors")
+
+    return header
+
+
+def _in_file_order(path: Path, header: Mapping[str, Any]) -> list[tuple[str, torch.dtype]]:
+    """Return the names and dtypes in the order of the data, which has no gaps."""
+    try:
+        names = sorted(header, key=lambda name: header[name]["data_offsets"])
+        dtypes = [_DTYPES[header[name]["dtype"]] for name in names]
+    except (KeyError, TypeError) as error:
+        raise _incomplete(path, f"its header has an unsupported entry, {error}") from error
+
+    end = 0
+    for name, dtype in zip(names, dtypes, strict=True):
+        entry = header[name]
+        start, end = end, end + math.prod(entry["shape"]) * dtype.itemsize
+        if entry["data_offsets"] != [start, end]:
+            raise _incomplete(path, f"{name} is not at {start} to {end}")
+
+    return [*zip(names, dtypes, strict=True)]
+
+
+def _incomplete(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is not a complete safetensors file ({reason}). Pickle files are never "
+        "loaded; delete a partial file and download it again"
+    )
+
+
+def _differences(expected: Shapes, header: Mapping[str, Any]) -> list[str]:
+    found = {name: entry.get("shape") for name, entry in header.items()}
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    misshapen = [
+        f"{name} is {found[name]}, not {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return [
+        f"{len(names)} {what} (first: {names[0]})"
+        for what, names in (
+            ("tensors missing", missing),
+            ("unexpected tensors", extra),
+            ("tensors of another shape", misshapen),
+        )
+        if names
+    ]

@@ -1,0 +1,158 @@
+"""The parameters of compute_hiera_embeddings, by the names that callers give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .allowed_models import read_allowed
+
+WHOLE = "_whole"
+"""The value of ``patches_field`` that stands for whole images or frames.
+
+Names of fields cannot start with an underscore.
+"""
+
+_OTHER_NAMES = {
+    "embedding_type": "pooling",
+    "embedding_types": "pooling",
+    "field_name": "embeddings_field",
+    "emb_field": "embeddings_field",
+}
+"""The parameter names of earlier Hiera plugins."""
+
+_BOXES = {
+    "similarity_brain_key": "similarity_index",
+    "visualization_brain_key": "visualization",
+    "visualization_method": "visualization",
+}
+"""The checkbox that each parameter of a brain run belongs to."""
+
+_FIFTYONE_PARAMS = ("delegate", "view_target", "custom_view_target")
+"""Parameters that FiftyOne reads, not the run."""
+
+
+@dataclass(frozen=True)
+class EmbeddingParams:
+    """The parameters of compute_hiera_embeddings.
+
+    Args:
+        model_name: the name of a checkpoint; by default the first that is allowed,
+            hiera-tiny if all are
+        pooling (None): see :class:`fiftyone_hiera.config.Settings`
+        embeddings_field (None): the field to store the embeddings in; None is "hiera"
+            or, if that holds other embeddings, "hiera_2", and so on
+        patches_field (None): a field of detections or polylines whose patches are
+            embedded, instead of the whole images or frames
+        batch_size (None): the number of images per forward pass
+        num_workers (None): the number of threads that read images
+        overwrite (False): whether to recompute existing embeddings
+        failure_tag (None): a tag for the samples that fail
+        similarity_index (False): whether to compute a similarity index
+        similarity_brain_key (None): its brain key; None is "hiera_similarity" or,
+            if that is taken, "hiera_similarity_2", and so on
+        visualization (False): whether to compute a 2-D visualization
+        visualization_brain_key (None): its brain key; None is "hiera_map" or, if
+            that is taken, "hiera_map_2", and so on
+        visualization_method (None): "umap", "tsne" or "pca"; None is "umap" if it is
+            installed, else "pca"
+    """
+
+    model_name: str
+    pooling: str | None = None
+    embeddings_field: str | None = None
+    patches_field: str | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
+    overwrite: bool = False
+    failure_tag: str | None = None
+    similarity_index: bool = False
+    similarity_brain_key: str | None = None
+    visualization: bool = False
+    visualization_brain_key: str | None = None
+    visualization_method: str | None = None
+
+
+def rename_params(ctx: Any) -> Any:
+    """Rename parameters of earlier Hiera plugins to those of :class:`EmbeddingParams`.
+
+    Also checks the checkbox of a brain run if its brain key or method is given.
+
+    Args:
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, which is not
+            changed
+
+    Returns:
+        a context with the renamed parameters
+
+    Raises:
+        ValueError: if a parameter has two different values
+    """
+    renamed = copy.copy(ctx)
+    renamed.params = _rename(_given_params(ctx))
+    return renamed
+
+
+def check_names(params: Mapping[str, Any]) -> None:
+    """Check that there are no unknown parameters.
+
+    Args:
+        params: the parameters, by the names of :class:`EmbeddingParams`
+
+    Raises:
+        ValueError: if there are; the message lists the valid ones
+    """
+    valid = [*(field.name for field in fields(EmbeddingParams)), *_FIFTYONE_PARAMS]
+    unknown = sorted(params.keys() - {*valid})
+    if unknown:
+        raise ValueError(f"Unknown parameters {unknown}. Valid are {valid}")
+
+
+def parse_params(ctx: Any) -> EmbeddingParams:
+    """Parse the parameters; empty inputs of a form count as not given.
+
+    Args:
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, whose parameters
+            have the names of :class:`EmbeddingParams`
+
+    Returns:
+        an :class:`EmbeddingParams`
+    """
+    names = [field.name for field in fields(EmbeddingParams)]
+    empty = (None, "", WHOLE)
+    given = {name: ctx.params[name] for name in names if ctx.params.get(name) not in empty}
+    if "model_name" not in given:
+        given["model_name"] = read_allowed(ctx).checkpoints[0].name
+
+    return EmbeddingParams(**given)
+
+
+def _given_params(ctx: Any) -> dict[str, Any]:
+    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone. Old
+    # releases have no pipelines
+    if getattr(ctx, "pipeline", None) is not None:
+        return dict(ctx.request_params.get("params") or {})
+
+    return dict(ctx.params)
+
+
+def _rename(params: Mapping[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    for given, value in params.items():
+        name = _OTHER_NAMES.get(given, given)
+        if name in renamed and renamed[name] != value:
+            names = [n for n in params if _OTHER_NAMES.get(n, n) == name]
+            raise ValueError(
+                f"{' and '.join(names)} are the same parameter, but {renamed[name]!r} and "
+                f"{value!r} were given"
+            )
+
+        renamed[name] = value
+
+    for name, box in _BOXES.items():
+        if renamed.get(name):
+            renamed.setdefault(box, True)
+
+    return renamed

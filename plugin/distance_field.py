@@ -1,0 +1,57 @@
+"""The field that a search stores its distances in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone as fo
+from fiftyone.core.odm.utils import validate_field_name
+
+from ..runs.fiftyone_internals import label_path
+
+
+def distance_path(dataset: Any, name: str, patches_field: str | None) -> str:
+    """Check the name of a field for distances.
+
+    Args:
+        dataset: the dataset
+        name: the name of the field; for patches, of the labels' attribute
+        patches_field: the field of the patches that are searched, or None
+
+    Returns:
+        the path of the field
+
+    Raises:
+        ValueError: if the name is not valid, or if the field is not a float field
+    """
+    if "." in name:
+        raise ValueError(
+            f"Invalid dist_field {name!r}: expected a name without '.', also for patches"
+        )
+
+    validate_field_name(name)
+    path = name
+    if patches_field is not None:
+        path = f"{label_path(dataset, patches_field)[1]}.{name}"
+
+    field = dataset.get_field(path)
+    if field is not None and not isinstance(field, fo.FloatField):
+        raise ValueError(
+            f"Invalid dist_field {name!r}: the field {path!r} is a "
+            f"{type(field).__name__}, not a FloatField"
+        )
+
+    return path
+
+
+def empty_field(dataset: Any, path: str) -> None:
+    """Add a field for distances, or remove the distances to an earlier query.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+    """
+    if dataset.get_field(path) is None:
+        dataset.add_sample_field(path, fo.FloatField)
+    else:
+        dataset.clear_sample_field(path)

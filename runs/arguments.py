@@ -1,0 +1,58 @@
+"""Checks of the types and values of arguments."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def to_integer(name: str, value: Any, least: int) -> int:
+    """Convert an argument that is an integer; those of NumPy are, booleans are not.
+
+    Args:
+        name: the name of the argument
+        value: its value
+        least: the smallest valid value
+
+    Returns:
+        an int
+
+    Raises:
+        ValueError: if it is not valid
+    """
+    if not is_integer(value) or value < least:
+        raise ValueError(
+            f"Invalid {name} {value!r}: expected an integer of at least {least}"
+        )
+
+    return int(value)
+
+
+def check_boolean(name: str, value: object) -> None:
+    """Check an argument that is True or False.
+
+    Raises:
+        ValueError: if it is not
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"Invalid {name} {value!r}: expected True or False")
+
+
+def check_progress(value: bool | Callable[[Any], None] | None) -> None:
+    """Check FiftyOne's argument ``progress``.
+
+    Raises:
+        ValueError: if it is not valid
+    """
+    if not (value is None or isinstance(value, (bool, np.bool_)) or callable(value)):
+        raise ValueError(
+            f"Invalid progress {value!r}: expected True, False, None or a function"
+        )
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is an integer, and no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

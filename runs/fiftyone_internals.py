@@ -1,0 +1,94 @@
+"""What the package needs of FiftyOne that FiftyOne has no public name for.
+
+Each private attribute of FiftyOne is used in this module only, so that a release that
+renames one breaks one function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone.core.media as fom
+
+
+def dataset_of(samples: Any) -> Any:
+    """Return the dataset that holds the samples of a dataset or view.
+
+    For views of patches, frames or clips, it is the dataset that FiftyOne generated for
+    them.
+    """
+    return samples._dataset
+
+
+def root_dataset_of(samples: Any) -> Any:
+    """Return the dataset that a dataset or view was made from."""
+    return samples._root_dataset
+
+
+def is_generated(samples: Any) -> bool:
+    """Return whether samples are copies: patches, frames or clips of others."""
+    return bool(samples._is_generated)
+
+
+def is_patches(samples: Any) -> bool:
+    """Return whether samples are a view of patches."""
+    return bool(samples._is_patches)
+
+
+def flatten_dynamic_groups(samples: Any) -> Any:
+    """Return the samples that are in the dynamic groups of a view.
+
+    Args:
+        samples: a :class:`fiftyone.core.collections.SampleCollection`
+
+    Returns:
+        a flat view, or the same samples if they are no view of dynamic groups
+    """
+    return samples.flatten() if samples._is_dynamic_groups else samples
+
+
+def all_slices(dataset: Any) -> Any:
+    """Return all samples of a dataset, those in all slices of a grouped one."""
+    if dataset.media_type != fom.GROUP:
+        return dataset
+
+    return dataset.select_group_slices(_allow_mixed=True)
+
+
+def label_path(samples: Any, label_field: str) -> tuple[type, str]:
+    """Look up where the labels of a field are.
+
+    Args:
+        samples: a :class:`fiftyone.core.collections.SampleCollection`
+        label_field: the name of the field, with ``"frames."`` if it is one of frames
+
+    Returns:
+        the class of the labels, and the path of a label, such as
+        ``"ground_truth.detections"``
+    """
+    label_type, path = samples._get_label_field_path(label_field)
+    return label_type, path
+
+
+def view_stages(view: Any) -> list[dict[str, Any]]:
+    """Return the stages of a view as FiftyOne's App takes them."""
+    stages: list[dict[str, Any]] = view._serialize()
+    return stages
+
+
+def dataset_id(dataset: Any) -> Any:
+    """Return the ID of a dataset's document in the database."""
+    return dataset._doc.id
+
+
+def show_info(dataset: Any, path: str, info: dict[str, Any]) -> None:
+    """Show the info of a field that was written to the database in the dataset in memory.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+        info: its info
+    """
+    # FiftyOne writes whole lists of fields, which must not be outdated
+    dataset._doc.reload("frame_fields" if path.startswith("frames.") else "sample_fields")
+    dataset.get_field(path).info = info

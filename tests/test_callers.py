@@ -1,0 +1,282 @@
+"""Calls of the operator by pipelines, other operators, event loops and former names."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.brain as fob
+import fiftyone.core.odm as foo_odm
+import fiftyone.operators as foo
+import numpy as np
+import pytest
+from fiftyone.operators.executor import (
+    ExecutionError,
+    do_execute_operator,
+    execute_or_delegate_operator,
+)
+from operator_calls import COMPUTE, SORT, make_context, make_request, plugin_module
+from PIL import Image
+
+import fiftyone_hiera
+from digits import Digit
+
+NANO = "hiera-nano-digits"
+PIPELINE = "@others/plugin/pipeline"
+CALLER = "@others/plugin/caller"
+
+pytestmark = pytest.mark.usefixtures("plugin")
+
+_OTHERS = f"""
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+
+class Pipeline(foo.PipelineOperator):
+    config = foo.OperatorConfig(name="pipeline")
+
+    def resolve_pipeline(self, ctx):
+        stages = ctx.params["stages"]
+        return types.Pipeline([types.PipelineStage({COMPUTE!r}, params=p) for p in stages])
+
+
+class Caller(foo.Operator):
+    config = foo.OperatorConfig(name="caller")
+
+    async def execute(self, ctx):
+        return await foo.get_operator({COMPUTE!r}).execute(ctx)
+
+
+def register(plugin):
+    plugin.register(Pipeline)
+    plugin.register(Caller)
+"""
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[None]:
+    """A plugin of somebody else, whose operators call ours."""
+    folder = Path(fo.config.plugins_dir) / "others"
+    folder.mkdir(parents=True)
+    listed = 'name: "@others/plugin"\noperators: [pipeline, caller]\n'
+    (folder / "fiftyone.yml").write_text(listed, "utf-8")
+    (folder / "__init__.py").write_text(textwrap.dedent(_OTHERS), "utf-8")
+    yield
+    (folder / "fiftyone.yml").unlink()
+
+
+@pytest.fixture
+def samples(dataset: Any, digits: list[Digit]) -> Any:
+    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:60]])
+    return dataset
+
+
+def _check(samples: Any, pooling: str, field: str) -> None:
+    model = fiftyone_hiera.load_model(NANO, pooling=pooling)
+    paths, stored = samples.values(["filepath", field])
+    expected = model.embed_all([Image.open(path) for path in paths])
+    assert np.abs(np.stack(stored) - expected).max() < 1e-4
+
+
+# Pipelines and other operators, which do not resolve our form
+
+
+def _run_pipeline(samples: Any, *stages: dict[str, Any], in_app: bool = False) -> None:
+    params = {"stages": list(stages)}
+    if not in_app:
+        foo.execute_operator(PIPELINE, dataset=samples, params=params)
+        return
+
+    request = make_request(samples, params, operator_uri=PIPELINE)
+    asyncio.run(execute_or_delegate_operator(PIPELINE, request)).raise_exceptions()
+
+
+@pytest.mark.parametrize("in_app", [False, True])
+def test_pipeline(samples: Any, others: None, in_app: bool) -> None:
+    _run_pipeline(
+        samples,
+        {"model_name": NANO, "embedding_type": "cls", "field_name": "vectors"},
+        {"model_name": NANO, "emb_field": "means", "view_target": "DATASET"},
+        in_app=in_app,
+    )
+    _check(samples, "cls", "vectors")
+    _check(samples, "mean", "means")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"overwite": True}, r"Unknown parameters \['overwite'\]"),
+        ({"pooling": "cls", "embedding_type": "mean"}, "are the same parameter"),
+        ({"pooling": "max"}, r"pooling of .*'max'. Valid are"),
+        ({"batch_size": 0}, "Invalid batch_size 0: expected an integer of at least 1"),
+        ({"overwrite": "no"}, "overwrite"),
+        ({"similarity_index": "no"}, "similarity_index: Invalid value type"),
+        ({"similarity_brain_key": "2 b"}, "Invalid brain key '2 b'"),
+        ({"visualization_method": "mds"}, "Invalid method 'mds'"),
+        ({"embeddings_field": "_x"}, "cannot start with '_'"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("in_app", [False, True])
+def test_pipeline_checks_parameters(
+    samples: Any, others: None, params: dict[str, Any], message: str, in_app: bool
+) -> None:
+    before = samples.get_field_schema()
+    with pytest.raises(ExecutionError, match=message):
+        _run_pipeline(samples, {"model_name": NANO, **params}, in_app=in_app)
+
+    samples.reload()
+    assert samples.get_field_schema().keys() == before.keys()
+
+
+def test_pipeline_keeps_a_brain_run_of_the_same_key(samples: Any, others: None) -> None:
+    vectors = np.random.default_rng(51).random((60, 5))
+    fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
+    with pytest.raises(ExecutionError, match="Brain key 'key' is taken"):
+        _run_pipeline(samples, {"model_name": NANO, "similarity_brain_key": "key"})
+
+    assert samples.load_brain_results("key").total_index_size == 60
+
+
+@pytest.mark.parametrize("in_app", [False, True])
+def test_called_by_another_operator(samples: Any, others: None, in_app: bool) -> None:
+    params = {"model_name": NANO, "embedding_types": "cls"}
+    request = make_request(samples, params, operator_uri=CALLER)
+    if not in_app:
+        del request["operator_uri"]
+
+    result = asyncio.run(execute_or_delegate_operator(CALLER, request))
+    result.raise_exceptions()
+    assert result.result["embedded"] == 60
+    _check(samples, "cls", "hiera")
+
+
+def test_request_is_not_changed(samples: Any) -> None:
+    params = {"model_name": NANO, "embedding_type": "cls", "similarity_brain_key": "key"}
+    ctx = make_context(samples, params, operator_uri=COMPUTE)
+    del ctx.request_params["operator_uri"]  # as from Python
+    given = copy.deepcopy(ctx.request_params)
+    operator = foo.get_operator(COMPUTE)
+    result = asyncio.run(do_execute_operator(operator, ctx))
+    assert result["similarity_brain_key"] == "key"
+    assert ctx.request_params == given
+    assert ctx.params == given["params"]
+
+
+# Event loops
+
+
+def _requests(samples: Any, *fields: str, **params: Any) -> list[dict[str, Any]]:
+    requests = []
+    for field in fields:
+        given = {"model_name": NANO, "embeddings_field": field, **params}
+        request = make_request(samples, given)
+        del request["operator_uri"]  # as another operator of the App's server awaits it
+        requests.append(request)
+
+    return requests
+
+
+def test_two_at_once_do_not_block_the_loop(
+    samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = plugin_module("plugin.compute_run")
+    load = module.load
+    both_run = threading.Barrier(2)
+
+    def load_when_both_run(*args: Any) -> Any:
+        both_run.wait(timeout=10)
+        time.sleep(0.5)  # the loop has nothing to do but to count
+        return load(*args)
+
+    monkeypatch.setattr(module, "load", load_when_both_run)
+    ticks = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def main() -> list[Any]:
+        ticking = asyncio.create_task(tick())
+        requests = _requests(samples, "a", "b")
+        runs = [execute_or_delegate_operator(COMPUTE, request) for request in requests]
+        results = await asyncio.gather(*runs)
+        ticking.cancel()
+        return results
+
+    for result in asyncio.run(main()):
+        result.raise_exceptions()
+        assert result.result["embedded"] == 60
+
+    assert len(ticks) > 20
+    _check(samples, "mean", "a")
+    _check(samples, "mean", "b")
+
+
+def test_cancelled_task_stops_the_run(dataset: Any, digits: list[Digit]) -> None:
+    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits])
+    (request,) = _requests(dataset, "a", batch_size=1, num_workers=0)
+    before = threading.active_count()
+
+    async def main() -> None:
+        task = asyncio.create_task(execute_or_delegate_operator(COMPUTE, request))
+        while not _count(dataset):
+            assert not task.done(), task.result().error
+            await asyncio.sleep(0.01)
+
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+
+    stored = _count(dataset)
+    assert 0 < stored < len(digits)
+    assert threading.active_count() <= before + 1
+    assert _count(dataset) == stored
+    dataset.reload()
+    _check(dataset.exists("a"), "mean", "a")
+
+
+def _count(dataset: Any) -> int:
+    # Not dataset.reload(), since the run uses the dataset in another thread
+    collection = foo_odm.get_db_conn()[dataset._sample_collection_name]
+    return int(collection.count_documents({"a": {"$ne": None}}))
+
+
+def test_limit_of_fiftyone_does_not_cut_a_run(
+    samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As FiftyOne limits what runs immediately, to 10 minutes by default
+    limit = 0.2
+    monkeypatch.setattr(fo.config, "operator_timeout", limit)
+    (request,) = _requests(samples, "a", batch_size=1, num_workers=0)
+    unlimited = execute_or_delegate_operator.__wrapped__
+
+    async def limited() -> Any:
+        return await asyncio.wait_for(unlimited(COMPUTE, request), timeout=limit)
+
+    start = time.monotonic()
+    assert asyncio.run(limited()).result["embedded"] == 60
+    assert time.monotonic() - start > limit
+
+
+# Former names
+
+
+def test_former_names(samples: Any, caplog: pytest.LogCaptureFixture) -> None:
+    former = {uri: uri.replace("/hiera/", "/plugin/") for uri in (COMPUTE, SORT)}
+    result = foo.get_operator(former[COMPUTE])(samples, NANO, delegate=False).result
+    assert result["embedded"] == 60
+    assert f"{former[COMPUTE]} is now {COMPUTE}" in caplog.text
+    with pytest.raises(ExecutionError, match="no similarity index"):
+        foo.execute_operator(former[SORT], dataset=samples, params={"query_image": {}})

@@ -1,0 +1,193 @@
+"""What the package uses of others without a public name: each in one place, and there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import eta.core.video as etav
+import fiftyone as fo
+import pytest
+import torch
+from PIL import Image
+
+from digits import Digit
+from fiftyone_hiera.hiera.engines import has_bfloat16
+from fiftyone_hiera.runs import fiftyone_internals as internals
+
+_ROOT = Path(__file__).parents[1]
+
+# The module that uses each private attribute of other packages
+_USED_IN = {
+    "_dataset": "runs/fiftyone_internals.py",
+    "_root_dataset": "runs/fiftyone_internals.py",
+    "_is_generated": "runs/fiftyone_internals.py",
+    "_is_patches": "runs/fiftyone_internals.py",
+    "_is_dynamic_groups": "runs/fiftyone_internals.py",
+    "_get_label_field_path": "runs/fiftyone_internals.py",
+    "_serialize": "runs/fiftyone_internals.py",
+    "_doc": "runs/fiftyone_internals.py",
+    "_stream_info": "runs/prefetch.py",
+    "_is_avx512_bf16_supported": "hiera/engines.py",
+    "_dynamo": "hiera/engines.py",
+    "fp": "images/decoding.py",
+    "decoderconfig": "images/decoding.py",
+}
+
+
+def _sources() -> Iterator[Path]:
+    for folder in ("images", "hiera", "runs", "models", "plugin"):
+        yield from (_ROOT / folder).glob("*.py")
+
+    yield from _ROOT.glob("*.py")
+    yield from (_ROOT / "benchmarks").glob("*.py")
+
+
+def _attributes(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the attributes that a module uses, with what they are attributes of."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node.value), node.attr
+
+
+def _own_names() -> set[str]:
+    """Return the names that the package itself defines."""
+    names: set[str] = set()
+    for path in _sources():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+
+    return names
+
+
+def test_private_attributes_are_used_in_one_module_each() -> None:
+    own = _own_names()
+    used: dict[str, set[str]] = {}
+    for path in _sources():
+        for owner, name in _attributes(path):
+            is_private = name.startswith("_") and not name.startswith("__")
+            is_other = owner not in ("self", "cls", "super()") and name not in own
+            if (is_private and is_other) or (name in _USED_IN and name[0] != "_"):
+                used.setdefault(name, set()).add(str(path.relative_to(_ROOT)))
+
+    assert used == {name: {module} for name, module in _USED_IN.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["_dataset", "_root_dataset", "_is_generated", "_is_patches"]
+)
+def test_attributes_of_views_and_datasets(dataset: Any, name: str) -> None:
+    for samples in (dataset, dataset.view()):
+        assert hasattr(samples, name), f"FiftyOne's {type(samples).__name__} lost {name}"
+
+
+def test_dataset_of(dataset: Any) -> None:
+    for samples in (dataset, dataset.view(), dataset.limit(1)):
+        assert internals.dataset_of(samples) is dataset
+        assert internals.root_dataset_of(samples) is dataset
+
+
+@pytest.fixture
+def labeled(dataset: Any, digits: list[Digit]) -> Any:
+    """A sample with a detection."""
+    box = fo.Detection(label="part", bounding_box=[0, 0, 1, 1])
+    parts = fo.Detections(detections=[box])
+    dataset.add_sample(fo.Sample(filepath=str(digits[0].path), parts=parts))
+    return dataset
+
+
+def test_patches(labeled: Any) -> None:
+    patches = labeled.to_patches("parts")
+    assert internals.is_patches(patches)
+    assert internals.is_generated(patches)
+    assert internals.root_dataset_of(patches) is labeled
+    for samples in (labeled, labeled.view()):
+        assert not internals.is_patches(samples)
+        assert not internals.is_generated(samples)
+
+
+def test_label_path(labeled: Any) -> None:
+    assert hasattr(labeled, "_get_label_field_path")
+    found = internals.label_path(labeled, "parts")
+    assert found == (fo.Detections, "parts.detections")
+
+
+def test_dynamic_groups(labeled: Any) -> None:
+    assert hasattr(labeled.view(), "_is_dynamic_groups")
+    for samples in (labeled, labeled.view()):
+        assert internals.flatten_dynamic_groups(samples) is samples
+
+    grouped = labeled.group_by("filepath")
+    assert grouped.media_type == "group"
+    flat = internals.flatten_dynamic_groups(grouped)
+    assert flat.values("id") == labeled.values("id")
+
+
+def test_all_slices(labeled: Any, dataset: Any, digits: list[Digit]) -> None:
+    assert internals.all_slices(labeled) is labeled
+    groups = fo.Dataset()
+    groups.add_group_field("group", default="left")
+    for name, path in (("left", str(digits[0].path)), ("right", "cloud.pcd")):
+        groups.add_sample(fo.Sample(filepath=path, group=fo.Group().element(name)))
+
+    assert internals.all_slices(groups).count() == 2
+    groups.delete()
+
+
+def test_view_stages(dataset: Any) -> None:
+    assert hasattr(dataset.view(), "_serialize")
+    (stage,) = internals.view_stages(dataset.limit(3))
+    assert stage["_cls"] == "fiftyone.core.stages.Limit"
+    assert ["limit", 3] in stage["kwargs"]
+
+
+def test_document_of_a_dataset(dataset: Any) -> None:
+    assert hasattr(dataset, "_doc")
+    assert str(internals.dataset_id(dataset)) == str(dataset._doc.id)
+    dataset.add_sample_field("hiera", fo.VectorField)
+    internals.show_info(dataset, "hiera", {"mine": 1})
+    assert dataset.get_field("hiera").info == {"mine": 1}
+
+
+def test_pillow(digits: list[Digit], tmp_path: Path) -> None:
+    Image.open(digits[0].path).convert("RGB").save(tmp_path / "image.jpg")
+    with Image.open(tmp_path / "image.jpg") as image:
+        assert hasattr(image, "fp"), "Pillow's images have no fp"
+        assert hasattr(image, "decoderconfig"), "Pillow's JPEGs have no decoderconfig"
+        assert not image.decoderconfig
+        image.draft("RGB", (8, 8))
+        assert image.decoderconfig, "Pillow's decoderconfig does not show a draft"
+        image.load()
+        assert image.fp is None, "Pillow's fp does not show that the image is decoded"
+
+
+def test_eta() -> None:
+    class Reader(etav.FFmpegVideoReader):  # needs no ffmpeg
+        def __init__(self) -> None:
+            self._stream_info = etav.VideoStreamInfo({"width": 4}, {})
+
+    assert Reader()._stream_info.stream_info == {"width": 4}
+    names = etav.FFmpegVideoReader.__init__.__code__.co_names
+    assert "_stream_info" in names, "eta's FFmpegVideoReader has no _stream_info"
+
+
+def test_torch() -> None:
+    has_public = hasattr(torch.cpu, "get_capabilities")
+    has_private = hasattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert has_public or has_private, "torch.cpu lost _is_avx512_bf16_supported"
+    if has_private:
+        assert has_bfloat16() == torch.cpu._is_avx512_bf16_supported()
+
+
+def test_torch_without_its_private_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert has_bfloat16()
+    capabilities.clear()
+    assert not has_bfloat16()

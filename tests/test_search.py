@@ -1,0 +1,243 @@
+"""The model that the search keeps, and the distances that it stores."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import shutil
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.brain as fob
+import fiftyone.core.view as fov
+import numpy as np
+import pytest
+from bson import json_util
+from operator_calls import SORT, execute_in_app, make_context, plugin_module
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import fiftyone_hiera
+from digits import Digit
+
+NANO = "hiera-nano-digits"
+
+pytestmark = pytest.mark.usefixtures("plugin")
+
+
+@pytest.fixture
+def samples(dataset: Any, digits: list[Digit]) -> Any:
+    """30 digits with two detections each."""
+    boxes = [[0.1, 0.1, 0.8, 0.8], [0, 0, 1, 1]]
+    dataset.add_samples(
+        [
+            fo.Sample(
+                filepath=str(digit.path),
+                parts=fo.Detections(
+                    detections=[fo.Detection(bounding_box=box) for box in boxes]
+                ),
+            )
+            for digit in digits[:30]
+        ]
+    )
+    return dataset
+
+
+@pytest.fixture
+def own(nano: Path, tmp_path: Path) -> Path:
+    """A folder of the user's own weights."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    shutil.copy(nano, folder / "model.safetensors")
+    config = {
+        "model_type": "hiera",
+        "architectures": ["HieraModel"],
+        "depths": [1, 1, 2, 1],
+        "embed_dim": 24,
+        "num_heads": [1, 2, 4, 8],
+        "image_size": [64, 64],
+    }
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Weak references to the models that searches load, in turn."""
+    module = plugin_module("zoo_model")
+    load = module.load
+    loaded: list[Any] = []
+
+    def load_and_note(*args: Any) -> Any:
+        model = load(*args)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(module, "load", load_and_note)
+    query_model = plugin_module("plugin.query_model")
+    monkeypatch.setattr(query_model, "_kept", type(query_model._kept)())
+    return loaded
+
+
+def _index(samples: Any, key: str, **options: Any) -> None:
+    model = fiftyone_hiera.load_model(NANO, **options)
+    patches_field = "parts" if key == "patches" else None
+    model.embed_samples(samples, key, patches_field=patches_field)
+    fob.compute_similarity(
+        samples, patches_field=patches_field, embeddings=key, brain_key=key
+    )
+
+
+def _upload(path: str) -> dict[str, Any]:
+    content = base64.b64encode(Path(path).read_bytes()).decode()
+    return {"name": Path(path).name, "content": content}
+
+
+def _search(samples: Any, brain_key: str, query: int = -1, **params: Any) -> Any:
+    upload = _upload(samples._root_dataset.values("filepath")[query])
+    result = execute_in_app(
+        samples, SORT, query_image=upload, brain_key=brain_key, **params
+    )
+    assert result.error is None, result.error
+    requests = result.executor._requests
+    (shown,) = [r.params for r in requests if r.operator_uri in ("set_view", "show_output")]
+    if "view" not in shown:
+        return shown
+
+    stages = json_util.loads(json.dumps(shown["view"]))
+    return fov.DatasetView._build(samples._root_dataset, stages)
+
+
+def test_last_model_is_kept(samples: Any, own: Path, loads: list[Any]) -> None:
+    _index(samples, "mean")
+    _index(samples, "own", checkpoint=str(own), pooling="cls")
+    for query in (-1, 0, 1):
+        found = _search(samples, "mean", query)
+        assert found.first().id == samples.values("id")[query]
+
+    assert len(loads) == 1
+    for _ in range(2):
+        assert _search(samples, "own").first().id == samples.last().id
+
+    gc.collect()
+    assert [reference() is None for reference in loads] == [True, False]
+    _search(samples, "mean")
+    assert len(loads) == 3
+
+
+def test_model_is_kept_for_threads(samples: Any, loads: list[Any]) -> None:
+    _index(samples, "mean")
+    _index(samples, "cls", pooling="cls")
+    keys = ["mean", "cls", "cls", "mean"] * 3
+    ids = samples.values("id")
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(
+            lambda index: _search(samples, keys[index], index).first().id, range(len(keys))
+        )
+
+    assert list(found) == ids[: len(keys)]
+
+
+def test_kept_model_is_loaded_again_if_its_files_change(
+    samples: Any, own: Path, loads: list[Any]
+) -> None:
+    _index(samples, "own", checkpoint=str(own))
+    _search(samples, "own")
+    config = own / "config.json"
+    config.write_text(config.read_text("utf-8") + "\n", "utf-8")
+    _search(samples, "own")
+    assert len(loads) == 2
+
+    weights = own / "model.safetensors"
+    tensors = {name: tensor * 1.001 for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, {"format": "pt"})
+    assert "now differs in sha256" in json.dumps(_search(samples, "own"))
+
+    weights.unlink()
+    assert "no file" in json.dumps(_search(samples, "own"))
+
+
+def test_search_without_an_index(samples: Any) -> None:
+    # Called by another operator, without the form
+    params = {"query_image": _upload(samples.first().filepath)}
+    ctx = make_context(samples, params, operator_uri=SORT)
+    with pytest.raises(ValueError, match="no similarity index of Hiera embeddings"):
+        plugin_module("plugin.search").sort_view(ctx)
+
+
+# Distances
+
+
+def _distances(vectors: Any, query: int) -> Any:
+    similarity = vectors @ vectors[query]
+    similarity /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[query])
+    return 1 - similarity
+
+
+def test_distances(samples: Any) -> None:
+    _index(samples, "mean")
+    vectors = np.stack(samples.values("mean"))
+    for query, k in ((0, 30), (7, 5)):
+        found = _search(samples, "mean", query, k=k, dist_field="distance")
+        stored = found.values("distance")
+        assert len(stored) == k
+        assert stored == sorted(stored)
+        samples.reload()
+        assert isinstance(samples.get_field("distance"), fo.FloatField)
+        assert np.allclose(stored, sorted(_distances(vectors, query))[:k], atol=1e-5)
+
+        # None is of an earlier query
+        assert samples.count("distance") == k
+        nearest = samples.exists("distance").sort_by("distance").first()
+        assert nearest.id == samples.values("id")[query]
+
+
+@pytest.mark.parametrize("is_patches_view", [False, True])
+def test_distances_of_patches(samples: Any, is_patches_view: bool) -> None:
+    _index(samples, "patches")
+    vectors = np.stack(samples.values("parts.detections.patches", unwind=True))
+    view = samples.to_patches("parts") if is_patches_view else samples
+    for query, k in ((0, 60), (7, 5)):
+        found = _search(view, "patches", query, k=k, dist_field="distance")
+        stored = found.values("parts.distance")
+        assert len(stored) == k
+        assert stored == sorted(stored)
+        samples.reload()
+        path = "parts.detections.distance"
+        assert isinstance(samples.get_field(path), fo.FloatField)
+        assert samples.count(path) == k
+        kept = [d for d in samples.values(path, unwind=True) if d is not None]
+        assert sorted(kept) == stored
+
+    image = Image.open(samples.values("filepath")[7])
+    embedding = fiftyone_hiera.load_model(NANO).embed(image)
+    similarity = vectors @ embedding / np.linalg.norm(vectors, axis=1)
+    expected = 1 - similarity / np.linalg.norm(embedding)
+    assert np.allclose(stored, sorted(expected)[:5], atol=1e-5)
+
+
+def test_app_reloads_the_dataset_for_a_new_field(samples: Any) -> None:
+    _index(samples, "mean")
+    upload = _upload(samples.first().filepath)
+    for params, expected in (
+        ({}, ["set_view"]),
+        ({"dist_field": "distance"}, ["reload_dataset", "set_view"]),
+    ):
+        result = execute_in_app(samples, SORT, query_image=upload, **params)
+        assert [r.operator_uri for r in result.executor._requests] == expected
+
+
+def test_invalid_distance_field_changes_nothing(samples: Any) -> None:
+    _index(samples, "mean")
+    params = {"query_image": _upload(samples.first().filepath), "brain_key": "mean"}
+    for name in ("filepath", "mean", "_x", "a.b"):
+        ctx = make_context(samples, {**params, "dist_field": name}, operator_uri=SORT)
+        with pytest.raises(ValueError, match=r"dist_field|Field name"):
+            plugin_module("plugin.search").sort_view(ctx)
+
+    with pytest.raises(ValueError, match="Invalid k 0"):
+        plugin_module("plugin.search").sort_view(make_context(samples, {**params, "k": 0}))
