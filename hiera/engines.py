@@ -75,7 +75,7 @@ def run_openvino(
 
     backbone.reduce(dtype)
     backbone.fuse_attention(False)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with _tracing, warnings.catch_warnings(), torch.inference_mode():
         # New torch releases deprecate tracing, which OpenVINO needs
         warnings.simplefilter("ignore")
         example = torch.zeros(1, 3, *image_size)
@@ -171,6 +171,7 @@ _OPENVINO_YEAR = 2025
 _NO_TRACING = (3, 14)
 
 _importing = threading.Lock()
+_tracing = threading.Lock()  # torch.jit.trace keeps its modules in a global variable
 
 ENGINES: dict[str, Engine] = {
     "torch": run_torch,

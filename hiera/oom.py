@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -17,20 +18,30 @@ Arrays: TypeAlias = Sequence[npt.NDArray[np.float32]]
 
 logger = logging.getLogger(__name__)
 
-# Out of memory in messages of RuntimeErrors, where torch has no class for it
-_MESSAGES = (
-    "out of memory",
-    "can't alloc",
-    "bad_alloc",
-    "could not create a",
-    "Failed to allocate",
+# Out of memory in messages of RuntimeErrors, where torch has no class for it. oneDNN says
+# "could not create a primitive descriptor for ..." of operations that it does not support
+_MESSAGE = re.compile(
+    "out of memory|can't alloc|bad_alloc|Failed to allocate"
+    "|could not create a (?:memory|memory object|primitive)$",
+    re.MULTILINE,
 )
+
+# Of these, oneDNN says this one for other reasons too, such as a bug or forbidden
+# executable memory
+_AMBIGUOUS = "could not create a primitive"
+_AMBIGUOUS_HINT = (
+    ". If enough memory is free, it is another fault of oneDNN on this machine"
+)
+
+# After so many batches, a larger size is tried again
+_PATIENCE = 8
 
 
 class Halving:
     """Runs a function over batches, and halves batches that run out of memory.
 
-    A batch size that failed is not tried again.
+    A larger batch size is tried again after some batches, and after twice as many each
+    time that it fails.
 
     Args:
         forward: maps the pixels of N images to arrays of N rows each
@@ -40,6 +51,8 @@ class Halving:
         self._forward = forward
         self._largest: int | None = None
         self._reason = ""
+        self._patience = self._wait = _PATIENCE
+        self._is_retry = False
 
     def __call__(self, pixels: Pixels) -> Arrays:
         """Run the function over a batch.
@@ -59,13 +72,21 @@ class Halving:
             part = rest[: self._largest]
             arrays = self._try(part)
             if arrays is None:
-                self._halve(len(part))
+                size = len(part)
+                # Where it may not be the memory, a single image tells
+                if size > 1 and _AMBIGUOUS in self._reason and self._try(part[:1]) is None:
+                    size = 1
+
+                self._halve(size)
                 continue
 
             if any(len(rows) != len(part) for rows in arrays):
                 raise RuntimeError(
                     f"{[len(rows) for rows in arrays]} results for {len(part)} images"
                 )
+
+            if len(part) == self._largest:
+                self._count(len(part))
 
             parts.append(arrays)
             rest = rest[len(part) :]
@@ -89,28 +110,43 @@ class Halving:
 
     def _halve(self, size: int) -> None:
         if size == 1:
+            hint = _AMBIGUOUS_HINT if _AMBIGUOUS in self._reason else ""
             raise MemoryError(
                 "Out of memory at a single image: free some memory, or choose a smaller "
-                f"checkpoint or another device ({self._reason})"
+                f"checkpoint or another device ({self._reason}){hint}"
             )
 
-        self._largest = size // 2
+        if self._is_retry:
+            self._patience *= 2
+
+        self._resize(size // 2, is_retry=False)
         logger.warning(
-            "Out of memory at a batch size of %d: continuing with %d", size, self._largest
+            "Out of memory at a batch size of %d: continuing with %d", size, size // 2
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _count(self, size: int) -> None:
+        """Count a batch of the largest size, and double that size after some of them."""
+        self._is_retry = False
+        self._wait -= 1
+        if self._wait == 0:
+            self._resize(2 * size, is_retry=True)
+
+    def _resize(self, size: int, *, is_retry: bool) -> None:
+        self._largest = size
+        self._wait = self._patience
+        self._is_retry = is_retry
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
 
-    return any(message in str(error) for message in _MESSAGES)
+    return _MESSAGE.search(str(error)) is not None
 
 
 def _reason(error: Exception) -> str:
     """Return the line that names the cause; OpenVINO begins with source locations."""
     lines = str(error).splitlines() or [type(error).__name__]
-    named = [line for line in lines if any(message in line for message in _MESSAGES)]
-    return (named or lines)[0]
+    return next(filter(_MESSAGE.search, lines), lines[0])

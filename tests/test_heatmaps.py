@@ -112,6 +112,22 @@ def test_basis_is_the_first_principal_component() -> None:
         fit_basis([torch.full((9, 3), torch.nan)], {})
 
 
+class _OnMPS(torch.Tensor):
+    """A tensor on a device without float64, as far as :func:`fit_basis` can tell."""
+
+    def double(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_basis_is_fitted_on_the_cpu() -> None:
+    tokens = torch.randn(60, 4)
+    basis = fit_basis([tokens.as_subclass(_OnMPS)], {})
+    assert torch.equal(basis.direction, fit_basis([tokens], {}).direction)
+
+
 @pytest.mark.parametrize(
     ("size", "preprocessing", "inside"),
     [

@@ -7,6 +7,7 @@ from, with random weights in the real layout of hiera-tiny.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,24 @@ for _ in range(2):
     result.append([is_there, foz.load_zoo_model(NANO).embedding_dim])
 """
     assert registered.python(code) == [[False, 192]] * 2
+
+
+def test_choices_and_license_are_said_once(registered: ZooUser) -> None:
+    registered.python("result = foz.delete_zoo_model(TINY)")
+    shutil.rmtree(registered.home / "hub", ignore_errors=True)
+    code = """
+for _ in range(3):
+    model = foz.load_zoo_model(TINY, device="cpu", cache=False)
+
+result = [model.settings.dtype, model.settings.engine]
+"""
+    for license_lines in (1, 0):  # it is said where the weights are downloaded
+        dtype, engine = registered.python(code)
+        choices = f"{TINY} on cpu: auto picked dtype {dtype!r} and engine {engine!r}"
+        assert registered.printed.count(choices) == 1
+        assert registered.printed.count("auto picked") == 1
+        license_line = f"The weights of {TINY} are licensed CC BY-NC 4.0"
+        assert registered.printed.count(license_line) == license_lines
 
 
 @pytest.mark.slow

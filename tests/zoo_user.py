@@ -25,11 +25,19 @@ NANO = "hiera-nano-digits"
 
 @dataclass
 class ZooUser:
-    """A user with FiftyOne and the URL of the archive."""
+    """A user with FiftyOne and the URL of the archive.
+
+    Args:
+        home: the user's folder
+        url: where the archive is served
+        hub: the hub
+        printed: what the last :meth:`python` printed
+    """
 
     home: Path
     url: str
     hub: HubServer
+    printed: str = ""
 
     @property
     def source(self) -> Path:
@@ -73,8 +81,9 @@ class ZooUser:
         script.write_text("\n".join(lines), "utf-8")
         done = self._run([sys.executable, str(script)])
         assert done.returncode == 0, done.stdout + done.stderr
+        self.printed, _, result = done.stdout.rpartition("RESULT")
         # Other libraries may print at exit
-        return json.loads(done.stdout.rpartition("RESULT")[2].splitlines()[0])
+        return json.loads(result.splitlines()[0])
 
     def cli(self, *arguments: str) -> str:
         """Run ``fiftyone``, and return what it prints."""
