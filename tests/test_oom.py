@@ -88,7 +88,7 @@ def test_doubtful_message_is_tried_with_a_single_image(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     machine = _Machine(fits=0, error=lambda: RuntimeError(_PRIMITIVE))
-    with pytest.raises(MemoryError, match="at a single image.*another fault of oneDNN"):
+    with pytest.raises(MemoryError, match=r"at a single image.*another fault of oneDNN"):
         _run(Halving(machine), 32)
 
     assert machine.sizes == [32, 1]
