@@ -14,7 +14,12 @@ import fiftyone.core.media as fom
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import Settings, parse_settings
 from ..runs.field_claim import FieldClaim
-from ..runs.fiftyone_internals import dataset_of, flatten_dynamic_groups, label_path
+from ..runs.fiftyone_internals import (
+    all_slices,
+    dataset_of,
+    flatten_dynamic_groups,
+    label_path,
+)
 from ..runs.options import RunOptions
 from ..runs.provenance import (
     Provenance,
@@ -23,6 +28,7 @@ from ..runs.provenance import (
     read_provenance,
 )
 from ..runs.target import PATCH_TYPES, Target
+from ..runs.worklist import match_embeddings
 from .compute_params import EmbeddingParams
 
 
@@ -193,9 +199,7 @@ def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
     taken = dataset_of(samples).list_brain_runs()
     defaults = {
         "embeddings_field": _default_field(
-            dataset_of(samples),
-            field_prefix(samples, params.patches_field),
-            expected_provenance(checkpoint, settings),
+            samples, params.patches_field, expected_provenance(checkpoint, settings)
         ),
         "similarity_brain_key": _first_free("hiera_similarity", taken.__contains__),
         "visualization_brain_key": _first_free("hiera_map", taken.__contains__),
@@ -217,8 +221,10 @@ def has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
 
 
-def _default_field(dataset: Any, prefix: str, expected: Provenance) -> str:
-    """Return the first field that is new or was computed with the same settings."""
+def _default_field(samples: Any, patches_field: str | None, expected: Provenance) -> str:
+    """Return the first field that is new, empty or was computed with the same settings."""
+    dataset = dataset_of(samples)
+    prefix = field_prefix(samples, patches_field)
 
     def is_taken(name: str) -> bool:
         path = prefix + name
@@ -229,7 +235,11 @@ def _default_field(dataset: Any, prefix: str, expected: Provenance) -> str:
         if not isinstance(field, fo.VectorField):
             return True
 
-        return bool(differing(read_provenance(dataset, path), expected))
+        if not differing(read_provenance(dataset, path), expected):
+            return False
+
+        target = Target(samples, name, patches_field)
+        return bool(match_embeddings(target, all_slices(dataset), True).limit(1))
 
     return _first_free("hiera", is_taken)
 

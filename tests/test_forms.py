@@ -264,6 +264,10 @@ def test_default_field_is_resumed_or_new(samples: Any, model: HieraEmbeddingMode
             text = properties["embeddings_field"].view.description
             assert f"Empty for {proposed!r}." in text
 
+    samples.clear_sample_field("hiera")  # its record stays
+    properties, _ = resolve(COMPUTE, samples, model_name=NANO, pooling="cls")
+    assert "Empty for 'hiera'." in properties["embeddings_field"].view.description
+
 
 def test_vector_fields_are_suggested(samples: Any) -> None:
     samples.add_sample_field("vectors", fo.VectorField)
