@@ -1,58 +1,22 @@
-"""From an entry of FiftyOne's model zoo and its options to verified weights to a model."""
+"""From an entry of FiftyOne's model zoo and its options to a model."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import HieraConfig
-
-from .checkpoints import Checkpoint, get_checkpoint
-from .config import AUTO, DTYPES, Settings, choose_output, parse_settings
+from .config import choose_output
+from .embedding.loading import LoadedCheckpoint, download_weights, load_checkpoint
 from .hiera.autoencoder import load_autoencoder
-from .hiera.checkpoint_kinds import class_names, expected_shapes, get_architecture
+from .hiera.checkpoint_kinds import class_names, get_architecture
 from .hiera.classification_head import load_classifier
-from .hiera.encoder import Encoder, load_encoder
-from .hiera.hub import (
-    BundledFile,
-    fetch,
-    find_cached,
-    link,
-    sha256,
-    verify_bundled,
-    verify_download,
-)
-from .hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
-from .hiera.weights_file import WeightsFile
 from .models.classification import HieraClassifierModel
-from .models.embedding import HieraEmbeddingModel, ModelParts
+from .models.embedding import HieraEmbeddingModel
 from .models.heatmap import HieraFeatureHeatmapModel
 from .models.reconstruction import HieraAutoencoderModel
-from .runs.provenance import Origin
 
 __all__ = ["HieraEmbeddingModel", "download_weights", "load"]
-
-# A child of FiftyOne's own logger, whose handler and level apply to it
-logger = logging.getLogger("fiftyone.hiera")
-
-
-def download_weights(name: str, destination: Path) -> None:
-    """Download and verify the weights of an entry, and link them to a path.
-
-    Args:
-        name: the name of the entry
-        destination: the path
-
-    Raises:
-        DownloadError: if they cannot be downloaded or verified
-    """
-    path, verify = _find_weights(get_checkpoint(name), destination)
-    verify(sha256(path))
-    link(path.resolve(), destination)
 
 
 def load(
@@ -73,124 +37,44 @@ def load(
         ValueError: if the name, an option or the weights are not valid
         DownloadError: if weights cannot be downloaded or verified
     """
-    checkpoint = get_checkpoint(name)
-    settings = parse_settings(checkpoint, options)
-    _log_choices(name, settings, options)
-    if settings.checkpoint is not None:
-        local, source = open_checkpoint(settings.checkpoint), settings.checkpoint
-    else:
-        local, source = _open_entry(checkpoint, weights), checkpoint.origin
-
-    output = choose_output(settings, get_architecture(local.config))
-    preprocessing = settings.apply(local.preprocessing)
-    file = WeightsFile(local.weights, expected_shapes(local.config), local.verify)
-    encoder = load_encoder(
-        local.config,
-        file,
-        preprocessing,
-        engine=settings.engine,
-        dtype=DTYPES[settings.dtype],
-        device=torch.device(settings.device or "cpu"),
-    )
-    parts: ModelParts = {
-        "encoder": encoder,
-        "preprocessing": preprocessing,
-        "settings": settings,
-        "origin": Origin(source, local.revision, file.sha256),
-    }
-    model = _MODELS[output](local.config, file, parts)
+    loaded = load_checkpoint(name, weights, options)
+    embedder = loaded.embedder
+    output = choose_output(embedder.settings, get_architecture(loaded.config))
+    model = _MODELS[output](loaded)
     # Last, as it releases the weights that an engine copied
-    encoder.prepare(*_stages(output, settings, encoder))
+    stages = {embedder.settings.stage}
+    if output == "classification":
+        stages.add(len(embedder.encoder.stages))  # the head needs the last one
+
+    embedder.encoder.prepare(*sorted(stages))
     return model
 
 
-def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> None:
-    chosen = [
-        f"{option} {getattr(settings, option)!r}"
-        for option in ("dtype", "engine")
-        if options.get(option, AUTO) == AUTO
-    ]
-    if chosen:
-        _inform(f"{name} on {settings.device}: auto picked {' and '.join(chosen)}")
+def _make_classifier(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
+    embedder = loaded.embedder
+    classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
+    return HieraClassifierModel(classifier, class_names(loaded.config), embedder)
 
 
-@cache  # once per process
-def _inform(message: str) -> None:
-    logger.info(message)
-
-
-def _open_entry(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
-    path, verify = (weights, None) if weights else _find_weights(checkpoint, None)
-    preprocessing = checkpoint.preprocessing
-    read_preprocessing = checkpoint.architecture.read_preprocessing
-    if read_preprocessing is not None:
-        preprocessing = read_preprocessing(path, preprocessing.crop_size)
-
-    return LocalCheckpoint(
-        checkpoint.config, path, preprocessing, checkpoint.revision, verify
-    )
-
-
-def _find_weights(
-    checkpoint: Checkpoint, destination: Path | None
-) -> tuple[Path, Callable[[str], None]]:
-    """Return the path of the weights, which are downloaded if necessary, and their check.
-
-    Args:
-        checkpoint: the entry
-        destination: see :func:`hiera.hub.fetch`
-
-    Returns:
-        a tuple of the path and of what raises an error if a sha256 is not the right one
-    """
-    file = checkpoint.weights
-    if isinstance(file, BundledFile):
-        return file.path, partial(verify_bundled, file)
-
-    if find_cached(file) is None:
-        _inform(f"The weights of {checkpoint.name} are licensed {checkpoint.license}")
-
-    cached = fetch(file, destination)
-    return cached, partial(verify_download, file, cached)
-
-
-def _stages(output: str, settings: Settings, encoder: Encoder) -> list[int]:
-    """Return the stages that a model computes: a classifier's head needs the last."""
-    last = [len(encoder.stages)] if output == "classification" else []
-    return sorted({settings.stage, *last})
-
-
-def _make_classifier(
-    config: HieraConfig, weights: WeightsFile, parts: ModelParts
-) -> HieraEmbeddingModel:
-    classifier = load_classifier(config, weights, parts["encoder"])
-    return HieraClassifierModel(classifier, class_names(config), **parts)
-
-
-def _make_autoencoder(
-    config: HieraConfig, weights: WeightsFile, parts: ModelParts
-) -> HieraEmbeddingModel:
+def _make_autoencoder(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
+    embedder = loaded.embedder
     autoencoder = load_autoencoder(
-        config,
-        weights,
-        parts["preprocessing"],
-        parts["settings"].num_masks,
-        parts["encoder"].device,
+        loaded.config,
+        loaded.weights,
+        embedder.preprocessing,
+        embedder.settings.num_masks,
+        embedder.encoder.device,
     )
-    return HieraAutoencoderModel(autoencoder, **parts)
+    return HieraAutoencoderModel(autoencoder, embedder)
 
 
-def _make_heatmap_model(
-    config: HieraConfig, weights: WeightsFile, parts: ModelParts
-) -> HieraEmbeddingModel:
-    basis = parts["settings"].heatmap_basis
-    return HieraFeatureHeatmapModel(Path(basis) if basis else None, **parts)
+def _make_heatmap_model(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
+    basis = loaded.embedder.settings.heatmap_basis
+    return HieraFeatureHeatmapModel(Path(basis) if basis else None, loaded.embedder)
 
 
-_MODELS: dict[
-    str, Callable[[HieraConfig, WeightsFile, ModelParts], HieraEmbeddingModel]
-] = {
-    "embeddings": lambda config, weights, parts: HieraEmbeddingModel(**parts),
+_MODELS: dict[str, Callable[[LoadedCheckpoint], HieraEmbeddingModel]] = {
+    "embeddings": lambda loaded: HieraEmbeddingModel(loaded.embedder),
     "classification": _make_classifier,
     "reconstruction_error": _make_autoencoder,
     "heatmap": _make_heatmap_model,

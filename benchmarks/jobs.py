@@ -126,7 +126,7 @@ def _measure_writing(rounds: int) -> dict[str, Any]:
     import fiftyone as fo
     import numpy as np
 
-    from fiftyone_hiera.runs.jobs import Part
+    from fiftyone_hiera.embedding.jobs import Part
     from fiftyone_hiera.runs.target import Target
 
     dataset = fo.Dataset()

@@ -37,6 +37,11 @@ _AMBIGUOUS_HINT = (
 _PATIENCE = 8
 
 
+def stack(pixels: Pixels) -> torch.Tensor:
+    """Return the pixels of N images as one tensor of shape (N, 3, H, W)."""
+    return pixels if isinstance(pixels, torch.Tensor) else torch.stack([*pixels])
+
+
 class Halving:
     """Runs a function over batches, and halves batches that run out of memory.
 

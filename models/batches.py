@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..hiera.oom import Pixels
 from ..images.preprocessing import Preprocessing
 
 _CHANNELS = (1, 3, 4)
@@ -44,11 +43,6 @@ def to_pixels(
         pixels = [_check_pixels(tensor, shape).view(shape) for tensor in images]
 
     return torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
-
-
-def stack(pixels: Pixels) -> torch.Tensor:
-    """Return the pixels of N images as one tensor of shape (N, 3, H, W)."""
-    return pixels if isinstance(pixels, torch.Tensor) else torch.stack([*pixels])
 
 
 def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Unpack
 
 import fiftyone.core.labels as fol
 import fiftyone.core.models as fom
@@ -13,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..embedding.embedder import Embedder, Embeddings
 from ..hiera.classification_head import Classifier
-from ..hiera.oom import Halving, Pixels
+from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
-from .batches import stack
-from .embedding import Embeddings, HieraEmbeddingModel, ModelParts
+from .embedding import HieraEmbeddingModel
 
 Logits = npt.NDArray[np.float32]
 
@@ -30,14 +29,14 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
     Args:
         classifier: the classification head
         classes: the names of the classes, in the order of the logits
-        **parts: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+        embedder: what computes embeddings
     """
 
     def __init__(
-        self, classifier: Classifier, classes: Sequence[str], **parts: Unpack[ModelParts]
+        self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
     ) -> None:
         fom.LogitsMixin.__init__(self)
-        HieraEmbeddingModel.__init__(self, **parts)
+        HieraEmbeddingModel.__init__(self, embedder)
         self.config = LabelFilter(classes)
         self.classes = [*classes]
         self._classifier = classifier
@@ -99,7 +98,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
     def _forward_with_logits(self, pixels: Pixels) -> tuple[Embeddings, Logits]:
         stages = sorted({self.settings.stage, len(self._encoder.stages)})
         tokens = self._encoder(stack(pixels), *stages)
-        return self._pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
+        return self.embedder.pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
 
 
 class LabelFilter:

@@ -11,10 +11,10 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import torch
 
+from ..embedding.patches import Box, extract_patch
 from ..images.decoding import Source, describe_source, displayed_size, read_image
 from ..images.pickling import Portable
 from ..images.preprocessing import Preprocessing
-from ..runs.patches import Box, extract_patch
 
 
 class ImageGetItem(Portable, fout.GetItem):

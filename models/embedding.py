@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any
 
 import fiftyone.core.collections as foc
 import fiftyone.core.models as fom
@@ -14,24 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config import Settings
-from ..hiera.encoder import Encoder
-from ..hiera.oom import Halving, Pixels
-from ..hiera.pooling import POOLINGS
+from ..embedding.embedder import Embedder, Embeddings
+from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from ..runs.adoption import adopt
 from ..runs.arguments import check_progress
-from ..runs.embedder import Embedder
 from ..runs.options import RunOptions
-from ..runs.provenance import Origin, provenance_of
 from ..runs.report import EmbeddingReport
 from ..runs.runner import run
 from ..runs.target import Target
-from .batches import check_finite, stack, to_pixels
+from .batches import check_finite, to_pixels
 from .datasets import ImageGetItem
-
-Embeddings = npt.NDArray[np.float32]
 
 _NO_LABELS = (
     "This model generates embeddings, not labels. Instead of apply_model() and predict(), "
@@ -42,49 +35,28 @@ _NO_LABELS = (
 )
 
 
-class ModelParts(TypedDict):
-    """The keyword arguments of all models, see :class:`HieraEmbeddingModel`."""
-
-    encoder: Encoder
-    preprocessing: Preprocessing
-    settings: Settings
-    origin: Origin
-
-
 class HieraEmbeddingModel(
     fom.SupportsGetItem, fom.EmbeddingsMixin, fom.TorchModelMixin, fom.Model
 ):
     """FiftyOne model that embeds images with a Hiera encoder.
 
     Args:
-        encoder: the encoder
-        preprocessing: the preprocessing of its checkpoint
-        settings: the options, with a device
-        origin: the source of its weights
+        embedder: what computes the embeddings
     """
 
-    def __init__(
-        self,
-        *,
-        encoder: Encoder,
-        preprocessing: Preprocessing,
-        settings: Settings,
-        origin: Origin,
-    ) -> None:
-        self.settings = settings
-        self._origin = origin
-        self._encoder = encoder
-        self._preprocessing = preprocessing
-        self._pooling = POOLINGS[settings.pooling]
-        self._embed_in_parts = Halving(self._forward)
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self.settings = embedder.settings
+        self._encoder = embedder.encoder
+        self._preprocessing = embedder.preprocessing
 
         # FiftyOne looks here for settings that it may override during a run
-        self.config: Any = settings
+        self.config: Any = embedder.settings
         self._preprocess = True
         self._embeddings: Embeddings | None = None
 
         # FiftyOne reads this to decide whether to pin memory
-        self._using_gpu = encoder.device.type == "cuda"
+        self._using_gpu = embedder.encoder.device.type == "cuda"
 
     def __enter__(self) -> HieraEmbeddingModel:
         """Check that the method of FiftyOne that enters this context can use the model.
@@ -112,11 +84,6 @@ class HieraEmbeddingModel(
     def embedding_dim(self) -> int:
         """The length of an embedding."""
         return self._encoder.stages[self.settings.stage - 1].embedding_dim
-
-    @property
-    def embedder(self) -> Embedder:
-        """The part of the model that :func:`fiftyone_hiera.runs.runner.run` uses."""
-        return Embedder(self._preprocessing, self._embed, self._provenance)
 
     @property
     def ragged_batches(self) -> bool:
@@ -185,7 +152,7 @@ class HieraEmbeddingModel(
             self._embeddings = np.empty((0, self.embedding_dim), np.float32)
             return self._embeddings
 
-        embeddings = self._embed(pixels)
+        embeddings = self.embedder.embed(pixels)
         self._check_finite(embeddings)
         self._embeddings = embeddings
         return embeddings
@@ -354,30 +321,9 @@ class HieraEmbeddingModel(
         """
         raise NotImplementedError(_NO_LABELS)
 
-    @cached_property
-    def _provenance(self) -> dict[str, Any]:
-        return provenance_of(self._origin, self._preprocessing, self.settings)
-
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
         """Return the encoder's input for the arguments of :meth:`embed_all`."""
         return to_pixels(args, self._preprocessing, preprocess=self._preprocess)
-
-    def _embed(self, pixels: Pixels) -> Embeddings:
-        (embeddings,) = self._embed_in_parts(pixels)
-        return embeddings
-
-    @torch.inference_mode()
-    def _forward(self, pixels: Pixels) -> tuple[Embeddings]:
-        (tokens,) = self._encoder(stack(pixels), self.settings.stage)
-        return (self._pool(tokens),)
-
-    def _pool(self, tokens: torch.Tensor) -> Embeddings:
-        pooled = self._pooling(tokens, self._encoder.norm)
-        if self.settings.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=1)
-
-        embeddings: Embeddings = pooled.cpu().numpy()
-        return embeddings
 
     def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
         check_finite(rows, self.settings.dtype)

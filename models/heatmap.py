@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 import fiftyone.core.collections as foc
 import fiftyone.core.labels as fol
@@ -16,13 +16,13 @@ import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
 import torch
 
-from ..hiera.oom import Halving, Pixels
+from ..embedding.embedder import Embedder
+from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
 from ..images.decoding import ImageLike, to_rgb
-from .batches import stack
 from .datasets import ImageGetItem, SizedGetItem
 from .drawing import Values, make_heatmap
-from .embedding import HieraEmbeddingModel, ModelParts
+from .embedding import HieraEmbeddingModel
 
 logger = logging.getLogger(__name__)
 
@@ -118,14 +118,14 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
     Args:
         basis: the path of a basis that :meth:`fit_heatmap` wrote, or None
-        **parts: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+        embedder: what computes embeddings
     """
 
     # In standard deviations of the tokens that the basis was fitted to
     _limits = (-3.0, 3.0)
 
-    def __init__(self, basis: Path | None, **parts: Unpack[ModelParts]) -> None:
-        super().__init__(**parts)
+    def __init__(self, basis: Path | None, embedder: Embedder) -> None:
+        super().__init__(embedder)
         self._basis = None if basis is None else self._load_basis(basis)
 
     def __enter__(self) -> HieraFeatureHeatmapModel:
@@ -225,7 +225,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
     def _fitted_with(self) -> dict[str, Any]:
         """The settings that the tokens depend on, with values that JSON has."""
         return {
-            "sha256": self._provenance["sha256"],
+            "sha256": self.embedder.provenance["sha256"],
             "stage": self.settings.stage,
             "image_size": [*self._preprocessing.crop_size],
             "squash": self._preprocessing.is_squashed,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import numpy as np
 import torch
 from PIL import Image
 
+from ..embedding.embedder import Embedder
 from ..hiera.autoencoder import Autoencoder
 from ..images.decoding import ImageLike
 from .drawing import Values
-from .embedding import ModelParts
 from .heatmap import HieraHeatmapModel
 
 
@@ -20,14 +18,14 @@ class HieraAutoencoderModel(HieraHeatmapModel):
 
     Args:
         autoencoder: the masked autoencoder
-        **parts: see :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`
+        embedder: what computes embeddings
     """
 
     # The reconstruction error of a uniform patch is 1; errors above 2 are rare
     _limits = (0.0, 2.0)
 
-    def __init__(self, autoencoder: Autoencoder, **parts: Unpack[ModelParts]) -> None:
-        super().__init__(**parts)
+    def __init__(self, autoencoder: Autoencoder, embedder: Embedder) -> None:
+        super().__init__(embedder)
         self._autoencoder = autoencoder
 
     def reconstruct(self, image: ImageLike) -> Image.Image:

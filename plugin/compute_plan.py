@@ -13,6 +13,11 @@ import fiftyone.core.media as fom
 
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import Settings, parse_settings
+from ..embedding.provenance import (
+    Provenance,
+    differing,
+    expected_provenance,
+)
 from ..runs.field_claim import FieldClaim
 from ..runs.fiftyone_internals import (
     all_slices,
@@ -21,12 +26,7 @@ from ..runs.fiftyone_internals import (
     label_path,
 )
 from ..runs.options import RunOptions
-from ..runs.provenance import (
-    Provenance,
-    differing,
-    expected_provenance,
-    read_provenance,
-)
+from ..runs.schema import read_provenance
 from ..runs.target import PATCH_TYPES, Target
 from ..runs.worklist import match_embeddings
 from .compute_params import EmbeddingParams

@@ -9,14 +9,14 @@ from typing import Any
 
 from ..checkpoints import CHECKPOINTS
 from ..config import Settings, default_pooling
-from ..runs.fiftyone_internals import label_path
-from ..runs.provenance import (
+from ..embedding.provenance import (
     OPTIONS,
     PREPROCESSING_OPTIONS,
     Provenance,
     differing,
-    read_provenance,
 )
+from ..runs.fiftyone_internals import label_path
+from ..runs.schema import read_provenance
 from .allowed_models import AllowedModels
 from .kept_model import KeptModel
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..embedding.embedder import Embedder
 from .arguments import to_integer
-from .embedder import Embedder
 from .field_claim import FieldClaim
 from .spot_check import compare, pick_inputs
 from .target import Target

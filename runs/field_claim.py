@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .provenance import (
+from ..embedding.provenance import (
     OPTIONS,
     PREPROCESSING_OPTIONS,
     Provenance,

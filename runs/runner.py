@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Generator, Sequence
@@ -15,14 +14,13 @@ import fiftyone as fo
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
 import numpy as np
-import numpy.typing as npt
 from pymongo.errors import PyMongoError
 
-from .embedder import Embedder
+from ..embedding.embedder import Embedder
+from ..embedding.local import embed_locally
+from ..embedding.results import Embedded, Failed
 from .field_claim import FieldClaim
-from .jobs import Job, Part
 from .options import KEPT, RunOptions
-from .prefetch import Input, read_images, read_videos
 from .report import EmbeddingError, EmbeddingReport, Notice
 from .spot_check import find_mismatch
 from .target import Target
@@ -105,7 +103,6 @@ class _Context:
     """What the steps of one run share."""
 
     target: Target
-    embedder: Embedder
     options: RunOptions
     claim: FieldClaim
     report: EmbeddingReport
@@ -130,14 +127,15 @@ def _run(
     )
     worklist = list_work(target, overwrite=options.overwrite, shard=options.shard)
     report.skipped = worklist.skipped
-
-    batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
-    read = read_videos if target.media_type == fom.VIDEO else read_images
-    reads = read(
+    results = embed_locally(
         read_jobs(target, worklist),
-        embedder.preprocessing,
+        embedder,
+        is_video=target.media_type == fom.VIDEO,
+        batch_size=options.batch_size
+        or fo.config.default_batch_size
+        or _DEFAULT_BATCH_SIZE,
         num_workers=fou.recommend_thread_pool_workers(options.num_workers),
-        ahead=2 * batch_size,
+        in_order=not options.skip_failures,
     )
     bar = fou.ProgressBar(total=len(worklist), progress=progress)
 
@@ -145,53 +143,27 @@ def _run(
         report.embedded += count
         bar.update(count)
 
-    with bar, contextlib.closing(reads), Writer(on_stored) as writer:
-        context = _Context(target, embedder, options, claim, report, bar, writer)
+    with bar, contextlib.closing(results), Writer(on_stored) as writer:
+        context = _Context(target, options, claim, report, bar, writer)
         step = Step(report, len(worklist))
         yield step
-        batch: list[Input] = []
-        for item in itertools.chain.from_iterable(reads):
-            if isinstance(item, Input):
-                batch.append(item)
-            else:
-                if not options.skip_failures:
-                    _embed_and_store(context, batch)  # what was read before is kept
+        for some in results:
+            embedded = [result for result in some if isinstance(result, Embedded)]
+            if embedded:
+                _store(context, embedded)
+                _warn(context, embedded)
 
-                _fail(context, item.job, item.parts, item.error)
-
-            if len(batch) == batch_size:
-                _embed_and_store(context, batch)
-                batch = []
+            for result in some:
+                if isinstance(result, Failed):
+                    _fail(context, result)
 
             yield step
 
-        _embed_and_store(context, batch)
 
-
-def _embed_and_store(context: _Context, batch: Sequence[Input]) -> None:
-    if not batch:
-        return
-
-    embeddings = context.embedder.embed([item.pixels for item in batch])
-    is_finite = np.asarray(np.isfinite(embeddings).all(axis=1))
-    finite = list(itertools.compress(batch, is_finite))
-    if finite:
-        _store(context, finite, embeddings[is_finite])
-        _warn(context, finite)
-
-    dtype = context.embedder.provenance["dtype"]
-    for item, is_good in zip(batch, is_finite, strict=True):
-        if not is_good:
-            path = item.job.path
-            error = ValueError(f"NaN or infinity in the embedding of {path!r} in {dtype}")
-            _fail(context, item.job, [item.part], error)
-
-
-def _store(
-    context: _Context, batch: Sequence[Input], embeddings: npt.NDArray[np.float32]
-) -> None:
+def _store(context: _Context, batch: Sequence[Embedded]) -> None:
     context.claim.take()
-    parts = [item.part for item in batch]
+    parts = [result.part for result in batch]
+    embeddings = np.stack([result.embedding for result in batch])
 
     def write() -> None:
         context.claim.confirm()
@@ -200,32 +172,34 @@ def _store(
             context.claim.confirm()
         except ValueError:
             # Another run removed the field's embeddings, perhaps before these were stored
-            context.target.remove([item.job.sample_id for item in batch], parts, embeddings)
+            sample_ids = [result.job.sample_id for result in batch]
+            context.target.remove(sample_ids, parts, embeddings)
             raise
 
     context.writer.submit(write, len(parts))
     tag = context.options.failure_tag
     if tag is not None:
-        whole = sorted({item.job.sample_id for item in batch} - context.failed_ids)
+        whole = sorted({result.job.sample_id for result in batch} - context.failed_ids)
         context.writer.submit(partial(context.target.untag, whole, tag))
 
 
-def _warn(context: _Context, batch: Sequence[Input]) -> None:
+def _warn(context: _Context, batch: Sequence[Embedded]) -> None:
     """Report the warnings about the files of a batch, and log each file's once."""
-    for item in batch:
-        sample_id, path = item.job.sample_id, item.job.path
-        for reason in item.warnings:
-            context.report.warned.append(Notice(item.part.id, sample_id, path, reason))
+    for result in batch:
+        sample_id, path = result.job.sample_id, result.job.path
+        for reason in result.warnings:
+            context.report.warned.append(Notice(result.part.id, sample_id, path, reason))
             if sample_id not in context.warned_ids:
                 logger.warning("Sample %s: %s", sample_id, reason)
 
-        if item.warnings:
+        if result.warnings:
             context.warned_ids.add(sample_id)
 
 
-def _fail(context: _Context, job: Job, parts: Sequence[Part], error: Exception) -> None:
+def _fail(context: _Context, result: Failed) -> None:
     """Report a failure, tag the sample, and stop the run if it does not skip failures."""
-    reason = " ".join(str(error).split())  # ffmpeg's has several lines
+    job, parts = result.job, result.parts
+    reason = " ".join(str(result.error).split())  # ffmpeg's has several lines
     context.report.failed += [
         Notice(part.id, job.sample_id, job.path, reason) for part in parts
     ]
@@ -247,4 +221,4 @@ def _fail(context: _Context, job: Job, parts: Sequence[Part], error: Exception) 
         raise EmbeddingError(
             f"{reason}\n{KEPT}; skip_failures=True continues after failures",
             context.report,
-        ) from error
+        ) from result.error

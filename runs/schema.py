@@ -7,6 +7,7 @@ from typing import Any
 
 import fiftyone.core.odm as foo
 
+from ..embedding.provenance import Provenance, provenance_in
 from .fiftyone_internals import dataset_id, show_info
 
 
@@ -67,6 +68,20 @@ def find_stored_field(dataset: Any, path: str) -> StoredField | None:
 
     place = place.removesuffix(".fields")
     return StoredField(place, names, document.get("info"), is_read_only)
+
+
+def read_provenance(dataset: Any, path: str) -> Provenance:
+    """Read the provenance of a field from the database.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+
+    Returns:
+        a :data:`Provenance`; empty if none is recorded
+    """
+    field = find_stored_field(dataset, path)
+    return provenance_in(field.info if field is not None else None)
 
 
 def replace_info(dataset: Any, path: str, field: StoredField, info: dict[str, Any]) -> bool:

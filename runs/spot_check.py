@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from bson import ObjectId
 
-from .embedder import Embedder
+from ..embedding.embedder import Embedder
+from ..embedding.jobs import Job, Part
+from ..embedding.prefetch import Input, read_images, read_videos
 from .fiftyone_internals import all_slices
-from .jobs import Job, Part
-from .prefetch import Input, read_images, read_videos
 from .target import Target
 from .worklist import match_embeddings, read_all_jobs
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from fiftyone.core.odm.utils import validate_field_name
 
+from ..embedding.jobs import Part
 from .fiftyone_internals import (
     all_slices,
     dataset_of,
@@ -22,7 +23,6 @@ from .fiftyone_internals import (
     is_generated,
     label_path,
 )
-from .jobs import Part
 from .schema import find_stored_field
 
 Embeddings = npt.NDArray[np.float32]

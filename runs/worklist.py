@@ -19,9 +19,9 @@ import fiftyone.core.utils as fou
 import numpy as np
 from fiftyone import ViewField as F
 
+from ..embedding.jobs import Job, Part
+from ..embedding.patches import Box
 from ..images.refusals import check_is_file
-from .jobs import Job, Part
-from .patches import Box
 from .target import Target
 
 # The number of samples that are looked up at once

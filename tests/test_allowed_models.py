@@ -113,7 +113,7 @@ def test_first_allowed_model_is_the_default(
 ) -> None:
     monkeypatch.setenv(NAMES, NANO)
     assert foo.get_operator(COMPUTE)(samples).result["embedded"] == 5
-    provenance = fiftyone_hiera.runs.provenance.read_provenance(samples, "hiera")
+    provenance = fiftyone_hiera.runs.schema.read_provenance(samples, "hiera")
     assert provenance["checkpoint"] == NANO
 
 

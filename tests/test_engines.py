@@ -18,7 +18,7 @@ from random_hiera import make_config, make_hiera, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fiftyone_hiera
-from fiftyone_hiera import zoo_model
+from fiftyone_hiera.embedding import loading
 from fiftyone_hiera.hiera.backbone import Backbone, grid_size
 from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
@@ -238,8 +238,8 @@ def test_openvino_without_memory_is_never_wrong(
 def test_what_was_picked_is_said(
     caplog: pytest.LogCaptureFixture, options: dict[str, Any], picked: list[str]
 ) -> None:
-    zoo_model._inform.cache_clear()  # once per process
-    with caplog.at_level(logging.INFO, zoo_model.logger.name):
+    loading._inform.cache_clear()  # once per process
+    with caplog.at_level(logging.INFO, loading.logger.name):
         settings = vars(fiftyone_hiera.load_model(NANO, **options).settings)
         fiftyone_hiera.load_model(NANO, **options)
 

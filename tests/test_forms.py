@@ -231,7 +231,7 @@ def test_field_with_the_same_checkpoint_before_it_is_loaded(samples: Any) -> Non
     tiny = CHECKPOINTS[TINY]
     samples.add_sample_field("hiera", fo.VectorField)
     samples.set_values("hiera", [np.zeros(768, np.float32)] * 12)
-    provenance = fiftyone_hiera.runs.provenance.expected_provenance(
+    provenance = fiftyone_hiera.embedding.provenance.expected_provenance(
         tiny, fiftyone_hiera.config.parse_settings(tiny, {})
     )
     field = samples.get_field("hiera")

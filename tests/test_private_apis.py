@@ -29,7 +29,7 @@ _USED_IN = {
     "_get_label_field_path": "runs/fiftyone_internals.py",
     "_serialize": "runs/fiftyone_internals.py",
     "_doc": "runs/fiftyone_internals.py",
-    "_stream_info": "runs/prefetch.py",
+    "_stream_info": "embedding/prefetch.py",
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",
     "fp": "images/decoding.py",

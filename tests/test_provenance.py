@@ -12,8 +12,9 @@ import pytest
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.embedding.provenance import differing
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
-from fiftyone_hiera.runs.provenance import differing, read_provenance
+from fiftyone_hiera.runs.schema import read_provenance
 
 _DATASET = Path(__file__).parent / "data" / "made_by_0_1_0" / "dataset"
 

@@ -24,6 +24,7 @@ from ..images.preprocessing import Preprocessing
 from ..images.refusals import check_is_file
 from .jobs import Job, Part
 from .patches import ImageArray, extract_patch
+from .results import Failed
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,7 @@ class Input:
     warnings: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """Parts of a file that cannot be read.
-
-    Args:
-        job: the file
-        parts: the parts
-        error: the error; its message names the file
-    """
-
-    job: Job
-    parts: Sequence[Part]
-    error: ValueError
-
-
-Read = Input | Unreadable
+Read = Input | Failed
 
 
 @dataclass(frozen=True)
@@ -158,7 +144,7 @@ def _read_image(job: Job, preprocessing: Preprocessing) -> list[Read]:
     try:
         image = read(job.path, warn=warnings.append)
     except ValueError as error:
-        return [Unreadable(job, job.parts, error)]
+        return [Failed(job, job.parts, error)]
 
     shown = image if is_whole else np.asarray(image)
     return [_prepare(job, part, shown, preprocessing, warnings) for part in job.parts]
@@ -189,7 +175,7 @@ def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:
         first = unread[0].frame_number
         where = "" if first is None else f" from frame {first} on"
         message = f"Cannot read video {job.path!r}{where}: {reason}"
-        yield Unreadable(job, unread, ValueError(message))
+        yield Failed(job, unread, ValueError(message))
 
 
 def _frame_shape(reader: Any) -> tuple[int, int]:
@@ -222,7 +208,7 @@ def _prepare(
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
         reason = str(error) or type(error).__name__
         message = f"Cannot embed {of_frame}{job.path!r}: {reason}"
-        return Unreadable(job, [part], ValueError(message))
+        return Failed(job, [part], ValueError(message))
 
 
 def _crop(image: ImageArray, part: Part) -> ImageArray:

@@ -13,7 +13,6 @@ from typing import Any
 from ..checkpoints import Checkpoint
 from ..config import LAST_STAGE, VERSION, Settings
 from ..images.preprocessing import Preprocessing
-from .schema import find_stored_field
 
 Provenance = dict[str, Any]
 """The settings by name, of types that JSON and MongoDB have."""
@@ -110,20 +109,6 @@ def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenanc
         expected["preprocessing"] = _UNKNOWN  # the file itself says it
 
     return expected
-
-
-def read_provenance(dataset: Any, path: str) -> Provenance:
-    """Read the provenance of a field from the database.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-
-    Returns:
-        a :data:`Provenance`; empty if none is recorded
-    """
-    field = find_stored_field(dataset, path)
-    return provenance_in(field.info if field is not None else None)
 
 
 def provenance_in(info: dict[str, Any] | None) -> Provenance:

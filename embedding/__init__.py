@@ -1,0 +1,1 @@
+"""From files to embeddings, without FiftyOne: loading, reading, pooling, provenance."""

@@ -1,0 +1,84 @@
+"""The embedder of a checkpoint: from pixels to pooled embeddings."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..config import Settings
+from ..hiera.encoder import Encoder
+from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.pooling import POOLINGS
+from ..images.preprocessing import Preprocessing
+from .provenance import Origin, Provenance, provenance_of
+
+Embeddings = npt.NDArray[np.float32]
+
+
+class Embedder:
+    """Computes the embeddings of a checkpoint with some settings.
+
+    Args:
+        encoder: the encoder
+        preprocessing: the preprocessing, from an image to a uint8 tensor (3, H, W)
+        settings: the options, with a device
+        origin: the source of the weights
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        preprocessing: Preprocessing,
+        settings: Settings,
+        origin: Origin,
+    ) -> None:
+        self.encoder = encoder
+        self.preprocessing = preprocessing
+        self.settings = settings
+        self._origin = origin
+        self._pooling = POOLINGS[settings.pooling]
+        self._embed_in_parts = Halving(self._forward)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """The provenance of the embeddings."""
+        return provenance_of(self._origin, self.preprocessing, self.settings)
+
+    def embed(self, pixels: Pixels) -> Embeddings:
+        """Compute embeddings, in smaller batches if memory runs out.
+
+        Args:
+            pixels: the pixels of N >= 1 images
+
+        Returns:
+            an array of shape (N, D), in which a row may hold NaN or infinity
+
+        Raises:
+            MemoryError: if there is not enough memory even for one image
+        """
+        (embeddings,) = self._embed_in_parts(pixels)
+        return embeddings
+
+    def pool(self, tokens: torch.Tensor) -> Embeddings:
+        """Pool the tokens of images, and normalize if the settings say so.
+
+        Args:
+            tokens: a tensor of shape (N, T, D)
+
+        Returns:
+            an array of shape (N, D)
+        """
+        pooled = self._pooling(tokens, self.encoder.norm)
+        if self.settings.normalize:
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
+
+        embeddings: Embeddings = pooled.cpu().numpy()
+        return embeddings
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Pixels) -> tuple[Embeddings]:
+        (tokens,) = self.encoder(stack(pixels), self.settings.stage)
+        return (self.pool(tokens),)

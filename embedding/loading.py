@@ -1,0 +1,155 @@
+"""From an entry of the zoo and its options to verified weights in an encoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HieraConfig
+
+from ..checkpoints import Checkpoint, get_checkpoint
+from ..config import AUTO, DTYPES, Settings, parse_settings
+from ..hiera.checkpoint_kinds import expected_shapes
+from ..hiera.encoder import load_encoder
+from ..hiera.hub import (
+    BundledFile,
+    fetch,
+    find_cached,
+    link,
+    sha256,
+    verify_bundled,
+    verify_download,
+)
+from ..hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
+from ..hiera.weights_file import WeightsFile
+from .embedder import Embedder
+from .provenance import Origin
+
+# A child of FiftyOne's own logger, whose handler and level apply to it
+logger = logging.getLogger("fiftyone.hiera")
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint with its weights.
+
+    Args:
+        config: the transformers configuration
+        weights: the file of the weights
+        embedder: what computes embeddings; its network is built when it is needed
+    """
+
+    config: HieraConfig
+    weights: WeightsFile
+    embedder: Embedder
+
+
+def download_weights(name: str, destination: Path) -> None:
+    """Download and verify the weights of an entry, and link them to a path.
+
+    Args:
+        name: the name of the entry
+        destination: the path
+
+    Raises:
+        DownloadError: if they cannot be downloaded or verified
+    """
+    path, verify = _find_weights(get_checkpoint(name), destination)
+    verify(sha256(path))
+    link(path.resolve(), destination)
+
+
+def load_checkpoint(
+    name: str, weights: Path | None, options: Mapping[str, Any]
+) -> LoadedCheckpoint:
+    """Load the checkpoint of an entry.
+
+    Args:
+        name: the name of the entry
+        weights: the path of its weights; None takes them from the hub's cache, and
+            downloads them if they are not there
+        options: see :class:`fiftyone_hiera.config.Settings`
+
+    Returns:
+        a :class:`LoadedCheckpoint`
+
+    Raises:
+        ValueError: if the name, an option or the weights are not valid
+        DownloadError: if weights cannot be downloaded or verified
+    """
+    checkpoint = get_checkpoint(name)
+    settings = parse_settings(checkpoint, options)
+    _log_choices(name, settings, options)
+    if settings.checkpoint is not None:
+        local, source = open_checkpoint(settings.checkpoint), settings.checkpoint
+    else:
+        local, source = _open_entry(checkpoint, weights), checkpoint.origin
+
+    preprocessing = settings.apply(local.preprocessing)
+    file = WeightsFile(local.weights, expected_shapes(local.config), local.verify)
+    encoder = load_encoder(
+        local.config,
+        file,
+        preprocessing,
+        engine=settings.engine,
+        dtype=DTYPES[settings.dtype],
+        device=torch.device(settings.device or "cpu"),
+    )
+    origin = Origin(source, local.revision, file.sha256)
+    embedder = Embedder(encoder, preprocessing, settings, origin)
+    return LoadedCheckpoint(local.config, file, embedder)
+
+
+def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> None:
+    chosen = [
+        f"{option} {getattr(settings, option)!r}"
+        for option in ("dtype", "engine")
+        if options.get(option, AUTO) == AUTO
+    ]
+    if chosen:
+        _inform(f"{name} on {settings.device}: auto picked {' and '.join(chosen)}")
+
+
+@cache  # once per process
+def _inform(message: str) -> None:
+    logger.info(message)
+
+
+def _open_entry(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
+    path, verify = (weights, None) if weights else _find_weights(checkpoint, None)
+    preprocessing = checkpoint.preprocessing
+    read_preprocessing = checkpoint.architecture.read_preprocessing
+    if read_preprocessing is not None:
+        preprocessing = read_preprocessing(path, preprocessing.crop_size)
+
+    return LocalCheckpoint(
+        checkpoint.config, path, preprocessing, checkpoint.revision, verify
+    )
+
+
+def _find_weights(
+    checkpoint: Checkpoint, destination: Path | None
+) -> tuple[Path, Callable[[str], None]]:
+    """Return the path of the weights, which are downloaded if necessary, and their check.
+
+    Args:
+        checkpoint: the entry
+        destination: see :func:`hiera.hub.fetch`
+
+    Returns:
+        a tuple of the path and of what raises an error if a sha256 is not the right one
+    """
+    file = checkpoint.weights
+    if isinstance(file, BundledFile):
+        return file.path, partial(verify_bundled, file)
+
+    if find_cached(file) is None:
+        _inform(f"The weights of {checkpoint.name} are licensed {checkpoint.license}")
+
+    cached = fetch(file, destination)
+    return cached, partial(verify_download, file, cached)
