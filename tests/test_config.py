@@ -30,10 +30,10 @@ from fiftyone_hiera.config import (
     Settings,
     parse_settings,
 )
+from fiftyone_hiera.embedding import provenance
 from fiftyone_hiera.hiera import engines
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.hub import BundledFile
-from fiftyone_hiera.runs import provenance
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = ("tiny", "small", "base", "base-plus", "large", "huge")

@@ -80,9 +80,9 @@ def test_batches_are_full_and_in_order_of_the_files(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    forward = model._embed_in_parts
+    forward = model.embedder._embed_in_parts
     monkeypatch.setattr(
-        model, "_embed_in_parts", lambda x: sizes.append(len(x)) or forward(x)
+        model.embedder, "_embed_in_parts", lambda x: sizes.append(len(x)) or forward(x)
     )
     paths: list[str] = []
     monkeypatch.setattr(
@@ -788,14 +788,14 @@ def test_nan_is_never_stored(
 def test_errors_of_the_model_have_the_report(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = model._embed_in_parts
+    forward = model.embedder._embed_in_parts
     batches: list[int] = []
 
     def break_down(pixels: Any) -> Any:
         batches.append(len(pixels))
         return forward(pixels) if len(batches) < 3 else [torch.ones(2, 3) @ torch.ones(2)]
 
-    monkeypatch.setattr(model, "_embed_in_parts", break_down)
+    monkeypatch.setattr(model.embedder, "_embed_in_parts", break_down)
     with pytest.raises(EmbeddingError, match=r"(?s)size mismatch.*resumes there") as error:
         model.embed_samples(samples, "hiera", batch_size=8)
 
@@ -836,7 +836,7 @@ def test_results_that_are_missing_are_noticed() -> None:
 def test_batches_are_halved_natively(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = model._forward
+    forward = model.embedder._forward
 
     def small(pixels: Any) -> Any:
         if len(pixels) > 8:
@@ -844,7 +844,7 @@ def test_batches_are_halved_natively(
 
         return forward(pixels)
 
-    monkeypatch.setattr(model, "_embed_in_parts", Halving(small))
+    monkeypatch.setattr(model.embedder, "_embed_in_parts", Halving(small))
     samples.compute_embeddings(model, "hiera", batch_size=32, num_workers=0)
     _check(samples, model)
 
