@@ -26,9 +26,9 @@ from ..runs.fiftyone_internals import (
     label_path,
 )
 from ..runs.options import RunOptions
+from ..runs.parts import match_embeddings
 from ..runs.schema import read_provenance
 from ..runs.target import PATCH_TYPES, Target
-from ..runs.worklist import match_embeddings
 from .compute_params import EmbeddingParams
 
 

@@ -189,13 +189,15 @@ def _embed(
 def _describe(step: Step, unit: str, seconds: float) -> tuple[str, float]:
     """Return the label and the progress of a step."""
     done = step.report.embedded + len(step.report.failed)
-    label = f"{done:,} of {step.total:,} {unit}"
+    total = step.worklist.total
+    about = "about " if step.worklist.is_estimate else ""
+    label = f"{done:,} of {about}{total:,} {unit}"
     if done:
         rate = done / seconds
-        left = timedelta(seconds=round((step.total - done) / rate))
+        left = timedelta(seconds=round((total - done) / rate))
         label += f", {rate:,.3g} per second, {left} left"
 
-    return label, done / step.total if step.total else 1.0
+    return label, done / total if total else 1.0
 
 
 def _compute_brain_runs(

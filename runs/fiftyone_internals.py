@@ -92,3 +92,19 @@ def show_info(dataset: Any, path: str, info: dict[str, Any]) -> None:
     # FiftyOne writes whole lists of fields, which must not be outdated
     dataset._doc.reload("frame_fields" if path.startswith("frames.") else "sample_fields")
     dataset.get_field(path).info = info
+
+
+def stages_of(samples: Any) -> list[Any]:
+    """Return the stages of a dataset or view."""
+    return list(samples.view()._stages)
+
+
+def pipeline_of(samples: Any) -> list[dict[str, Any]]:
+    """Return the stages of MongoDB's aggregation that make a dataset or view."""
+    pipeline: list[dict[str, Any]] = samples._pipeline()
+    return pipeline
+
+
+def sample_collection(dataset: Any) -> Any:
+    """Return the collection of a dataset's samples in the database."""
+    return dataset._sample_collection

@@ -24,7 +24,7 @@ from .options import KEPT, RunOptions
 from .report import EmbeddingError, EmbeddingReport, Notice
 from .spot_check import find_mismatch
 from .target import Target
-from .worklist import list_work, read_jobs
+from .worklist import Worklist
 from .writer import WriteError, Writer
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ class Step:
 
     Args:
         report: the report, updated as the run goes on
-        total: the number of embeddings to compute
+        worklist: what is embedded; its total may be an estimate
     """
 
     report: EmbeddingReport
-    total: int
+    worklist: Worklist
 
 
 def run(
@@ -125,10 +125,9 @@ def _run(
         shard=options.shard,
         spot_check=lambda: find_mismatch(target, embedder, options.verify),
     )
-    worklist = list_work(target, overwrite=options.overwrite, shard=options.shard)
-    report.skipped = worklist.skipped
+    worklist = Worklist(target, overwrite=options.overwrite, shard=options.shard)
     results = embed_locally(
-        read_jobs(target, worklist),
+        worklist.read_jobs(),
         embedder,
         is_video=target.media_type == fom.VIDEO,
         batch_size=options.batch_size
@@ -137,7 +136,8 @@ def _run(
         num_workers=fou.recommend_thread_pool_workers(options.num_workers),
         in_order=not options.skip_failures,
     )
-    bar = fou.ProgressBar(total=len(worklist), progress=progress)
+    unit = "samples (total estimated)" if worklist.is_estimate else "samples"
+    bar = fou.ProgressBar(total=worklist.total, progress=progress, iters_str=unit)
 
     def on_stored(count: int) -> None:
         report.embedded += count
@@ -145,9 +145,10 @@ def _run(
 
     with bar, contextlib.closing(results), Writer(on_stored) as writer:
         context = _Context(target, options, claim, report, bar, writer)
-        step = Step(report, len(worklist))
+        step = Step(report, worklist)
         yield step
         for some in results:
+            report.skipped = worklist.skipped
             embedded = [result for result in some if isinstance(result, Embedded)]
             if embedded:
                 _store(context, embedded)
@@ -158,6 +159,8 @@ def _run(
                     _fail(context, result)
 
             yield step
+
+        report.skipped = worklist.skipped
 
 
 def _store(context: _Context, batch: Sequence[Embedded]) -> None:

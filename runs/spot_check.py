@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ from bson import ObjectId
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Job, Part
 from ..embedding.prefetch import Input, read_images, read_videos
-from .fiftyone_internals import all_slices
+from .fiftyone_internals import all_slices, sample_collection
+from .parts import match_embeddings, read_jobs
 from .target import Target
-from .worklist import match_embeddings, read_all_jobs
 
 # How many files to try for an embedding, if they cannot be read
 _FILES = 4
+
+# How many samples to search for an embedding at a place, and how many places to try
+_NEARBY = 2000
+_PLACES = 4
 
 # The largest relative distances that rounding makes. Measured between batch sizes, engines
 # and dtypes: 1e-6 in float32, 5e-3 in bfloat16, 7e-4 in float16; GPUs round otherwise.
@@ -58,9 +63,12 @@ def pick_inputs(target: Target, embedder: Embedder, count: int) -> list[Input]:
         the inputs; fewer if there are fewer embeddings, or if files cannot be read
     """
     inputs: dict[str, Input] = {}
-    for index, jobs in enumerate(_spread(target, count)):
+    for share, jobs in _spread(target, count):
+        if len(inputs) == count:
+            break
+
         for job in jobs:
-            part = _pick_part(job, index, count, is_video=bool(target.frames_prefix))
+            part = _pick_part(job, share, len(inputs), is_video=bool(target.frames_prefix))
             if part.id in inputs:
                 continue
 
@@ -106,40 +114,44 @@ def compare(target: Target, embedder: Embedder, inputs: list[Input]) -> str | No
     return None
 
 
-def _spread(target: Target, count: int) -> Iterator[list[Job]]:
-    """Yield lists of samples with embeddings, which start spread over their IDs."""
+def _spread(target: Target, count: int) -> Iterator[tuple[Fraction, list[Job]]]:
+    """Yield places from 0 to 1 among the IDs, and samples with embeddings there."""
     if not count or not target.find_field():
         return
 
-    first, last = (_read_jobs(target, [{"$sort": {"_id": n}}]) for n in (1, -1))
-    if not first or not last:
+    first = _read_jobs(target, [{"$sort": {"_id": 1}}])
+    if not first:
         return
 
-    yield first
+    yield Fraction(0), first
 
-    # At IDs between the first and the last, not at rows: finding the n-th row would read
-    # all rows before it
-    low, high = (int(jobs[0].sample_id, 16) for jobs in (first, last))
-    for index in range(1, count - 1):
-        start = ObjectId(f"{low + (high - low) * index // (count - 1):024x}")
-        yield _read_jobs(
-            target, [{"$match": {"_id": {"$gte": start}}}, {"$sort": {"_id": 1}}]
-        )
+    # At IDs, not at rows: finding the n-th row would read all rows before it
+    newest = sample_collection(target.dataset).find_one({}, ["_id"], sort=[("_id", -1)])
+    low, high = int(first[0].sample_id, 16), int(str(newest["_id"]), 16)
+    nearby = {"$limit": _NEARBY}
+    yield Fraction(1), _read_jobs(target, [{"$sort": {"_id": -1}}, nearby])
+    for share in itertools.islice(_shares(), _PLACES * count):
+        start = ObjectId(f"{low + int((high - low) * share):024x}")
+        behind = {"$match": {"_id": {"$gte": start}}}
+        yield share, _read_jobs(target, [behind, {"$sort": {"_id": 1}}, nearby])
 
-    if count > 1:
-        yield last
+
+def _shares() -> Iterator[Fraction]:
+    """Yield 1/2, 1/4, 3/4, 1/8, 3/8, ..."""
+    for power in itertools.count(1):
+        yield from (Fraction(odd, 2**power) for odd in range(1, 2**power, 2))
 
 
 def _read_jobs(target: Target, pipeline: list[dict[str, Any]]) -> list[Job]:
     samples = all_slices(target.dataset).mongo(pipeline)
     view = match_embeddings(target, samples, True).limit(_FILES)
-    return [job for job in read_all_jobs(target, view) if job.parts]
+    return [job for job in read_jobs(target, view) if job.parts]
 
 
-def _pick_part(job: Job, index: int, count: int, *, is_video: bool) -> Part:
+def _pick_part(job: Job, share: Fraction, index: int, *, is_video: bool) -> Part:
     # A late frame would take the time to decode those before it
     last = len(job.parts) - 1
-    return job.parts[min(index, last) if is_video else last * index // max(1, count - 1)]
+    return job.parts[min(index, last) if is_video else int(last * share)]
 
 
 def _read(job: Job, part: Part, embedder: Embedder) -> object:

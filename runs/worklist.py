@@ -1,234 +1,246 @@
-"""Worklist: a snapshot, by ID, of what a run embeds, and the jobs it leads to.
-
-The IDs are listed before the first write: a query for what has no embedding yet
-would change its result while the run writes.
-"""
+"""Worklist: what a run embeds, looked up page by page while it is embedded."""
 
 from __future__ import annotations
 
-import itertools
-import zlib
+import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import fiftyone.core.collections as foc
-import fiftyone.core.labels as fol
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
-import numpy as np
-from fiftyone import ViewField as F
+from bson import ObjectId
+from pymongo.errors import ExecutionTimeout
 
 from ..embedding.jobs import Job, Part
-from ..embedding.patches import Box
 from ..images.refusals import check_is_file
+from .fiftyone_internals import pipeline_of, sample_collection
+from .paging import Pages, add_stages, can_be_paged, in_shard
+from .parts import match_embeddings, read_jobs
 from .target import Target
 
-# The number of samples that are looked up at once
-_LOOKUP_SIZE = {fom.IMAGE: 500, fom.VIDEO: 5}
+# The number of samples on a page
+_PAGE_SIZE = {fom.IMAGE: 500, fom.VIDEO: 5}
+
+# How long to count what is pending before it is estimated
+_COUNTING_MS = 300
+_SAMPLED = 1000
 
 _FRAME_COUNT = "metadata.total_frame_count"
 
 
 @dataclass(frozen=True)
+class _Page:
+    """Some of the work.
+
+    Args:
+        jobs: the jobs
+        skipped: the number of embeddings that exist between these jobs and earlier ones
+    """
+
+    jobs: Sequence[Job]
+    skipped: int
+
+
 class Worklist:
     """What a run embeds.
 
-    Args:
-        sample_ids: the IDs of the samples, in order of their files
-        part_ids: the IDs of the frames or labels by sample; None for whole images
-        skipped: the number of existing embeddings
-    """
-
-    sample_ids: list[str]
-    part_ids: dict[str, list[str]] | None
-    skipped: int
-
-    def __len__(self) -> int:
-        if self.part_ids is None:
-            return len(self.sample_ids)
-
-        return sum(map(len, self.part_ids.values()))
-
-
-def list_work(
-    target: Target, *, overwrite: bool, shard: tuple[int, int] | None
-) -> Worklist:
-    """List what a run embeds.
+    It is about the samples that exist when it is made. They are listed in the order of
+    their IDs. Of views with stages such as ``limit``, ``take`` or ``sort_by``, the IDs are
+    read at once, as they would change while the run writes; of all others, a page at a
+    time.
 
     Args:
         target: the samples and the field
         overwrite: whether to include what has an embedding already
         shard: the (index, count) of the part of the samples; None is all
 
-    Returns:
-        a :class:`Worklist`
+    Attributes:
+        skipped: the number of existing embeddings found so far, complete when
+            :meth:`read_jobs` is exhausted
     """
-    frameless = _add_frames(target, shard) if target.frames_prefix else []
-    total = sum(
-        1 if parts is None else len(parts)
-        for _, parts in _ids(target, target.samples, shard)
-    )
-    pending = target.samples if overwrite else _without_embeddings(target)
-    rows = _ids(target, pending.sort_by("filepath"), shard)
-    if not target.has_parts:
-        sample_ids = [sample_id for sample_id, _ in rows]
-        return Worklist(sample_ids, None, total - len(sample_ids))
 
-    part_ids = {sample_id: parts for sample_id, parts in rows if parts}
-    skipped = total - sum(map(len, part_ids.values()))
-    if target.patches_field is None:
-        # A video whose frames are unknown is listed as one part, which fails
-        part_ids |= {sample_id: [sample_id] for sample_id in frameless}
+    def __init__(
+        self, target: Target, *, overwrite: bool, shard: tuple[int, int] | None
+    ) -> None:
+        self._target = target
+        self._overwrite = overwrite
+        self._shard = shard
+        self._page_size = _PAGE_SIZE[target.media_type]
+        self._pending = {} if overwrite else {target.path: None}
+        self._listed = 0
+        self._is_complete = False
+        self.skipped = 0
+        if can_be_paged(target.samples):
+            self._pages = self._page_parts() if target.has_parts else self._page_images()
+        else:
+            self._pages = self._page_snapshot(self._take_snapshot())
 
-    return Worklist(list(part_ids), part_ids, skipped)
+        self._expected, self._is_exact = self._count()
 
+    @property
+    def total(self) -> int:
+        """The number of embeddings to compute, at first as counted or estimated."""
+        return self._listed if self._is_complete else max(self._expected, self._listed)
 
-def read_jobs(target: Target, worklist: Worklist) -> Iterator[Job]:
-    """Look up the paths and the parts of a worklist, some samples at a time.
+    @property
+    def is_estimate(self) -> bool:
+        """Whether :attr:`total` is an estimate."""
+        return not (self._is_exact or self._is_complete)
 
-    Args:
-        target: the samples and the field
-        worklist: the worklist
+    def read_jobs(self) -> Iterator[Job]:
+        """Look up the jobs, the next page of them while the caller works on one.
 
-    Yields:
-        a :class:`Job` for each sample that still exists
-    """
-    for sample_ids in fou.iter_batches(
-        worklist.sample_ids, _LOOKUP_SIZE[target.media_type]
-    ):
-        view = target.select(sample_ids)
-        jobs = {job.sample_id: job for job in read_all_jobs(target, view)}
-        for sample_id in sample_ids:
-            if sample_id not in jobs:
-                continue  # deleted since the worklist was made
+        Yields:
+            a :class:`Job` for each sample that has something to embed
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="hiera-list") as pool:
+            following = pool.submit(next, self._pages, None)
+            while (page := following.result()) is not None:
+                following = pool.submit(next, self._pages, None)
+                self._listed += sum(len(job.parts) for job in page.jobs)
+                self.skipped += page.skipped
+                yield from page.jobs
 
-            job = jobs[sample_id]
-            if worklist.part_ids is None:
-                yield job
+        self._is_complete = True
+
+    def _page_images(self) -> Iterator[_Page]:
+        pages = Pages(self._target.samples, self._shard)
+        for documents, after, last in pages.read(
+            self._page_size, self._pending, ["filepath"]
+        ):
+            yield _Page([*map(_to_job, documents)], 0)
+
+            # By the index of IDs: what has an embedding already is not read
+            if not self._overwrite:
+                yield _Page([], pages.count(after, last) - len(documents))
+
+    def _page_parts(self) -> Iterator[_Page]:
+        samples = self._target.samples
+        pages = Pages(samples, self._shard)
+        for documents, _, _ in pages.read(self._page_size, {}, []):
+            ids = [str(document["_id"]) for document in documents]
+            yield self._look_up_parts(ids, samples, None)
+
+    def _page_snapshot(self, parts: dict[str, set[str]]) -> Iterator[_Page]:
+        for ids in fou.iter_batches([*parts], self._page_size):
+            if self._target.has_parts:
+                yield self._look_up_parts(ids, self._target.dataset, parts)
                 continue
 
-            wanted = set(worklist.part_ids[sample_id])
-            parts = [part for part in job.parts if part.id in wanted]
-            yield Job(sample_id, job.path, parts)
+            collection = sample_collection(self._target.dataset)
+            among = {"_id": {"$in": [*map(ObjectId, ids)]}}
+            documents = list(collection.find({**among, **self._pending}, ["filepath"]))
+            is_there = collection.count_documents(among)
+            yield _Page([*map(_to_job, documents)], is_there - len(documents))
+
+    def _take_snapshot(self) -> dict[str, set[str]]:
+        """Read the IDs of samples, and those of their parts if parts are embedded."""
+        view = self._target.samples.mongo(in_shard(self._shard))
+        if not self._target.has_parts:
+            return {sample_id: set() for sample_id in view.values("id")}
+
+        if self._target.frames_prefix:
+            self._add_frames(view.values("id"))
+
+        return _part_ids(self._target, view)
+
+    def _look_up_parts(
+        self,
+        ids: Sequence[str],
+        samples: foc.SampleCollection,
+        wanted: dict[str, set[str]] | None,
+    ) -> _Page:
+        """Look up the parts of samples.
+
+        Args:
+            ids: the IDs of the samples
+            samples: the samples; stages that keep some of their parts apply
+            wanted: the IDs of the parts to keep by sample; None keeps all
+        """
+        target = self._target
+        frameless = self._add_frames(ids) if target.frames_prefix else []
+        view = add_stages(target.select(ids), samples)
+        pending = view if self._overwrite else self._without_embeddings(view)
+        existing = _part_ids(target, view)
+        if wanted is not None:
+            existing = {id: parts & wanted[id] for id, parts in existing.items()}
+
+        jobs = [
+            Job(job.sample_id, job.path, parts)
+            for job in read_jobs(target, pending)
+            if (parts := [part for part in job.parts if part.id in existing[job.sample_id]])
+        ]
+        skipped = sum(map(len, existing.values())) - sum(len(job.parts) for job in jobs)
+        if target.patches_field is None:
+            # A video whose frames are unknown is listed as one part, which fails
+            jobs += read_jobs(target, target.select(frameless))
+
+        return _Page(jobs, skipped)
+
+    def _without_embeddings(self, view: foc.SampleCollection) -> foc.SampleCollection:
+        if not self._target.find_field():
+            return view
+
+        return match_embeddings(self._target, view, False)
+
+    def _add_frames(self, ids: Sequence[str]) -> list[str]:
+        """Give each frame of videos an ID in the database.
+
+        Returns:
+            the IDs of the videos whose frames are unknown
+        """
+        videos = self._target.select(ids)
+        uncounted = videos.exists(_FRAME_COUNT, False).values(["id", "filepath"])
+        files = [id for id, path in zip(*uncounted, strict=True) if _is_file(path)]
+        self._target.select(files).compute_metadata(progress=False)
+        videos.exists(_FRAME_COUNT).ensure_frames()
+
+        uncounted = videos.exists(_FRAME_COUNT, False).values(["id", "frames.id"])
+        return [id for id, frames in zip(*uncounted, strict=True) if not frames]
+
+    def _count(self) -> tuple[int, bool]:
+        """Count what is pending, or estimate it.
+
+        Returns:
+            a tuple of the number and of whether it is exact
+        """
+        target = self._target
+        if target.has_parts:
+            view = (
+                target.samples
+                if self._overwrite
+                else self._without_embeddings(target.samples)
+            )
+            return view.mongo(in_shard(self._shard)).count(f"{target.parts_prefix}id"), True
+
+        collection = sample_collection(target.dataset)
+        pending = [
+            *pipeline_of(target.samples),
+            *in_shard(self._shard),
+            {"$match": self._pending},
+            {"$count": "n"},
+        ]
+        with contextlib.suppress(ExecutionTimeout):
+            found = collection.aggregate(pending, maxTimeMS=_COUNTING_MS)
+            return sum(document["n"] for document in found), True
+
+        sampled = collection.aggregate([{"$sample": {"size": _SAMPLED}}, *pending])
+        share = sum(document["n"] for document in sampled) / _SAMPLED
+        return round(share * collection.estimated_document_count()), False
 
 
-def read_all_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
-    """Look up the paths and all parts of samples.
-
-    Args:
-        target: the field
-        view: the samples, with those of their parts that are wanted
-
-    Yields:
-        a :class:`Job` for each sample
-    """
-    paths = ["id", "filepath"]
-    if target.frames_prefix:
-        paths += ["frames.id", "frames.frame_number"]
-    if target.patches_field is not None:
-        shape = "points" if _has_points(target) else "bounding_box"
-        paths += [target.parts_prefix + "id", target.parts_prefix + shape]
-
-    for sample_id, path, *rest in zip(*view.values(paths), strict=True):
-        yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
+def _part_ids(target: Target, view: foc.SampleCollection) -> dict[str, set[str]]:
+    """Return the IDs of parts by sample."""
+    ids, parts = view.values(["id", f"{target.parts_prefix}id"])
+    return {id: {*_flatten(some)} for id, some in zip(ids, parts, strict=True)}
 
 
-def match_embeddings(
-    target: Target, samples: foc.SampleCollection, exists: bool
-) -> foc.SampleCollection:
-    """Return a view of the samples, frames or labels that have an embedding, or have none.
-
-    Args:
-        target: the field
-        samples: the samples
-        exists: whether to match those that have one
-    """
-    condition = F(target.name).exists(exists)
-    if target.patches_field is not None:
-        return samples.filter_labels(target.patches_field, condition)
-
-    if target.frames_prefix:
-        return samples.match_frames(condition)
-
-    return samples.exists(target.name, exists)
-
-
-def _add_frames(target: Target, shard: tuple[int, int] | None) -> list[str]:
-    """Give each frame an ID in the database; return the videos whose frames are unknown."""
-    uncounted = target.samples.exists(_FRAME_COUNT, False).values(["id", "filepath"])
-    files = [
-        sample_id
-        for sample_id, path in zip(*uncounted, strict=True)
-        if _in_shard(sample_id, shard) and _is_file(path)
-    ]
-    target.select(files).compute_metadata(progress=False)
-    target.samples.exists(_FRAME_COUNT).ensure_frames()
-
-    uncounted = target.samples.exists(_FRAME_COUNT, False).values(["id", "frames.id"])
-    return [
-        sample_id
-        for sample_id, frames in zip(*uncounted, strict=True)
-        if not frames and _in_shard(sample_id, shard)
-    ]
-
-
-def _without_embeddings(target: Target) -> foc.SampleCollection:
-    if not target.find_field():
-        return target.samples
-
-    return match_embeddings(target, target.samples, False)
-
-
-def _ids(
-    target: Target, view: foc.SampleCollection, shard: tuple[int, int] | None
-) -> Iterator[tuple[str, list[str] | None]]:
-    """Yield the IDs of samples, each with those of its parts; None for whole images."""
-    if not target.has_parts:
-        for sample_id in dict.fromkeys(view.values("id")):
-            if _in_shard(sample_id, shard):
-                yield sample_id, None
-
-        return
-
-    ids, part_ids = view.values(["id", target.parts_prefix + "id"])
-    for sample_id, parts in dict(zip(ids, part_ids, strict=True)).items():
-        if _in_shard(sample_id, shard):
-            yield sample_id, list(_flatten(parts))
-
-
-def _read_parts(target: Target, sample_id: str, columns: list[Any]) -> Iterator[Part]:
-    is_video, is_patches = bool(target.frames_prefix), target.patches_field is not None
-    documents = list(zip(*columns[:2], strict=True)) if is_video else []
-    if not documents and not (is_video and is_patches):
-        documents = [(sample_id, None)]
-
-    labels = columns[2:] if is_video else columns
-    for index, (document_id, frame_number) in enumerate(documents):
-        if not is_patches:
-            yield Part(document_id, document_id, frame_number)
-            continue
-
-        ids, shapes = ((column[index] if is_video else column) for column in labels)
-        if isinstance(ids, str):  # a single label, not a list of labels
-            ids, shapes = [ids], [shapes]
-
-        for label_id, shape in zip(ids or [], shapes or [], strict=True):
-            box = _bounding_box(shape) if _has_points(target) else shape or ()
-            yield Part(label_id, document_id, frame_number, box)
-
-
-def _has_points(target: Target) -> bool:
-    return issubclass(target.label_type, (fol.Polyline, fol.Polylines))
-
-
-def _bounding_box(shapes: Sequence[Any] | None) -> Box:
-    points = list(itertools.chain.from_iterable(shapes or []))
-    if not points:
-        return ()
-
-    (left, top), (right, bottom) = np.min(points, axis=0), np.max(points, axis=0)
-    return left, top, right - left, bottom - top
+def _to_job(document: dict[str, Any]) -> Job:
+    sample_id = str(document["_id"])
+    return Job(sample_id, document["filepath"] or "", [Part(sample_id, sample_id)])
 
 
 def _is_file(path: str) -> bool:
@@ -239,11 +251,6 @@ def _is_file(path: str) -> bool:
         return False
 
     return True
-
-
-def _in_shard(sample_id: str, shard: tuple[int, int] | None) -> bool:
-    # By the ID alone: processes that start at different times must agree
-    return shard is None or zlib.crc32(sample_id.encode()) % shard[1] == shard[0]
 
 
 def _flatten(values: Any) -> Iterator[str]:

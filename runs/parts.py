@@ -1,0 +1,91 @@
+"""Parts: which images, frames and patches samples have, and which of them are pending."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fiftyone.core.collections as foc
+import fiftyone.core.labels as fol
+import numpy as np
+from fiftyone import ViewField as F
+
+from ..embedding.jobs import Job, Part
+from ..embedding.patches import Box
+from .target import Target
+
+
+def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
+    """Look up the paths and all parts of samples.
+
+    Args:
+        target: the field
+        view: the samples, with those of their parts that are wanted
+
+    Yields:
+        a :class:`Job` for each sample
+    """
+    paths = ["id", "filepath"]
+    if target.frames_prefix:
+        paths += ["frames.id", "frames.frame_number"]
+    if target.patches_field is not None:
+        shape = "points" if _has_points(target) else "bounding_box"
+        paths += [target.parts_prefix + "id", target.parts_prefix + shape]
+
+    for sample_id, path, *rest in zip(*view.values(paths), strict=True):
+        yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
+
+
+def match_embeddings(
+    target: Target, samples: foc.SampleCollection, exists: bool
+) -> foc.SampleCollection:
+    """Return a view of the samples, frames or labels that have an embedding, or have none.
+
+    Args:
+        target: the field
+        samples: the samples
+        exists: whether to match those that have one
+    """
+    condition = F(target.name).exists(exists)
+    if target.patches_field is not None:
+        return samples.filter_labels(target.patches_field, condition)
+
+    if target.frames_prefix:
+        return samples.match_frames(condition)
+
+    return samples.exists(target.name, exists)
+
+
+def _read_parts(target: Target, sample_id: str, columns: list[Any]) -> Iterator[Part]:
+    is_video, is_patches = bool(target.frames_prefix), target.patches_field is not None
+    documents = list(zip(*columns[:2], strict=True)) if is_video else []
+    if not documents and not (is_video and is_patches):
+        documents = [(sample_id, None)]
+
+    labels = columns[2:] if is_video else columns
+    for index, (document_id, frame_number) in enumerate(documents):
+        if not is_patches:
+            yield Part(document_id, document_id, frame_number)
+            continue
+
+        ids, shapes = ((column[index] if is_video else column) for column in labels)
+        if isinstance(ids, str):  # a single label, not a list of labels
+            ids, shapes = [ids], [shapes]
+
+        for label_id, shape in zip(ids or [], shapes or [], strict=True):
+            box = _bounding_box(shape) if _has_points(target) else shape or ()
+            yield Part(label_id, document_id, frame_number, box)
+
+
+def _has_points(target: Target) -> bool:
+    return issubclass(target.label_type, (fol.Polyline, fol.Polylines))
+
+
+def _bounding_box(shapes: Sequence[Any] | None) -> Box:
+    points = list(itertools.chain.from_iterable(shapes or []))
+    if not points:
+        return ()
+
+    (left, top), (right, bottom) = np.min(points, axis=0), np.max(points, axis=0)
+    return left, top, right - left, bottom - top
