@@ -21,6 +21,7 @@ from ..embedding.local import embed_locally
 from ..embedding.results import Embedded, Failed
 from .field_claim import FieldClaim
 from .options import KEPT, RunOptions
+from .pending_index import add_pending_index
 from .report import EmbeddingError, EmbeddingReport, Notice
 from .spot_check import find_mismatch
 from .target import Target
@@ -125,6 +126,9 @@ def _run(
         shard=options.shard,
         spot_check=lambda: find_mismatch(target, embedder, options.verify),
     )
+    if not (options.overwrite or target.has_parts):
+        add_pending_index(target)
+
     worklist = Worklist(target, overwrite=options.overwrite, shard=options.shard)
     results = embed_locally(
         worklist.read_jobs(),
