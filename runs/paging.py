@@ -85,7 +85,7 @@ class Pages:
 
     def __init__(self, samples: Any, shard: tuple[int, int] | None) -> None:
         self._collection = sample_collection(dataset_of(samples))
-        self._pipeline = pipeline_of(samples)
+        self._of_view = pipeline_of(samples)
         self._shard = in_shard(shard)
         newest = self._collection.find_one({}, ["_id"], sort=[("_id", -1)])
         self._newest: ObjectId = newest["_id"] if newest else _START
@@ -120,7 +120,7 @@ class Pages:
 
     def count(self, after: ObjectId, last: ObjectId) -> int:
         """Count the samples behind an ID, up to another one, listed or not."""
-        if not self._pipeline and not self._shard:
+        if not self._of_view and not self._shard:
             between = {"_id": {"$gt": after, "$lte": last}}
             return int(self._collection.count_documents(between))
 
@@ -132,5 +132,5 @@ class Pages:
             {"$match": {"_id": {"$gt": after, "$lte": last}}},
             {"$sort": {"_id": 1}},
             *self._shard,
-            *self._pipeline,
+            *self._of_view,
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _USED_IN = {
     "_get_label_field_path": "runs/fiftyone_internals.py",
     "_serialize": "runs/fiftyone_internals.py",
     "_doc": "runs/fiftyone_internals.py",
+    "_stages": "runs/fiftyone_internals.py",
+    "_pipeline": "runs/fiftyone_internals.py",
+    "_sample_collection": "runs/fiftyone_internals.py",
     "_stream_info": "embedding/prefetch.py",
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",
@@ -38,10 +42,12 @@ _USED_IN = {
 
 
 def _sources() -> Iterator[Path]:
-    for folder in ("images", "hiera", "runs", "models", "plugin"):
+    for name in tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["tool"][
+        "setuptools"
+    ]["packages"]:
+        folder = name.removeprefix("fiftyone_hiera").removeprefix(".")
         yield from (_ROOT / folder).glob("*.py")
 
-    yield from _ROOT.glob("*.py")
     yield from (_ROOT / "benchmarks").glob("*.py")
 
 
@@ -144,6 +150,24 @@ def test_view_stages(dataset: Any) -> None:
     (stage,) = internals.view_stages(dataset.limit(3))
     assert stage["_cls"] == "fiftyone.core.stages.Limit"
     assert ["limit", 3] in stage["kwargs"]
+
+
+def test_pipeline_of_a_view(labeled: Any) -> None:
+    for samples in (labeled, labeled.view()):
+        assert hasattr(samples, "_pipeline")
+        assert internals.pipeline_of(samples) == []
+        assert internals.stages_of(samples) == []
+
+    assert hasattr(labeled.view(), "_stages")
+    (stage,) = internals.stages_of(labeled.limit(3))
+    assert type(stage).__name__ == "Limit"
+    assert internals.pipeline_of(labeled.limit(3)) == [{"$limit": 3}]
+
+
+def test_collection_of_samples(labeled: Any) -> None:
+    assert hasattr(labeled, "_sample_collection")
+    (document,) = internals.sample_collection(labeled).find()
+    assert document["filepath"] == labeled.first().filepath
 
 
 def test_document_of_a_dataset(dataset: Any) -> None:
