@@ -113,9 +113,10 @@ class Worklist:
         ):
             yield _Page([*map(_to_job, documents)], 0)
 
-            # By the index of IDs: what has an embedding already is not read
+            # By the index of IDs: what has an embedding already is not read. The view may
+            # be one that samples leave when they are embedded
             if not self._overwrite:
-                yield _Page([], pages.count(after, last) - len(documents))
+                yield _Page([], max(0, pages.count(after, last) - len(documents)))
 
     def _page_parts(self) -> Iterator[_Page]:
         samples = self._target.samples

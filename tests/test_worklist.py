@@ -199,6 +199,17 @@ def test_while_the_run_writes_nothing_is_listed_twice_or_left_out(samples: Any) 
     assert samples.count("hiera") == 60
 
 
+def test_samples_that_leave_the_view_when_they_are_embedded(samples: Any) -> None:
+    target = Target(samples.exists("hiera", False), "hiera")
+    work = Worklist(target, overwrite=False, shard=None)
+    for job in work.read_jobs():
+        target.store(job.parts, [_VECTOR])
+        time.sleep(0.01)  # the next page is looked up meanwhile
+
+    assert (work.total, work.skipped) == (40, 0)
+    assert samples.count("hiera") == 60
+
+
 def test_field_cleared_by_hand_is_listed_again(
     samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
