@@ -9,9 +9,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal --durations 25
 
 EXTRAS_demo := demo
-EXTRAS_test := demo test birder
-EXTRAS_app := demo test birder app
+EXTRAS_test := demo test birder ray
+EXTRAS_app := demo test birder ray app
 EXTRAS_bench := demo test
+EXTRAS_scale := demo test ray
 
 # Embed images, search them and draw their map, with nothing but this checkout
 .PHONY: demo
@@ -47,6 +48,11 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/heads.py
+
+# Measure runs with many samples, and on Ray
+.PHONY: bench-scale
+bench-scale: .venv/.scale
+	$(BIN)/python benchmarks/scale.py
 
 # Measure how well vectors of checkpoints, stages and poolings tell labels apart
 .PHONY: evaluate

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cluster.options import RayOptions as RayOptions
+
 if TYPE_CHECKING:
-    from typing import Unpack
+    from os import PathLike
+    from typing import Literal, Unpack
+
+    import fiftyone.core.collections as foc
 
     from .config import Options
+    from .files.report import FilesReport
+    from .runs.attach import AttachReport
     from .zoo_model import HieraEmbeddingModel
 
 # FiftyOne 1.10 calls a downloaded plugin "@owner.name" without a module "@owner", which
@@ -59,6 +67,117 @@ def load_model(
     from .zoo_model import load
 
     return load(model_name, Path(model_path) if model_path else None, {**kwargs})
+
+
+def embed_files(
+    manifest: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    model: str,
+    ray: bool | str | RayOptions | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    part_size: int = 100_000,
+    vectors: Literal["float32", "float16"] = "float32",
+    shard: tuple[int, int] | None = None,
+    progress: bool | Callable[[Any], None] = True,
+    **kwargs: Unpack[Options],
+) -> FilesReport:
+    """Embed the images that a manifest lists, without FiftyOne.
+
+    The output is a folder of Parquet files with the columns ``id``, ``uri``,
+    ``vector`` (a list of fixed size) and ``error``: each row of the manifest has one row,
+    with a vector or with the reason why it has none. Its parts are complete when they are
+    there. A run that was interrupted resumes when this function is called again; a
+    record in the folder refuses other settings and other manifests.
+
+    Rows with an error are not tried again. Those rows of the output are a manifest by
+    themselves.
+
+    Args:
+        manifest: the path of a Parquet file, or of a folder of such files, with the
+            columns ``id`` (strings or int64, unique) and ``uri`` (paths, or what
+            fsspec opens); other columns are ignored
+        out: the folder of the output, on a local or shared disk; created if it does
+            not exist
+        model: the name of the model in the zoo
+        ray (None): where to read and embed: None is this process, True a local Ray
+            cluster, or the one that this process is connected to; a string is the
+            address of a cluster, a :class:`fiftyone_hiera.RayOptions` says more. The
+            nodes must see the files by the same paths
+        batch_size (None): the number of images per forward pass. By default, 32
+        num_workers (None): the number of threads that decode images; with 0, the
+            calling thread does. By default, one per core. On Ray, the number in each
+            task that reads files, 0 by default
+        part_size (100000): the number of rows in a part
+        vectors ("float32"): the dtype that vectors are stored in, "float32" or
+            "float16". float16 halves the output, and rounds by at most 0.0005 of
+            each number
+        shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint sets of
+            parts, 0 <= k < n. The first run checks that IDs are unique: let it begin to
+            embed before you start others
+        progress (True): whether to render a progress bar, or a function to call with
+            the bar instead
+        **kwargs: the options of the model, see
+            :class:`fiftyone_hiera.config.Settings`
+
+    Returns:
+        a :class:`fiftyone_hiera.files.report.FilesReport` with the attributes
+        ``embedded``, ``skipped``, ``failed``, ``warned``, ``seconds`` and ``examples``
+
+    Raises:
+        ValueError: if an argument or the manifest is not valid, or if the output was
+            made with other settings or of another manifest
+        FilesError: a RuntimeError, if the run had to stop or if all files failed; its
+            attribute ``report`` has what was done
+        ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
+    """
+    from .files.runner import FileOptions, run
+
+    options = FileOptions(ray, batch_size, num_workers, part_size, vectors, shard)
+    return run(Path(manifest), Path(out), model, {**kwargs}, options, progress)
+
+
+def attach_embeddings(
+    samples: foc.SampleCollection,
+    embeddings_field: str,
+    out: str | PathLike[str],
+    *,
+    by: Literal["id", "filepath"] = "id",
+    overwrite: bool = False,
+) -> AttachReport:
+    """Store the output of :func:`embed_files` in the samples of a dataset.
+
+    The provenance of the output becomes that of the field, so that
+    ``model.embed_samples()`` continues it, and embeddings computed with different
+    settings are refused. Parts that are not complete yet are attached when this
+    function is called again.
+
+    The IDs or paths of the samples without an embedding are held in memory.
+
+    Args:
+        samples: a :class:`fiftyone.core.dataset.Dataset` or a
+            :class:`fiftyone.core.view.DatasetView` of images
+        embeddings_field: the field to store the embeddings in, created if it does
+            not exist
+        out: the folder of the output
+        by ("id"): what to find a sample's row by: "id" compares its ID with the
+            column ``id``, "filepath" its path with the column ``uri``, as it is
+        overwrite (False): whether to replace embeddings that exist already. Those of
+            different settings are removed from the whole field first
+
+    Returns:
+        an :class:`fiftyone_hiera.runs.attach.AttachReport` with the attributes
+        ``attached``, ``skipped``, ``missing`` and ``failed``
+
+    Raises:
+        ValueError: if an argument is not valid, or if the field is read-only or holds
+            embeddings computed with different settings
+        ImportError: if pyarrow is not installed
+    """
+    from .runs.attach import attach
+
+    return attach(samples, embeddings_field, Path(out), by, overwrite)
 
 
 def resolve_input(model_name: str, ctx: Any) -> Any:

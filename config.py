@@ -399,7 +399,10 @@ def _openvino_obstacle(dtype: str, device: str) -> str | None:
         return f"cannot compute in {dtype!r} on this CPU, only in {dtypes}"
 
     if not has_tracing():
-        return "needs torch.jit.trace, which torch does not support with this Python"
+        return (
+            "needs torch.jit.trace, which torch does not support from Python 3.14 on: use "
+            "engine 'torch' or 'auto'"
+        )
 
     if not has_openvino():
         return f"is not installed: pip install '{OPENVINO}'"

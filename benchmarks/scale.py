@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from measure import describe_machine, measure_steps, memory
-from network import import_package
+from network import import_package, save_checkpoint
 from pictures import write_jpegs
 
 _HERE = Path(__file__).resolve().parent
 sys.path.append(str(_HERE.parent / "examples"))
 
-from sandbox import use_own_fiftyone  # noqa: E402  # needs the path
+from documents import insert, table  # noqa: E402  # needs the path
+from sandbox import use_own_fiftyone  # noqa: E402  # the same
 
 NANO = "hiera-nano-digits"
 _DIM = 768
@@ -31,7 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", nargs="+", type=int, default=[100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=2000, help="of the runs on Ray")
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
+    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
     args = parser.parse_args()
 
     folder = args.folder.resolve()
@@ -45,7 +50,10 @@ def main() -> None:
         for count in args.samples
     }
     steps["writing"] = partial(_measure_writing, path)
+    steps["ray"] = partial(_measure_ray, folder, args.images)
     measure_steps(results, steps, folder / "scale.json")
+    if args.into is not None:
+        insert("\n".join(_tabulate(results)), "figures", args.into)
 
 
 def _measure_worklist(count: int, path: str, rounds: int) -> dict[str, Any]:
@@ -205,6 +213,94 @@ def _measure_writing(path: str) -> dict[str, float]:
 
     dataset.delete()
     return result
+
+
+def _measure_ray(folder: Path, count: int) -> dict[str, Any]:
+    """Measure runs of tiny here and on a local cluster, in turns."""
+    import fiftyone as fo
+
+    import fiftyone_hiera
+    from fiftyone_hiera.cluster.options import RayOptions
+
+    paths = write_jpegs(folder / "pictures", "VGA", 128)
+    checkpoint = save_checkpoint("tiny", folder / "tiny")
+    model = fiftyone_hiera.load_model(
+        "facebook/hiera-tiny-224-hf", checkpoint=str(checkpoint)
+    )
+    cycle = itertools.islice(itertools.cycle(paths), count)
+    dataset = _add_samples(fo.Dataset(), [*cycle])
+    cpus = os.cpu_count() or 1
+    contenders: dict[str, Any] = {
+        "here": None,
+        "Ray, one actor": RayOptions(num_actors=1, num_cpus=1),
+        "Ray, two actors": RayOptions(num_actors=2, num_cpus=0.5),
+    }
+    result: dict[str, Any] = {"cpus": cpus, "images": count}
+    for name, ray in [*contenders.items()] * 2:
+        run = _time_run(model, dataset, ray)
+        result.setdefault(name, []).append(run)
+
+    dataset.delete()
+    return result
+
+
+def _time_run(model: Any, dataset: Any, ray: Any) -> dict[str, float]:
+    """Time a run: until its first images are stored, and its rate from then on."""
+    times: list[tuple[float, int]] = []
+    start = time.perf_counter()
+
+    def note(bar: Any) -> None:
+        times.append((time.perf_counter(), bar.iteration))
+
+    report = model.embed_samples(dataset, "hiera", overwrite=True, ray=ray, progress=note)
+    (first, already), (last, total) = times[0], times[-1]
+    return {
+        "start_s": first - start,
+        "images_per_second": (total - already) / (last - first),
+        "seconds": report.seconds,
+        "embedded": report.embedded,
+    }
+
+
+def _tabulate(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the figures as text."""
+    machine = results["machine"]
+    yield f"{machine['cpu']}, {machine['cores']} cores, MongoDB on the same cores.\n"
+    counts = [name for name in results if name.endswith(" samples")]
+    seconds = {
+        "first image, first run": "first run_s",
+        "first image, a shard of 8": "shard of 8_s",
+        "first image, resume at 90 %": "resume at 90 %_s",
+        "first image, resume at 90 % without the index": "resume at 90 % without index_s",
+    }
+    rows = [
+        [label, *(f"{statistics.median(results[count][key]):.2f} s" for count in counts)]
+        for label, key in seconds.items()
+    ]
+    for label, key, unit in (
+        ("listing all, per image", "microseconds_per_image", "µs"),
+        ("memory of listing all", "memory_mb", "MB"),
+    ):
+        values = [results[count]["listing"][key] for count in counts]
+        rows.append([label, *(f"{value:.1f} {unit}" for value in values)])
+
+    yield from table(["", *counts], rows)
+    yield ""
+    writing = [
+        f"{rate:,.0f} {name.partition(', ')[2]}"
+        for name, rate in results["writing"].items()
+    ]
+    yield f"Vectors stored per second by one process: {', '.join(writing)}.\n"
+    ray = results["ray"]
+    here = statistics.median(run["images_per_second"] for run in ray["here"])
+    rows = []
+    for name, runs in ray.items():
+        if isinstance(runs, list):
+            rate = statistics.median(run["images_per_second"] for run in runs)
+            start = statistics.median(run["start_s"] for run in runs)
+            rows.append([name, f"{start:.1f} s", f"{rate:.1f}", f"{rate / here:.2f} x"])
+
+    yield from table(["tiny, VGA files", "first images", "images/s", "to here"], rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ class Embedder:
         preprocessing: the preprocessing, from an image to a uint8 tensor (3, H, W)
         settings: the options, with a device
         origin: the source of the weights
+        entry: the name of the entry of the zoo
+        weights (None): the path of its weights, if it was given
     """
 
     def __init__(
@@ -34,7 +37,11 @@ class Embedder:
         preprocessing: Preprocessing,
         settings: Settings,
         origin: Origin,
+        entry: str,
+        weights: Path | None = None,
     ) -> None:
+        self.entry = entry
+        self.weights = weights
         self.encoder = encoder
         self.preprocessing = preprocessing
         self.settings = settings

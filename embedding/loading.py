@@ -101,7 +101,7 @@ def load_checkpoint(
         device=torch.device(settings.device or "cpu"),
     )
     origin = Origin(source, local.revision, file.sha256)
-    embedder = Embedder(encoder, preprocessing, settings, origin)
+    embedder = Embedder(encoder, preprocessing, settings, origin, name, weights)
     return LoadedCheckpoint(local.config, file, embedder)
 
 

@@ -19,10 +19,10 @@ All images that reach the encoder are decoded by the same rules:
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import BinaryIO, TypeAlias
 
@@ -34,6 +34,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 from . import jpeg
 from .monkeypatch import Override
 from .refusals import check_is_file, describe_content
+from .uris import is_uri, open_uri
 
 logger = logging.getLogger(__name__)
 log_warning = logger.warning
@@ -52,6 +53,7 @@ _EXIF_ORIENTATION = 0x0112
 
 # 16-bit images whose values are below this hold data of another depth in all likelihood
 _FEW_VALUES = 4096
+_warned_of_few_values = threading.Event()  # once per process
 
 # The transposition that turns an image of each EXIF orientation upright
 _TRANSPOSE_METHODS = {
@@ -169,6 +171,9 @@ def _open(source: Source) -> BinaryIO:
 
         return io.BytesIO(source)
 
+    if is_uri(source):
+        return open_uri(source)
+
     check_is_file(source)
     return open(source, "rb")
 
@@ -197,7 +202,7 @@ def _pil_to_rgb(
     # Pillow decodes 16-bit PGM files to 32-bit integers
     is_16_bit = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
     if is_16_bit:
-        return _array_to_rgb(np.asarray(upright).astype(np.uint16))
+        return _array_to_rgb(np.asarray(upright).astype(np.uint16), name)
 
     if image.mode in ("I", "F"):
         raise ValueError(
@@ -278,17 +283,19 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-@functools.cache  # once per process
-def _warn_of_few_values() -> None:
-    logger.warning(
-        "A 16-bit image has no value above %d and becomes nearly black, as do all images "
-        "like it: of 16 bits, the high byte is kept. Scale such images first: values of "
-        "12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
-        _FEW_VALUES - 1,
-    )
+def _warn_of_few_values(name: str) -> None:
+    if not _warned_of_few_values.is_set():
+        _warned_of_few_values.set()
+        logger.warning(
+            "The %s is of 16 bits and has no value above %d, so it becomes nearly black, "
+            "as do all images like it: the high byte is kept. Scale such images first: "
+            "values of 12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
+            name,
+            _FEW_VALUES - 1,
+        )
 
 
-def _array_to_rgb(array: npt.NDArray[np.generic]) -> Image.Image:
+def _array_to_rgb(array: npt.NDArray[np.generic], name: str = "array") -> Image.Image:
     if array.ndim == 2:
         array = array[:, :, np.newaxis]
 
@@ -300,7 +307,7 @@ def _array_to_rgb(array: npt.NDArray[np.generic]) -> Image.Image:
 
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         if 0 < array.max() < _FEW_VALUES:
-            _warn_of_few_values()
+            _warn_of_few_values(name)
 
         array = (array >> 8).astype(np.uint8)  # type: ignore[operator]  # checked above
     elif array.dtype == np.bool_:

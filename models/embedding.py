@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..cluster.options import RayOptions, to_ray_options
+from ..embedding.arguments import check_progress
 from ..embedding.embedder import Embedder, Embeddings
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from ..runs.adoption import adopt
-from ..runs.arguments import check_progress
 from ..runs.options import RunOptions
 from ..runs.report import EmbeddingReport
 from ..runs.runner import run
@@ -226,6 +227,7 @@ class HieraEmbeddingModel(
         failure_tag: str | None = None,
         verify: int = 3,
         progress: bool | Callable[[Any], None] | None = None,
+        ray: bool | str | RayOptions | None = None,
     ) -> EmbeddingReport:
         """Embed the samples that have no embedding yet.
 
@@ -244,7 +246,8 @@ class HieraEmbeddingModel(
             batch_size (None): the number of images per forward pass. By
                 default, ``fiftyone.config.default_batch_size``, or 32
             num_workers (None): the number of threads that decode images; with 0,
-                the calling thread does. By default, one per core
+                the calling thread does. By default, one per core. On Ray, the number
+                in each task that reads files, 0 by default
             overwrite (False): whether to embed samples that have an embedding
                 already. Those that fail keep the one they have, unless the field's
                 embeddings were computed with different settings: then all are
@@ -261,6 +264,10 @@ class HieraEmbeddingModel(
             progress (None): whether to render a progress bar (True/False), use
                 the default value ``fiftyone.config.show_progress_bars`` (None),
                 or a progress callback function to invoke instead
+            ray (None): where to read and embed: None is this process, True a local Ray
+                cluster, or the one that this process is connected to; a string is the
+                address of a cluster, a :class:`fiftyone_hiera.RayOptions` says more.
+                The nodes must see the files by the same paths
 
         Returns:
             an :class:`fiftyone_hiera.runs.report.EmbeddingReport` with the attributes
@@ -273,9 +280,17 @@ class HieraEmbeddingModel(
                 or holds embeddings computed with different settings
             EmbeddingError: a RuntimeError, if the run had to stop or if all
                 inputs failed; its attribute ``report`` has what was done
+            ImportError: if ``ray`` is given and Ray is not installed
         """
         options = RunOptions(
-            batch_size, num_workers, overwrite, skip_failures, shard, failure_tag, verify
+            batch_size,
+            num_workers,
+            overwrite,
+            skip_failures,
+            shard,
+            failure_tag,
+            verify,
+            to_ray_options(ray),
         )
         check_progress(progress)
         target = Target(samples, embeddings_field, patches_field)

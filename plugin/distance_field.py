@@ -9,8 +9,10 @@ from fiftyone.core.odm.utils import validate_field_name
 
 from ..runs.fiftyone_internals import label_path
 
+_DESCRIPTION = "Distances from the last search by similarity"
 
-def distance_path(dataset: Any, name: str, patches_field: str | None) -> str:
+
+def distance_path(dataset: Any, name: object, patches_field: str | None) -> str:
     """Check the name of a field for distances.
 
     Args:
@@ -22,9 +24,10 @@ def distance_path(dataset: Any, name: str, patches_field: str | None) -> str:
         the path of the field
 
     Raises:
-        ValueError: if the name is not valid, or if the field is not a float field
+        ValueError: if the name is not valid, or if there is such a field that is not one of
+            distances
     """
-    if "." in name:
+    if not isinstance(name, str) or "." in name:
         raise ValueError(
             f"Invalid dist_field {name!r}: expected a name without '.', also for patches"
         )
@@ -35,10 +38,22 @@ def distance_path(dataset: Any, name: str, patches_field: str | None) -> str:
         path = f"{label_path(dataset, patches_field)[1]}.{name}"
 
     field = dataset.get_field(path)
-    if field is not None and not isinstance(field, fo.FloatField):
+    if field is None:
+        return path
+
+    if not isinstance(field, fo.FloatField):
         raise ValueError(
             f"Invalid dist_field {name!r}: the field {path!r} is a "
             f"{type(field).__name__}, not a FloatField"
+        )
+
+    if field.read_only:
+        raise ValueError(f"Invalid dist_field {name!r}: the field {path!r} is read-only")
+
+    if field.description != _DESCRIPTION:
+        raise ValueError(
+            f"Invalid dist_field {name!r}: the field {path!r} holds other values, which "
+            "would be removed. Choose another name"
         )
 
     return path
@@ -52,6 +67,6 @@ def empty_field(dataset: Any, path: str) -> None:
         path: the path of the field
     """
     if dataset.get_field(path) is None:
-        dataset.add_sample_field(path, fo.FloatField)
+        dataset.add_sample_field(path, fo.FloatField, description=_DESCRIPTION)
     else:
         dataset.clear_sample_field(path)

@@ -10,8 +10,8 @@ from typing import Any
 import fiftyone.brain as fob
 from fiftyone.operators import types
 
+from ..embedding.arguments import to_integer
 from ..images.decoding import read_image
-from ..runs.arguments import to_integer
 from ..runs.fiftyone_internals import is_patches
 from .allowed_models import read_allowed
 from .distance_field import distance_path, empty_field
@@ -172,13 +172,24 @@ def _chosen_path(ctx: Any, brain_key: str) -> str | None:
     return distance_path(ctx.dataset, name, config.patches_field)
 
 
-def _read(upload: dict[str, Any]) -> Any:
+def _read(upload: object) -> Any:
+    if not isinstance(upload, dict):
+        raise ValueError(
+            f"Invalid query_image {upload!r}: expected a dict with the file's bytes in "
+            "base64 as 'content', and its 'name'"
+        )
+
     if not upload.get("content"):
         raise ValueError("The image was not uploaded: select it again")
 
+    try:
+        content = base64.b64decode(upload["content"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The image's content is not base64: {error}") from error
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image")
-        path.write_bytes(base64.b64decode(upload["content"]))
+        path.write_bytes(content)
         try:
             return read_image(path)
         except ValueError as error:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
+from ..embedding.arguments import to_integer
 from ..embedding.embedder import Embedder
-from .arguments import to_integer
 from .field_claim import FieldClaim
 from .spot_check import compare, pick_inputs
 from .target import Target
+
+# A child of FiftyOne's own logger, whose handler and level apply to it
+logger = logging.getLogger("fiftyone.hiera")
 
 
 def adopt(target: Target, embedder: Embedder, verify: int) -> None:
@@ -23,10 +28,11 @@ def adopt(target: Target, embedder: Embedder, verify: int) -> None:
     """
     count = to_integer("verify", verify, 1)
     claim = FieldClaim(target, embedder.provenance)
-    if not target.count_embeddings()[0]:
+    held, _ = target.count_embeddings()
+    if not held:
         raise ValueError(f"The field {target.path!r} holds no embeddings")
 
-    inputs = pick_inputs(target, embedder, count)
+    inputs = pick_inputs(target, embedder, count, is_thorough=True)
     if not inputs:
         raise ValueError(
             f"Cannot check the embeddings in {target.path!r}: none of the files that were "
@@ -38,3 +44,9 @@ def adopt(target: Target, embedder: Embedder, verify: int) -> None:
         raise ValueError(f"{mismatch} Nothing was recorded.")
 
     claim.adopt()
+    logger.info(
+        "Adopted the %d embeddings in %r, after comparing %d of them",
+        held,
+        target.path,
+        len(inputs),
+    )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
+from ..embedding.jobs import Part
 from ..embedding.provenance import (
     OPTIONS,
     PREPROCESSING_OPTIONS,
@@ -125,6 +129,31 @@ class FieldClaim:
             self._record(self._provenance)
         elif not self._matches:
             self._refuse_other_run()
+
+    def store(
+        self,
+        sample_ids: Sequence[str],
+        parts: Sequence[Part],
+        embeddings: npt.NDArray[np.float32],
+    ) -> None:
+        """Write embeddings, unless another run took the field meanwhile.
+
+        Args:
+            sample_ids: the IDs of the samples that hold the parts
+            parts: the N parts
+            embeddings: their embeddings, of shape (N, D)
+
+        Raises:
+            ValueError: if another run did
+        """
+        self.confirm()
+        self._target.store(parts, embeddings)
+        try:
+            self.confirm()
+        except ValueError:
+            # It removed the field's embeddings, perhaps before these were stored
+            self._target.remove(sample_ids, parts, embeddings)
+            raise
 
     def adopt(self) -> None:
         """Record the provenance for the embeddings that the field holds.

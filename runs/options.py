@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from .arguments import check_boolean, is_integer, to_integer
+from ..cluster.options import RayOptions
+from ..embedding.arguments import check_boolean, to_integer, to_shard
 
 KEPT = "Stored embeddings are kept"
 """Said in the message of each run that had to stop."""
@@ -22,6 +22,7 @@ class RunOptions:
     shard: tuple[int, int] | None
     failure_tag: str | None
     verify: int = 3
+    ray: RayOptions | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("verify", 0)):
@@ -32,7 +33,7 @@ class RunOptions:
         check_boolean("overwrite", self.overwrite)
         check_boolean("skip_failures", self.skip_failures)
         if self.shard is not None:
-            object.__setattr__(self, "shard", _to_shard(self.shard))
+            object.__setattr__(self, "shard", to_shard(self.shard))
 
         tag: object = self.failure_tag
         if tag is not None and not (isinstance(tag, str) and tag):
@@ -43,12 +44,3 @@ class RunOptions:
         """What to do after a run that stopped."""
         does = "starts over" if self.overwrite else "resumes there"
         return f"{KEPT}; the same call {does}"
-
-
-def _to_shard(shard: Any) -> tuple[int, int]:
-    match shard:
-        case (index, count) if is_integer(index) and is_integer(count):
-            if 0 <= index < count:
-                return int(index), int(count)
-
-    raise ValueError(f"Invalid shard {shard!r}: expected (k, n), integers with 0 <= k < n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 from pymongo.errors import PyMongoError
 
 from ..embedding.embedder import Embedder
+from ..embedding.jobs import Job
 from ..embedding.local import embed_locally
-from ..embedding.results import Embedded, Failed
+from ..embedding.results import Embedded, Failed, Result
 from .field_claim import FieldClaim
 from .options import KEPT, RunOptions
 from .pending_index import add_pending_index
@@ -130,15 +131,8 @@ def _run(
         add_pending_index(target)
 
     worklist = Worklist(target, overwrite=options.overwrite, shard=options.shard)
-    results = embed_locally(
-        worklist.read_jobs(),
-        embedder,
-        is_video=target.media_type == fom.VIDEO,
-        batch_size=options.batch_size
-        or fo.config.default_batch_size
-        or _DEFAULT_BATCH_SIZE,
-        num_workers=fou.recommend_thread_pool_workers(options.num_workers),
-        in_order=not options.skip_failures,
+    results = _embed(
+        worklist.read_jobs(), embedder, options, is_video=target.media_type == fom.VIDEO
     )
     unit = "samples (total estimated)" if worklist.is_estimate else "samples"
     bar = fou.ProgressBar(total=worklist.total, progress=progress, iters_str=unit)
@@ -167,26 +161,44 @@ def _run(
         report.skipped = worklist.skipped
 
 
+def _embed(
+    jobs: Iterable[Job], embedder: Embedder, options: RunOptions, *, is_video: bool
+) -> Generator[list[Result], None, None]:
+    """Return the source of results: this process, or a cluster."""
+    batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
+    if options.ray is not None:
+        from ..cluster.source import embed_on_ray
+
+        return embed_on_ray(
+            jobs,
+            embedder,
+            options.ray,
+            is_video=is_video,
+            batch_size=batch_size,
+            num_workers=options.num_workers or 0,
+        )
+
+    return embed_locally(
+        jobs,
+        embedder,
+        is_video=is_video,
+        batch_size=batch_size,
+        num_workers=fou.recommend_thread_pool_workers(options.num_workers),
+        in_order=not options.skip_failures,
+    )
+
+
 def _store(context: _Context, batch: Sequence[Embedded]) -> None:
     context.claim.take()
     parts = [result.part for result in batch]
     embeddings = np.stack([result.embedding for result in batch])
 
-    def write() -> None:
-        context.claim.confirm()
-        context.target.store(parts, embeddings)
-        try:
-            context.claim.confirm()
-        except ValueError:
-            # Another run removed the field's embeddings, perhaps before these were stored
-            sample_ids = [result.job.sample_id for result in batch]
-            context.target.remove(sample_ids, parts, embeddings)
-            raise
-
+    sample_ids = [result.job.sample_id for result in batch]
+    write = partial(context.claim.store, sample_ids, parts, embeddings)
     context.writer.submit(write, len(parts))
     tag = context.options.failure_tag
     if tag is not None:
-        whole = sorted({result.job.sample_id for result in batch} - context.failed_ids)
+        whole = sorted({*sample_ids} - context.failed_ids)
         context.writer.submit(partial(context.target.untag, whole, tag))
 
 

@@ -7,12 +7,12 @@ ways: by a merge of datasets, a clone, an import, or ``compute_embeddings``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from fractions import Fraction
+import logging
+import random
+from functools import partial
 from typing import Any
 
 import numpy as np
-from bson import ObjectId
 
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Job, Part
@@ -21,12 +21,15 @@ from .fiftyone_internals import all_slices, sample_collection
 from .parts import match_embeddings, read_jobs
 from .target import Target
 
-# How many files to try for an embedding, if they cannot be read
-_FILES = 4
+logger = logging.getLogger(__name__)
 
-# How many samples to search for an embedding at a place, and how many places to try
-_NEARBY = 2000
-_PLACES = 4
+# How many samples to try for each embedding, if files cannot be read
+_SPARE = 4
+
+# Larger datasets are sampled before it is known which samples have an embedding; so many
+# samples for each that is wanted
+_MANY = 20_000
+_SAMPLED = 200
 
 # The largest relative distances that rounding makes. Measured between batch sizes, engines
 # and dtypes: 1e-6 in float32, 5e-3 in bfloat16, 7e-4 in float16; GPUs round otherwise.
@@ -37,45 +40,62 @@ _TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 def find_mismatch(target: Target, embedder: Embedder, count: int) -> str | None:
     """Embed a few images of a field again, and compare.
 
-    The embeddings are spread over the field in the order of the samples' IDs. Those whose
-    files cannot be read are left out for others.
-
     Args:
         target: the field
         embedder: the model
-        count: the number of embeddings to compare
+        count: the number of embeddings to compare; see :func:`pick_inputs`
 
     Returns:
         a sentence about the first embedding that is not the model's, or None
     """
-    return compare(target, embedder, pick_inputs(target, embedder, count))
+    if not count or not target.find_field():
+        return None
+
+    inputs = pick_inputs(target, embedder, count)
+    if not inputs and _first_jobs(target, 1):
+        logger.warning(
+            "The embeddings in %r were not checked: none of the files that were tried can "
+            "be read",
+            target.path,
+        )
+
+    return compare(target, embedder, inputs)
 
 
-def pick_inputs(target: Target, embedder: Embedder, count: int) -> list[Input]:
+def pick_inputs(
+    target: Target, embedder: Embedder, count: int, *, is_thorough: bool = False
+) -> list[Input]:
     """Read some of the images whose embeddings are in a field.
+
+    They are those of the samples with the first and the last ID, and of others at random.
+    Those whose files cannot be read are left out for others.
 
     Args:
         target: the field
         embedder: the model
         count: the number of embeddings
+        is_thorough (False): whether to look for embeddings in all samples, however many
+            there are
 
     Returns:
         the inputs; fewer if there are fewer embeddings, or if files cannot be read
     """
+    finds = (
+        partial(_first_jobs, target, 1),
+        partial(_first_jobs, target, -1),
+        partial(_random_jobs, target, _SPARE * count, is_thorough=is_thorough),
+    )
     inputs: dict[str, Input] = {}
-    for share, jobs in _spread(target, count):
-        if len(inputs) == count:
-            break
+    for index, find in enumerate(finds):
+        most = min(count, index + 1) if index < 2 else count
+        for job in find():
+            if len(inputs) == most:
+                break
 
-        for job in jobs:
-            part = _pick_part(job, share, len(inputs), is_video=bool(target.frames_prefix))
-            if part.id in inputs:
-                continue
-
-            read = _read(job, part, embedder)
+            part = _pick_part(job, index, is_video=bool(target.frames_prefix))
+            read = None if part.id in inputs else _read(job, part, embedder)
             if isinstance(read, Input):
                 inputs[part.id] = read
-                break
 
     return [*inputs.values()]
 
@@ -114,44 +134,38 @@ def compare(target: Target, embedder: Embedder, inputs: list[Input]) -> str | No
     return None
 
 
-def _spread(target: Target, count: int) -> Iterator[tuple[Fraction, list[Job]]]:
-    """Yield places from 0 to 1 among the IDs, and samples with embeddings there."""
-    if not count or not target.find_field():
-        return
+def _first_jobs(target: Target, order: int) -> list[Job]:
+    """Return the samples with embeddings that have the first IDs, or with -1 the last."""
+    pipeline: list[dict[str, Any]] = [{"$sort": {"_id": order}}]
+    if order < 0:
+        pipeline.append({"$limit": _MANY})  # behind them, embedded samples may be far
 
-    first = _read_jobs(target, [{"$sort": {"_id": 1}}])
-    if not first:
-        return
-
-    yield Fraction(0), first
-
-    # At IDs, not at rows: finding the n-th row would read all rows before it
-    newest = sample_collection(target.dataset).find_one({}, ["_id"], sort=[("_id", -1)])
-    low, high = int(first[0].sample_id, 16), int(str(newest["_id"]), 16)
-    nearby = {"$limit": _NEARBY}
-    yield Fraction(1), _read_jobs(target, [{"$sort": {"_id": -1}}, nearby])
-    for share in itertools.islice(_shares(), _PLACES * count):
-        start = ObjectId(f"{low + int((high - low) * share):024x}")
-        behind = {"$match": {"_id": {"$gte": start}}}
-        yield share, _read_jobs(target, [behind, {"$sort": {"_id": 1}}, nearby])
+    view = match_embeddings(target, all_slices(target.dataset).mongo(pipeline), True)
+    return _to_jobs(target, view.limit(_SPARE))
 
 
-def _shares() -> Iterator[Fraction]:
-    """Yield 1/2, 1/4, 3/4, 1/8, 3/8, ..."""
-    for power in itertools.count(1):
-        yield from (Fraction(odd, 2**power) for odd in range(1, 2**power, 2))
+def _random_jobs(target: Target, count: int, *, is_thorough: bool) -> list[Job]:
+    """Return samples with embeddings at random."""
+    samples = all_slices(target.dataset)
+    many = sample_collection(target.dataset).estimated_document_count() > _MANY
+    if many and not is_thorough:
+        few = samples.mongo([{"$sample": {"size": _SAMPLED * count}}])
+        return _to_jobs(target, match_embeddings(target, few, True).limit(count))
+
+    held = match_embeddings(target, samples, True)
+    return _to_jobs(target, held.mongo([{"$sample": {"size": count}}]))
 
 
-def _read_jobs(target: Target, pipeline: list[dict[str, Any]]) -> list[Job]:
-    samples = all_slices(target.dataset).mongo(pipeline)
-    view = match_embeddings(target, samples, True).limit(_FILES)
+def _to_jobs(target: Target, view: Any) -> list[Job]:
     return [job for job in read_jobs(target, view) if job.parts]
 
 
-def _pick_part(job: Job, share: Fraction, index: int, *, is_video: bool) -> Part:
+def _pick_part(job: Job, index: int, *, is_video: bool) -> Part:
     # A late frame would take the time to decode those before it
-    last = len(job.parts) - 1
-    return job.parts[min(index, last) if is_video else int(last * share)]
+    if is_video:
+        return job.parts[min(index, len(job.parts) - 1)]
+
+    return random.choice(job.parts) if index == 2 else job.parts[-index]
 
 
 def _read(job: Job, part: Part, embedder: Embedder) -> object:

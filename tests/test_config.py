@@ -150,9 +150,11 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
         name for name in imported if name and name not in sys.stdlib_module_names
     }
     packages = {"PIL": "pillow"}
-    with_fiftyone = {"fiftyone", "eta", "pymongo", "bson"}
-    extras = {"openvino"}
-    expected = {packages.get(name, name) for name in third_party} - with_fiftyone - extras
+    with_fiftyone = {"fiftyone", "eta", "pymongo", "bson", "pandas"}
+    extras = {"openvino", "pyarrow", "ray"}
+    own = {"fiftyone_hiera"}
+    names = {packages.get(name, name) for name in third_party}
+    expected = names - with_fiftyone - extras - own
     # FiftyOne's data loaders import it
     expected.add("torchvision")
 

@@ -96,7 +96,7 @@ def test_16_bit_of_few_values_is_warned_of_once(
     grey = np.asarray(photo.convert("L")).astype(np.uint16)
     deep = grey << (bits - 8)
     path = _save(Image.fromarray(deep), tmp_path / "deep.png")
-    decoding._warn_of_few_values.cache_clear()
+    decoding._warned_of_few_values.clear()
     assert not to_rgb(np.zeros((9, 9), np.uint16)).getbbox()
     assert not caplog.messages  # a black image is black
     for _ in range(3):
@@ -104,7 +104,8 @@ def test_16_bit_of_few_values_is_warned_of_once(
 
     assert len(caplog.messages) == is_warned_of
     for line in caplog.messages:
-        assert "no value above 4095 and becomes nearly black" in line
+        assert (f"The image {str(path)!r}" if is_file else "The array") in line
+        assert "no value above 4095, so it becomes nearly black" in line
         assert "12 bits: image << 4" in line
         assert "8 bits: image.astype(np.uint8)" in line
 

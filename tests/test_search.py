@@ -241,3 +241,44 @@ def test_invalid_distance_field_changes_nothing(samples: Any) -> None:
 
     with pytest.raises(ValueError, match="Invalid k 0"):
         plugin_module("plugin.search").sort_view(make_context(samples, {**params, "k": 0}))
+
+
+def _sort(samples: Any, **params: Any) -> Any:
+    upload = _upload(samples.first().filepath)
+    params = {"query_image": upload, "brain_key": "mean", **params}
+    context = make_context(samples, params, operator_uri=SORT)
+    return plugin_module("plugin.search").sort_view(context)
+
+
+def test_values_of_others_are_not_removed(samples: Any) -> None:
+    _index(samples, "mean")
+    samples.set_values("uniqueness", [0.5] * len(samples))
+    samples.add_sample_field("fixed", fo.FloatField)
+    field = samples.get_field("fixed")
+    field.read_only = True
+    field.save()
+    for name, match in (("uniqueness", "holds other values"), ("fixed", "is read-only")):
+        with pytest.raises(ValueError, match=match):
+            _sort(samples, dist_field=name)
+
+    assert samples.count("uniqueness") == len(samples)
+    for _ in range(2):  # its own are replaced
+        _sort(samples, k=5, dist_field="distance")
+        assert samples.count("distance") == 5
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"dist_field": 5}, "Invalid dist_field 5"),
+        ({"query_image": "/path.png"}, "Invalid query_image '/path.png'"),
+        ({"query_image": {"content": "data:image/png;base64,AAAA"}}, "is not base64"),
+        ({"query_image": {"name": "x.png"}}, "was not uploaded"),
+    ],
+)
+def test_invalid_arguments_of_the_search(
+    samples: Any, params: dict[str, Any], match: str
+) -> None:
+    _index(samples, "mean")
+    with pytest.raises(ValueError, match=match):
+        _sort(samples, **params)

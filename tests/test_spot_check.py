@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
 import numpy as np
 import pytest
+from bson import ObjectId
 from PIL import Image
 
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs import spot_check
+from fiftyone_hiera.runs.fiftyone_internals import sample_collection
 from fiftyone_hiera.runs.target import Target
 
 NANO = "hiera-nano-digits"
@@ -142,10 +146,9 @@ def test_number_of_embeddings_to_check(
         model.embed_samples(samples, "hiera", verify=verify)
 
 
-def test_checked_embeddings_are_spread_and_few(
-    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model.embed_samples(samples, "hiera")
+@pytest.fixture
+def paths_read(model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the images that are read, in turn."""
     paths: list[str] = []
     read = model.transforms.read
     monkeypatch.setattr(
@@ -153,11 +156,55 @@ def test_checked_embeddings_are_spread_and_few(
         "read",
         lambda self, path, **kwargs: paths.append(path) or read(path, **kwargs),
     )
+    return paths
+
+
+def test_checked_embeddings_are_the_first_the_last_and_others(
+    samples: Any, model: HieraEmbeddingModel, paths_read: list[str]
+) -> None:
+    model.embed_samples(samples, "hiera")
+    paths_read.clear()
     assert model.embed_samples(samples, "hiera").skipped == 12
     by_id = samples.sort_by("id").values("filepath")
-    assert len(paths) == 3
-    assert paths[:2] == [by_id[0], by_id[-1]]
-    assert 3 <= by_id.index(paths[2]) <= 8
+    assert paths_read[:2] == [by_id[0], by_id[-1]]
+    assert len({*paths_read}) == len(paths_read) == 3
+
+
+@pytest.mark.parametrize(("verify", "count"), [(1, 1), (10, 10), (1000, 12)])
+def test_as_many_are_checked_as_asked_for(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    paths_read: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    verify: int,
+    count: int,
+) -> None:
+    # IDs begin with the time: with a pause between, most of their range is empty
+    collection = sample_collection(samples)
+    early = ObjectId.from_datetime(datetime(2001, 1, 1, tzinfo=UTC))
+    first = collection.find_one_and_delete({}, sort=[("_id", 1)])
+    collection.insert_one({**first, "_id": early})
+    model.embed_samples(samples, "hiera")
+    for is_large in (False, True):
+        monkeypatch.setattr(spot_check, "_MANY", 5 if is_large else 20_000)
+        paths_read.clear()
+        model.embed_samples(samples, "hiera", verify=verify)
+        model_paths = [*paths_read]
+        assert len({*model_paths}) == len(model_paths) == count
+
+    paths_read.clear()
+    model.adopt_embeddings(samples, "hiera", verify=verify)
+    assert len({*paths_read}) == count
+
+
+def test_check_without_readable_files_is_warned_of(
+    samples: Any, model: HieraEmbeddingModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.embed_samples(samples, "hiera")
+    paths = samples.values("filepath")
+    samples.set_values("filepath", [f"{path}-absent.png" for path in paths])
+    model.embed_samples(samples, "hiera")
+    assert "The embeddings in 'hiera' were not checked" in caplog.text
 
 
 def test_files_that_cannot_be_read_are_left_out(

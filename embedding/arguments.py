@@ -31,6 +31,26 @@ def to_integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def to_shard(value: Any) -> tuple[int, int]:
+    """Convert an argument ``shard``.
+
+    Args:
+        value: its value
+
+    Returns:
+        a tuple ``(k, n)`` of ints with 0 <= k < n
+
+    Raises:
+        ValueError: if it is not valid
+    """
+    match value:
+        case (index, count) if is_integer(index) and is_integer(count):
+            if 0 <= index < count:
+                return int(index), int(count)
+
+    raise ValueError(f"Invalid shard {value!r}: expected (k, n), integers with 0 <= k < n")
+
+
 def check_boolean(name: str, value: object) -> None:
     """Check an argument that is True or False.
 

@@ -1,0 +1,158 @@
+"""The command line: ``python -m fiftyone_hiera embed`` and ``embed-files``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import fiftyone_hiera
+
+_FAILED, _INVALID, _INTERRUPTED = 1, 2, 130
+"""The exit statuses."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments (None): the arguments, by default those of the process
+
+    Returns:
+        the exit status: 0, 1 if the run had to stop or everything failed, 2 if an
+        argument is not valid
+    """
+    given = vars(_build_parser().parse_args(arguments))
+    command: Callable[..., object] = given.pop("command")
+    given["options"] = dict(given["options"])
+    try:
+        print(command(**given))
+    except KeyboardInterrupt:
+        return _fail("Interrupted: the same command resumes there", _INTERRUPTED)
+    except ValueError as error:
+        return _fail(error, _INVALID)
+    except (RuntimeError, OSError, ImportError) as error:
+        return _fail(error, _FAILED)
+
+    return 0
+
+
+def _embed(
+    dataset: str, field: str, model: str, options: dict[str, Any], **given: Any
+) -> object:
+    import fiftyone as fo
+
+    samples = fo.load_dataset(dataset)
+    loaded = fiftyone_hiera.load_model(model, **options)
+    return loaded.embed_samples(samples, field, **given)
+
+
+def _embed_files(manifest: str, out: str, options: dict[str, Any], **given: Any) -> object:
+    return fiftyone_hiera.embed_files(manifest, out, **given, **options)
+
+
+def _fail(reason: object, status: int) -> int:
+    print(f"fiftyone_hiera: {reason}", file=sys.stderr)
+    return status
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m fiftyone_hiera", description="Compute embeddings with a Hiera model."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    embed = commands.add_parser("embed", help="embed the samples of a FiftyOne dataset")
+    embed.set_defaults(command=_embed)
+    embed.add_argument("dataset", metavar="DATASET", help="the name of the dataset")
+    embed.add_argument("field", metavar="FIELD", help="the field for the embeddings")
+    _add_common(embed)
+    embed.add_argument("--patches-field", help="embed the patches of this label field")
+    embed.add_argument(
+        "--overwrite", action="store_true", help="embed what has an embedding already too"
+    )
+    embed.add_argument(
+        "--no-skip-failures",
+        dest="skip_failures",
+        action="store_false",
+        help="stop at the first failure",
+    )
+    embed.add_argument("--failure-tag", help="a tag for the samples that fail")
+    embed.add_argument(
+        "--verify",
+        type=int,
+        default=3,
+        help="how many existing embeddings to check (default: 3)",
+    )
+
+    files = commands.add_parser(
+        "embed-files", help="embed the files that a Parquet manifest lists"
+    )
+    files.set_defaults(command=_embed_files)
+    files.add_argument(
+        "manifest", metavar="MANIFEST", help="a Parquet file of (id, uri), or a folder"
+    )
+    files.add_argument("out", metavar="OUT", help="the folder for the embeddings")
+    _add_common(files)
+    files.add_argument(
+        "--part-size",
+        type=int,
+        default=100_000,
+        help="the number of rows per output file (default: 100000)",
+    )
+    files.add_argument(
+        "--vectors",
+        default="float32",
+        help="the dtype to store: float32 (default) or float16",
+    )
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="the name of the model in the zoo")
+    parser.add_argument(
+        "--option",
+        dest="options",
+        action="append",
+        default=[],
+        type=_parse_option,
+        metavar="NAME=VALUE",
+        help="an option of the model, such as normalize=true; may be repeated",
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const=True,
+        metavar="ADDRESS",
+        help="embed on a Ray cluster, by default a local one",
+    )
+    parser.add_argument("--batch-size", type=int, help="images per forward pass")
+    parser.add_argument("--num-workers", type=int, help="threads that decode images")
+    parser.add_argument(
+        "--shard", type=_parse_shard, metavar="K/N", help="embed only the K-th of N shards"
+    )
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    try:
+        return int(index), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected K/N, found {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From a manifest of files to Parquet files of embeddings, without FiftyOne."""

@@ -1,0 +1,152 @@
+"""Runs of ``embed_files``: read a manifest, embed its files, write Parquet files."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cluster.options import to_ray_options
+from ..embedding.arguments import to_integer, to_shard
+from ..embedding.embedder import Embedder
+from ..embedding.loading import load_checkpoint
+from ..embedding.local import embed_locally
+from ..embedding.results import Result
+from .ids import check_ids
+from .layout import VECTORS, Format, Layout
+from .manifest import Manifest
+from .progress import ProgressBar
+from .record import Record, claim, read_record
+from .report import FilesError, FilesReport
+from .sink import Sink
+
+_DEFAULT_BATCH_SIZE = 32
+_KEPT = "What was written is kept; the same call resumes there"
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """The options of a run; see :func:`fiftyone_hiera.embed_files`."""
+
+    ray: Any
+    batch_size: int | None
+    num_workers: int | None
+    part_size: int
+    vectors: str
+    shard: tuple[int, int] | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ray", to_ray_options(self.ray))
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("part_size", 1)):
+            value = getattr(self, name)
+            if value is not None or name == "part_size":
+                object.__setattr__(self, name, to_integer(name, value, least))
+
+        if self.vectors not in VECTORS:
+            raise ValueError(f"Invalid vectors: {self.vectors!r}. Valid are {[*VECTORS]}")
+
+        if self.shard is not None:
+            object.__setattr__(self, "shard", to_shard(self.shard))
+
+
+def run(
+    manifest: Path,
+    out: Path,
+    model: str,
+    model_options: Mapping[str, Any],
+    options: FileOptions,
+    progress: bool | Callable[[Any], None],
+) -> FilesReport:
+    """Embed the files of a manifest; see :func:`fiftyone_hiera.embed_files`."""
+    start = time.perf_counter()
+    report = FilesReport()
+    rows = Manifest(manifest)
+    embedder = load_checkpoint(model, None, model_options).embedder
+    layout = Layout(out)
+    format = Format(rows.id_type, options.vectors, _dimension(embedder))
+    record = Record(
+        embedder.provenance,
+        format.vectors,
+        format.dimension,
+        options.part_size,
+        rows.rows,
+        rows.digest,
+    )
+    _check(rows, layout, record)
+    try:
+        sink = Sink(rows, layout, format, options.part_size, options.shard, report)
+        with contextlib.closing(_start(sink, embedder, options)) as results:
+            # The record comes after the first of them: nothing is claimed by a run that
+            # finds no cluster
+            first = next(results, [])
+            claim(record, layout)
+            _write(itertools.chain([first], results), sink, progress)
+    except (MemoryError, RuntimeError, OSError) as error:
+        raise FilesError(f"{error}\n{_KEPT}", report) from error
+    finally:
+        report.seconds = time.perf_counter() - start
+
+    if report.failed and not report.embedded and not report.skipped:
+        raise FilesError(f"All files failed:\n{report}", report)
+
+    return report
+
+
+def _check(manifest: Manifest, layout: Layout, record: Record) -> None:
+    """Check that the output was made by the same, or that the manifest is valid."""
+    made = read_record(layout)
+    if made is not None:
+        record.check_same(made, layout.folder)
+        return
+
+    layout.unfinished.mkdir(parents=True, exist_ok=True)
+    check_ids(manifest, layout.unfinished)
+
+
+def _start(
+    sink: Sink, embedder: Embedder, options: FileOptions
+) -> Generator[list[Result], None, None]:
+    """Return the source of results: this process, or a cluster."""
+    batch_size = options.batch_size or _DEFAULT_BATCH_SIZE
+    num_workers = options.num_workers
+    if options.ray is not None:
+        from ..cluster.source import embed_on_ray
+
+        return embed_on_ray(
+            sink.read_jobs(),
+            embedder,
+            options.ray,
+            batch_size=batch_size,
+            num_workers=num_workers or 0,
+        )
+
+    return embed_locally(
+        sink.read_jobs(),
+        embedder,
+        batch_size=batch_size,
+        num_workers=os.cpu_count() or 1 if num_workers is None else num_workers,
+    )
+
+
+def _write(
+    results: Iterable[list[Result]], sink: Sink, progress: bool | Callable[[Any], None]
+) -> None:
+    bar = ProgressBar(sink.total, progress)
+    with bar, contextlib.ExitStack() as stack:
+        stack.callback(sink.flush)
+        for some in results:
+            sink.add(some)
+            if sink.done > bar.iteration:
+                bar.update(sink.done - bar.iteration)
+
+    sink.close()
+
+
+def _dimension(embedder: Embedder) -> int:
+    stages = embedder.encoder.stages
+    return stages[embedder.settings.stage - 1].embedding_dim

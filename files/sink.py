@@ -1,0 +1,174 @@
+"""The sink of results: from a manifest's rows to jobs, and from their results to parts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..embedding.jobs import Job, Part
+from ..embedding.results import Embedded, Result
+from .layout import VECTORS, Format, Layout, Row
+from .manifest import Manifest
+from .part import OpenPart
+from .report import FilesReport
+
+logger = logging.getLogger(__name__)
+
+# A chunk is written when it has so many rows, or so long after the one before it
+_CHUNK_ROWS = 4096
+_CHUNK_SECONDS = 5.0
+
+
+class Sink:
+    """Lists the jobs of the parts that are not complete, and writes their results.
+
+    Only the parts that wait for results are in memory. Jobs may be read in another
+    thread than results are added in.
+
+    Args:
+        manifest: the manifest
+        layout: the folder of the output
+        format: the form of its rows
+        part_size: the number of rows in a part
+        shard: the (index, count) of the share of the parts; None is all
+        report: the report, which is kept up to date
+
+    Attributes:
+        total: the number of rows in parts that were not complete at first
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        layout: Layout,
+        format: Format,
+        part_size: int,
+        shard: tuple[int, int] | None,
+        report: FilesReport,
+    ) -> None:
+        self._manifest = manifest
+        self._layout = layout
+        self._format = format
+        self._part_size = part_size
+        self._report = report
+
+        # An empty manifest has an empty part, so that the output has a schema
+        self._count = max(1, -(-manifest.rows // part_size))
+        first, step = shard or (0, 1)
+        mine = range(first, self._count, step)
+        self._numbers = [n for n in mine if not layout.part(n).exists()]
+        self.total = sum(map(self._size, self._numbers))
+        self._skipped = report.skipped = sum(map(self._size, mine)) - self.total
+
+        self._open: dict[str, OpenPart] = {}
+        self._missing: dict[OpenPart, int] = {}
+        self._written_at = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """The number of rows of :attr:`total` that exist, or are about to."""
+        report = self._report
+        return report.skipped - self._skipped + report.embedded + report.failed
+
+    def read_jobs(self) -> Iterator[Job]:
+        """Read what has no row yet.
+
+        Yields:
+            a :class:`Job` of one part for each row; its path is the URI
+        """
+        for number in self._numbers:
+            size = self._size(number)
+            if self._layout.part(number).exists():
+                self._report.skipped += size  # another process wrote it meanwhile
+                continue
+
+            part = OpenPart(self._layout, self._format, number, size)
+            held = part.read_ids()
+            start = number * self._part_size
+            ids, uris = self._manifest.read(start, start + size)
+            pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in held}
+            self._report.skipped += size - len(pending)
+            if not pending:
+                part.finish()
+                continue
+
+            self._missing[part] = len(pending)
+            self._open.update(dict.fromkeys(pending, part))
+            for id, uri in pending.items():
+                yield Job(id, uri, [Part(id, id)])
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Add results, and write what is complete or has waited long.
+
+        Args:
+            results: the results, perhaps none
+        """
+        for result in results:
+            row = self._to_row(result)
+            part = self._open.pop(row.id)
+            part.add(row)
+            self._count_row(row, result)
+            self._missing[part] -= 1
+            if not self._missing[part]:
+                part.finish()
+                del self._missing[part]
+            elif part.waiting >= _CHUNK_ROWS:
+                part.flush()
+
+        if time.monotonic() - self._written_at > _CHUNK_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all rows that wait."""
+        for part in [*self._missing]:
+            part.flush()
+
+        self._written_at = time.monotonic()
+
+    def close(self) -> None:
+        """Check that all results came, and clean up if the whole output is complete.
+
+        Raises:
+            RuntimeError: if results are missing
+        """
+        if self._open:
+            id = next(iter(self._open))
+            raise RuntimeError(
+                f"{len(self._open)} files have no result, the first has the ID {id!r}"
+            )
+
+        if len(self._layout.find_parts()) == self._count:
+            self._layout.clean()
+
+    def _size(self, number: int) -> int:
+        return min(self._part_size, self._manifest.rows - number * self._part_size)
+
+    def _to_row(self, result: Result) -> Row:
+        id, uri = result.job.sample_id, result.job.path
+        if not isinstance(result, Embedded):
+            return Row(id, uri, None, " ".join(str(result.error).split()))
+
+        dtype = VECTORS[self._format.vectors]
+        with np.errstate(over="ignore"):
+            vector = result.embedding.astype(dtype)
+
+        if np.isfinite(vector).all():
+            return Row(id, uri, vector, None)
+
+        error = f"The embedding of {uri!r} is too large for {self._format.vectors}"
+        return Row(id, uri, None, error)
+
+    def _count_row(self, row: Row, result: Result) -> None:
+        report = self._report
+        if row.error is None:
+            report.embedded += 1
+            report.warned += bool(isinstance(result, Embedded) and result.warnings)
+            return
+
+        report.failed += 1
+        if report.wants_examples:
+            report.examples.append(f"{row.id}: {row.error}")
+            logger.warning("No embedding for %s: %s", row.id, row.error)

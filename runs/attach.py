@@ -1,0 +1,188 @@
+"""Attach the output of ``embed_files`` to a dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fiftyone.core.collections as foc
+import fiftyone.core.utils as fou
+import numpy as np
+
+from ..embedding.arguments import check_boolean
+from ..embedding.embedder import Embeddings
+from ..embedding.jobs import Part
+from ..files.arrow import pa, pq
+from ..files.layout import Layout
+from ..files.record import Record, read_record
+from .field_claim import FieldClaim
+from .parts import match_embeddings
+from .report import Notice
+from .target import Target
+
+_COLUMNS = {"id": "id", "filepath": "uri"}
+"""The columns of the output, by what they are compared with."""
+
+_BATCH_SIZE = 1000
+
+
+@dataclass
+class AttachReport:
+    """The report of :func:`attach`, counted in samples.
+
+    Args:
+        attached: the number of embeddings stored
+        skipped: the number of embeddings that existed already
+        missing: the number of samples that are not in the output's complete parts
+        failed: the samples whose row holds an error, with its reason
+        seconds: the duration
+    """
+
+    attached: int = 0
+    skipped: int = 0
+    missing: int = 0
+    failed: list[Notice] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"attached  {self.attached:>11,}",
+                f"skipped   {self.skipped:>11,}",
+                f"missing   {self.missing:>11,}",
+                f"failed    {len(self.failed):>11,}",
+                f"seconds   {self.seconds:>13,.1f}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A row of the output that samples wait for."""
+
+    sample_ids: Sequence[str]
+    uri: str
+    vector: Embeddings | None
+    error: str | None
+
+
+def attach(
+    samples: foc.SampleCollection,
+    embeddings_field: str,
+    out: Path,
+    by: str,
+    overwrite: bool,
+) -> AttachReport:
+    """Attach embeddings; see :func:`fiftyone_hiera.attach_embeddings`."""
+    start = time.perf_counter()
+    if by not in _COLUMNS:
+        raise ValueError(f"Invalid by: {by!r}. Valid are {[*_COLUMNS]}")
+
+    check_boolean("overwrite", overwrite)
+    target = Target(samples, embeddings_field)
+    if target.has_parts:
+        raise ValueError("Embeddings of files are of images, and these samples are videos")
+
+    layout = Layout(out)
+    record = _read_record(layout)
+    claim = FieldClaim(target, record.provenance)
+    claim.check(overwrite=overwrite)
+    wanted = _read_wanted(target, by, overwrite)
+    report = AttachReport(skipped=len(target.samples) - sum(map(len, wanted.values())))
+    bar = fou.ProgressBar(total=sum(map(len, wanted.values())))
+    with bar, contextlib.closing(_find(layout, _COLUMNS[by], wanted)) as found:
+        for batch in fou.iter_batches(found, _BATCH_SIZE):
+            for row in batch:
+                if row.error is not None:
+                    report.failed += [
+                        Notice(id, id, row.uri, row.error) for id in row.sample_ids
+                    ]
+
+            embedded = {
+                id: row.vector
+                for row in batch
+                for id in row.sample_ids
+                if row.vector is not None
+            }
+            if embedded:
+                _store(claim, embedded)
+
+            report.attached += len(embedded)
+            bar.update(sum(len(row.sample_ids) for row in batch))
+
+    report.missing = sum(map(len, wanted.values()))
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _read_record(layout: Layout) -> Record:
+    record = read_record(layout)
+    if record is None:
+        raise ValueError(
+            f"{str(layout.folder)!r} holds no output of embed_files: it has no "
+            f"{layout.record.name}"
+        )
+
+    return record
+
+
+def _read_wanted(target: Target, by: str, overwrite: bool) -> dict[str, list[str]]:
+    """Read which samples wait for an embedding.
+
+    Returns:
+        a dict from IDs or paths to the IDs of samples
+    """
+    view = target.samples
+    if not overwrite and target.find_field():
+        view = match_embeddings(target, view, False)
+
+    wanted: dict[str, list[str]] = {}
+    for key, sample_id in zip(*view.values([by, "id"]), strict=True):
+        wanted.setdefault(key, []).append(sample_id)
+
+    return wanted
+
+
+def _find(
+    layout: Layout, column: str, wanted: dict[str, list[str]]
+) -> Generator[_Found, None, None]:
+    """Find the rows that samples wait for; they are removed from what is wanted.
+
+    Vectors are read only of row groups that hold such rows.
+    """
+    for path in layout.find_parts():
+        with pq.ParquetFile(path) as file:
+            if not pa.types.is_string(file.schema_arrow.field(column).type):
+                raise ValueError(
+                    f"The IDs in {str(layout.folder)!r} are numbers, not those of samples: "
+                    "use by='filepath'"
+                )
+
+            for index in range(file.num_row_groups):
+                keys = file.read_row_group(index, columns=[column])[column].to_pylist()
+                rows = [row for row, key in enumerate(keys) if key in wanted]
+                if rows:
+                    columns = ["uri", "vector", "error"]
+                    table = file.read_row_group(index, columns=columns).take(rows)
+                    for row, found in zip(rows, _to_vectors(table), strict=True):
+                        sample_ids = wanted.pop(keys[row], [])
+                        yield _Found(sample_ids, *found)
+
+
+def _to_vectors(table: Any) -> Iterator[tuple[str, Embeddings | None, str | None]]:
+    vectors = table["vector"].combine_chunks()
+    flat = vectors.values.to_numpy(zero_copy_only=False)
+    flat = flat.reshape(-1, vectors.type.list_size).astype(np.float32)
+    errors = table["error"].to_pylist()
+    for uri, vector, error in zip(table["uri"].to_pylist(), flat, errors, strict=True):
+        yield uri, vector if error is None else None, error
+
+
+def _store(claim: FieldClaim, embedded: Mapping[str, Embeddings]) -> None:
+    parts = [Part(sample_id, sample_id) for sample_id in embedded]
+    claim.take()
+    claim.store([*embedded], parts, np.stack([*embedded.values()]))

@@ -1,0 +1,595 @@
+"""Embeddings of the files of a manifest, in Parquet files, without FiftyOne."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fiftyone_hiera
+from digits import Digit
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+_EXACT: Any = {"dtype": "float32", "engine": "torch"}
+_COUNT = 200
+_SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
+
+
+@pytest.fixture(scope="module")
+def paths(digits: list[Digit]) -> list[str]:
+    return [str(digit.path) for digit in digits[:_COUNT]]
+
+
+@pytest.fixture(scope="module")
+def expected(paths: list[str], model: HieraEmbeddingModel) -> dict[str, np.ndarray]:
+    embeddings = model.embed_all([Image.open(path) for path in paths])
+    return dict(zip(paths, embeddings, strict=True))
+
+
+def _write(path: Path, uris: Sequence[str | None], ids: Any = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = range(len(uris)) if ids is None else ids
+    table = pa.table(
+        {"id": [*ids], "uri": pa.array(uris, pa.string()), "x": [0] * len(uris)}
+    )
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.fixture
+def manifest(paths: list[str], tmp_path: Path) -> Path:
+    return _write(tmp_path / "manifest.parquet", paths)
+
+
+def _embed(manifest: Path, out: Path, **options: Any) -> Any:
+    given = {**_EXACT, "part_size": 60, "progress": False, **options}
+    return fiftyone_hiera.embed_files(manifest, out, model="hiera-nano-digits", **given)
+
+
+def _check(
+    out: Path, uris: Sequence[str], expected: dict[str, np.ndarray], tolerance: float = 1e-4
+) -> None:
+    """Check that the output has each row once, with the right vector."""
+    rows = pq.read_table(out).to_pylist()
+    assert sorted(row["id"] for row in rows) == [*range(len(uris))]
+    for row in rows:
+        assert row["uri"] == uris[row["id"]]
+        assert row["error"] is None
+        difference = np.abs(np.asarray(row["vector"]) - expected[row["uri"]]).max()
+        assert difference < tolerance
+
+    assert not [path for path in out.iterdir() if path.name.startswith((".", "_un"))]
+
+
+def _kept(out: Path) -> int:
+    """Count the rows that the next run finds."""
+    chunks = (out / "_unfinished").glob("part-*/[!.]*.parquet")
+    return sum(pq.read_metadata(path).num_rows for path in [*out.glob("part-*"), *chunks])
+
+
+def test_embeds_and_does_nothing_again(
+    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    report = _embed(manifest, out)
+    assert (report.embedded, report.skipped, report.failed) == (_COUNT, 0, 0)
+    _check(out, paths, expected)
+    assert len([*out.glob("part-*.parquet")]) == 4
+    schema = pq.read_schema(out / "part-00000.parquet")
+    assert schema.names == ["id", "uri", "vector", "error"]
+    assert schema.field("vector").type == pa.list_(pa.float32(), 192)
+    assert schema.field("error").type == pa.string()
+
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    again = _embed(manifest, out)
+    assert (again.embedded, again.skipped) == (0, _COUNT)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
+
+
+def test_string_ids_in_a_folder(
+    paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    folder = tmp_path / "manifest"
+    _write(folder / "b.parquet", paths[70:90], [f"id {n}" for n in range(70, 90)])
+    _write(folder / "a.parquet", paths[:70], [f"id {n}" for n in range(70)])
+    (folder / "_SUCCESS").touch()
+    assert _embed(folder, tmp_path / "out").embedded == 90
+    table = pq.read_table(tmp_path / "out")
+    assert table.schema.field("id").type == pa.string()
+    found = {row["id"]: row for row in table.to_pylist()}
+    assert len(table) == len(found) == 90
+    for number, path in enumerate(paths[:90]):
+        vector = found[f"id {number}"]["vector"]
+        assert np.abs(np.asarray(vector) - expected[path]).max() < 1e-4
+
+    # In the order of the names: the first part is of the first file
+    first = pq.read_table(tmp_path / "out" / "part-00000.parquet")["id"].to_pylist()
+    assert {*first} == {f"id {number}" for number in range(60)}
+
+
+def test_empty_manifest(tmp_path: Path) -> None:
+    table = pa.table({"id": pa.array([], pa.int64()), "uri": pa.array([], pa.string())})
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    report = _embed(tmp_path / "manifest.parquet", tmp_path / "out")
+    assert (report.embedded, report.failed) == (0, 0)
+    assert pq.read_table(tmp_path / "out").schema.names == ["id", "uri", "vector", "error"]
+
+
+def test_bad_files(
+    paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    absent = str(tmp_path / "absent.png")
+    uris = [*paths[:10], str(text), *paths[10:20], absent, None]
+    manifest = _write(tmp_path / "manifest.parquet", uris)
+    report = _embed(manifest, tmp_path / "out", part_size=8)
+    assert (report.embedded, report.failed) == (20, 3)
+    assert len(report.examples) == 3
+    assert "10: " in str(report)
+    rows = {row["id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
+    assert len(rows) == 23
+    for number, uri in enumerate(uris):
+        row = rows[number]
+        if uri in expected:
+            assert row["error"] is None
+            assert np.abs(np.asarray(row["vector"]) - expected[uri]).max() < 1e-4
+        else:
+            assert row["vector"] is None
+            assert (uri or "") in row["error"]
+
+    # The failures are a manifest of their own
+    Image.open(paths[0]).save(absent)
+    table = pq.read_table(tmp_path / "out", filters=[("error", "!=", "")])
+    pq.write_table(table, tmp_path / "failed.parquet")
+    report = _embed(tmp_path / "failed.parquet", tmp_path / "again")
+    assert (report.embedded, report.failed) == (1, 2)
+
+
+def test_all_files_fail(tmp_path: Path) -> None:
+    manifest = _write(tmp_path / "manifest.parquet", [str(tmp_path / "absent.png")] * 12)
+    with pytest.raises(RuntimeError, match=r"(?s)All files failed.*and 2 more") as raised:
+        _embed(manifest, tmp_path / "out")
+
+    assert raised.value.report.failed == 12  # type: ignore[attr-defined]
+    assert len(pq.read_table(tmp_path / "out")) == 12
+
+
+def test_float16(
+    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _embed(manifest, out, vectors="float16")
+    assert pq.read_schema(out / "part-00000.parquet").field("vector").type == pa.list_(
+        pa.float16(), 192
+    )
+    size = max(np.abs(embedding).max() for embedding in expected.values())
+    _check(out, paths, expected, float(size) * 2**-11 + 1e-4)
+    with pytest.raises(ValueError, match="vectors: float16 there, float32 here"):
+        _embed(manifest, out)
+
+
+def test_too_large_for_float16(paths: list[str], tmp_path: Path) -> None:
+    from fiftyone_hiera.embedding.jobs import Job, Part
+    from fiftyone_hiera.embedding.results import Embedded
+    from fiftyone_hiera.files.layout import Format, Layout
+    from fiftyone_hiera.files.manifest import Manifest
+    from fiftyone_hiera.files.report import FilesReport
+    from fiftyone_hiera.files.sink import Sink
+
+    manifest = Manifest(_write(tmp_path / "manifest.parquet", paths[:2]))
+    layout, format = Layout(tmp_path / "out"), Format(pa.int64(), "float16", 2)
+    sink = Sink(manifest, layout, format, 10, None, FilesReport())
+    jobs = [*sink.read_jobs()]
+    assert jobs == [Job(str(n), paths[n], [Part(str(n), str(n))]) for n in range(2)]
+    vectors = np.array([[1.0, 70_000.0], [1.0, 65_000.0]], np.float32)
+    sink.add([Embedded(job, job.parts[0], v) for job, v in zip(jobs, vectors, strict=True)])
+    sink.close()
+    rows = pq.read_table(layout.folder).to_pylist()
+    assert rows[0]["vector"] is None
+    assert "too large for float16" in rows[0]["error"]
+    assert rows[1]["vector"] == [1.0, 64992.0]
+
+
+def test_missing_results_are_noticed(paths: list[str], tmp_path: Path) -> None:
+    from fiftyone_hiera.files.layout import Format, Layout
+    from fiftyone_hiera.files.manifest import Manifest
+    from fiftyone_hiera.files.report import FilesReport
+    from fiftyone_hiera.files.sink import Sink
+
+    manifest = Manifest(_write(tmp_path / "manifest.parquet", paths[:2]))
+    format = Format(pa.int64(), "float32", 2)
+    sink = Sink(manifest, Layout(tmp_path / "out"), format, 10, None, FilesReport())
+    assert len([*sink.read_jobs()]) == 2
+    with pytest.raises(
+        RuntimeError, match="2 files have no result, the first has the ID '0'"
+    ):
+        sink.close()
+
+
+def test_shards(
+    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert _embed(manifest, out, shard=(1, 3)).embedded == 60
+    assert [path.name for path in out.glob("part-*")] == ["part-00001.parquet"]
+    assert _embed(manifest, out, shard=(0, 3)).embedded == 80
+    assert _embed(manifest, out, shard=(0, 3)).skipped == 80
+    assert _embed(manifest, out, shard=(2, 3)).embedded == 60
+    _check(out, paths, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"pooling": "cls"}, "pooling: mean there, cls here"),
+        ({"part_size": 50}, "part_size: 60 there, 50 here"),
+        ({"fast_decoding": True}, "fast_decoding: False there, True here"),
+    ],
+)
+def test_other_settings(
+    manifest: Path, tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    out = tmp_path / "out"
+    _embed(manifest, out, shard=(3, 4))
+    with pytest.raises(ValueError, match=reason) as raised:
+        _embed(manifest, out, **options)
+
+    assert str(out) in str(raised.value)
+    assert _kept(out) == 20
+
+
+def test_other_manifest(manifest: Path, paths: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _embed(manifest, out, shard=(3, 4))
+    copy = tmp_path / "copies" / "manifest.parquet"
+    copy.parent.mkdir()
+    shutil.copyfile(manifest, copy)
+    assert _embed(copy, out, shard=(3, 4)).skipped == 20
+    _write(copy, paths[:-1])
+    with pytest.raises(ValueError, match=r"rows: 200 there, 199 here\n  manifest: "):
+        _embed(copy, out)
+
+    # Of the same size: the statistics in the footer tell
+    size = manifest.stat().st_size
+    _write(copy, [*paths[:-1], paths[-1].replace(".png", ".jpg")])
+    assert copy.stat().st_size == size
+    with pytest.raises(ValueError, match=r"another manifest[^:]*:\n  manifest: "):
+        _embed(copy, out)
+
+
+def test_folder_of_others(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _write(out / "part-00000.parquet", [])
+    with pytest.raises(ValueError, match=r"no _record\.json"):
+        _embed(manifest, out)
+
+    (out / "_record.json").write_text("{")
+    with pytest.raises(ValueError, match=r"_record\.json' cannot be read"):
+        _embed(manifest, out)
+
+
+def test_invalid_manifests(paths: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+
+    def refuse(reason: str, manifest: Path = path) -> None:
+        with pytest.raises(ValueError, match=reason):
+            _embed(manifest, tmp_path / "out")
+
+        assert not [*tmp_path.glob("out/part-*")]
+
+    refuse("does not exist")
+    path.write_text("no Parquet")
+    refuse("cannot be read as Parquet")
+    pq.write_table(pa.table({"id": [1], "path": ["x"]}), path)
+    refuse(r"no column 'uri', only \['id', 'path'\]")
+    _write(path, paths[:2], [0.5, 1.5])
+    refuse("'id' of .* is of type double: cast it")
+    pq.write_table(pa.table({"id": [1], "uri": [2]}), path)
+    refuse("'uri' of .* is of type int64: cast it")
+    _write(path, paths[:4], [0, 1, None, None])
+    refuse("no ID in row 2")
+    _write(path, paths[:4], [7, 5, 5, 7])
+    refuse("the ID 5 in rows 1 and 2")
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    refuse("holds no .parquet files", folder)
+    _write(folder / "a.parquet", paths[:3], ["a", "b", "c"])
+    _write(folder / "b.parquet", paths[:3], ["d", "e", "a"])
+    refuse("the ID 'a' in rows 0 and 5", folder)
+    _write(folder / "b.parquet", paths[:3])
+    refuse("'id' is string in .* and int64 in", folder)
+
+
+def test_duplicates_by_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fiftyone_hiera.files import ids
+    from fiftyone_hiera.files.manifest import Manifest
+
+    monkeypatch.setattr(ids, "_BUCKET_ROWS", 1000)
+    path = tmp_path / "manifest.parquet"
+    for names in ([*range(20_000)], [f"{n:x}" for n in range(20_000)]):
+        table = pa.table({"id": names, "uri": [""] * 20_000})
+        pq.write_table(table, path, row_group_size=3000)
+        ids.check_ids(Manifest(path), tmp_path)
+        table = pa.table({"id": [*names[:-1], names[4321]], "uri": [""] * 20_000})
+        pq.write_table(table, path, row_group_size=3000)
+        with pytest.raises(ValueError, match="in rows 4321 and 19999"):
+            ids.check_ids(Manifest(path), tmp_path)
+
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"vectors": "float64"}, r"Invalid vectors: 'float64'. Valid are \['float32'"),
+        ({"part_size": 0}, "Invalid part_size 0"),
+        ({"batch_size": 0}, "Invalid batch_size 0"),
+        ({"num_workers": -1}, "Invalid num_workers -1"),
+        ({"shard": (2, 2)}, r"Invalid shard \(2, 2\)"),
+        ({"poling": "cls"}, "Unknown option 'poling'"),
+    ],
+)
+def test_invalid_options(
+    manifest: Path, tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        _embed(manifest, tmp_path / "out", **options)
+
+    assert not (tmp_path / "out").exists()
+
+
+_SCRIPT = """
+import sys, time
+import fiftyone_hiera
+from fiftyone_hiera.files import sink
+
+sink._CHUNK_ROWS = 16
+
+def slowly(bar):
+    print(bar.iteration, flush=True)
+    time.sleep({pause})
+
+report = fiftyone_hiera.embed_files(
+    {manifest!r}, {out!r}, model="hiera-nano-digits", part_size=60, batch_size=4,
+    num_workers=1, progress=slowly, ray={ray!r}, **{exact!r}
+)
+assert "fiftyone" not in sys.modules
+print("embedded", report.embedded, flush=True)
+"""
+
+
+class _Process:
+    """A process that embeds slowly, and prints how many rows of its parts exist."""
+
+    def __init__(
+        self, manifest: Path, out: Path, pause: float = 0.03, ray: Any = None
+    ) -> None:
+        code = _SCRIPT.format(
+            manifest=str(manifest), out=str(out), pause=pause, ray=ray, exact=_EXACT
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**os.environ, "PYTHONPATH": _SOURCES, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._limit = threading.Timer(120, self.process.kill)
+        self._limit.daemon = True
+        self._limit.start()
+
+    def lines(self) -> Iterator[str]:
+        assert self.process.stdout is not None
+        yield from self.process.stdout
+
+    def wait_until(self, count: int) -> None:
+        for line in self.lines():
+            if int(line) >= count:
+                return
+
+        raise AssertionError(f"It ended before {count}")
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+@pytest.mark.parametrize(
+    ("number", "counts"), [(signal.SIGKILL, [24, 44, 72]), (signal.SIGINT, [72])]
+)
+def test_killed_and_run_again(
+    manifest: Path,
+    paths: list[str],
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+    number: int,
+    counts: list[int],
+) -> None:
+    out = tmp_path / "out"
+    kept = 0
+    for count in counts:
+        complete = sum(pq.read_metadata(part).num_rows for part in out.glob("part-*"))
+        process = _Process(manifest, out)
+        process.wait_until(count)
+        assert process.end(number) != 0
+        kept = _kept(out)
+
+        # All but a chunk of 16, if it is killed, and what was in flight
+        lost = 16 if number == signal.SIGKILL else 0
+        assert complete + count - lost <= kept < _COUNT
+
+    shown: list[tuple[int, int]] = []
+    report = _embed(
+        manifest, out, progress=lambda bar: shown.append((bar.iteration, bar.total))
+    )
+    assert (report.skipped, report.embedded) == (kept, _COUNT - kept)
+    _check(out, paths, expected)
+    done, total = shown[-1]
+    assert done == total >= _COUNT - kept  # the rows of parts that were not complete
+
+
+def test_killed_around_the_merge(
+    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _embed(manifest, out)
+
+    # Before it: all rows of the part are in chunks, and another one is half written
+    part, chunks = out / "part-00001.parquet", out / "_unfinished" / "part-00001"
+    chunks.mkdir(parents=True)
+    (chunks / ".half.parquet-1").write_bytes(part.read_bytes()[:1000])
+    shutil.copyfile(part, chunks / "whole.parquet")
+    part.unlink()
+    report = _embed(manifest, out)
+    assert (report.embedded, report.skipped) == (0, _COUNT)
+    _check(out, paths, expected)
+
+    # After it: the chunks are still there
+    chunks.mkdir(parents=True)
+    shutil.copyfile(part, chunks / "whole.parquet")
+    report = _embed(manifest, out)
+    assert (report.embedded, report.skipped) == (0, _COUNT)
+    _check(out, paths, expected)
+
+    # Chunks of two processes that wrote the same rows
+    chunks.mkdir(parents=True)
+    shutil.copyfile(part, chunks / "one.parquet")
+    pq.write_table(pq.read_table(part)[:20], chunks / "other.parquet")
+    part.unlink()
+    assert _embed(manifest, out).embedded == 0
+    _check(out, paths, expected)
+
+
+def test_two_processes_without_shards(
+    paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    manifest, out = _write(tmp_path / "manifest.parquet", paths[:90]), tmp_path / "out"
+    processes = [_Process(manifest, out, pause) for pause in (0.03, 0.05)]
+    ends = [[*process.lines()][-1].split() for process in processes]
+    assert [process.process.wait(60) for process in processes] == [0, 0]
+    assert sum(int(count) for _, count in ends) >= 90
+    _check(out, paths[:90], expected)
+
+
+def test_disk_lost(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def lose(bar: Any) -> None:
+        if bar.iteration and out.is_dir():
+            shutil.rmtree(out)
+            out.write_text("no folder")
+
+    with pytest.raises(RuntimeError, match="the same call resumes there") as raised:
+        _embed(manifest, out, progress=lose)
+
+    assert raised.value.report.embedded > 0  # type: ignore[attr-defined]
+
+
+def test_record(manifest: Path, tmp_path: Path, model: HieraEmbeddingModel) -> None:
+    _embed(manifest, tmp_path / "out", shard=(3, 4))
+    record = json.loads((tmp_path / "out" / "_record.json").read_text())
+    assert record["provenance"] == model.embedder.provenance
+    assert {
+        name: record[name] for name in ("vectors", "dimension", "part_size", "rows")
+    } == {
+        "vectors": "float32",
+        "dimension": 192,
+        "part_size": 60,
+        "rows": _COUNT,
+    }
+
+
+def test_without_pyarrow(manifest: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["pyarrow"] = None
+import fiftyone_hiera
+fiftyone_hiera.embed_files({str(manifest)!r}, "out", model="hiera-nano-digits")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": _SOURCES},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "pip install 'pyarrow" in done.stderr
+
+
+@pytest.mark.slow
+def test_on_ray(paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    manifest = _write(tmp_path / "manifest.parquet", [*paths[:100], "/absent.png"])
+    code = f"""
+import sys
+import fiftyone_hiera
+
+report = fiftyone_hiera.embed_files(
+    {str(manifest)!r}, {str(tmp_path / "out")!r}, model="hiera-nano-digits", part_size=40,
+    batch_size=8, ray=fiftyone_hiera.RayOptions(block_size=16), progress=False, **{_EXACT!r}
+)
+assert "fiftyone" not in sys.modules
+assert (report.embedded, report.failed) == (100, 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "PYTHONPATH": _SOURCES},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "out", filters=[("id", "<", 100)])
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert len(table) == len(rows) == 100
+    for number, path in enumerate(paths[:100]):
+        assert np.abs(np.asarray(rows[number]["vector"]) - expected[path]).max() < 1e-4
+
+    # The parts are those of a run without Ray
+    again = _embed(manifest, tmp_path / "out", part_size=40)
+    assert (again.embedded, again.skipped) == (0, 101)
+
+
+@pytest.mark.slow
+def test_driver_killed_on_ray(
+    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "out"
+    process = _Process(manifest, out, 1, ray=True)
+    process.wait_until(1)
+    process.end(signal.SIGKILL)
+    kept = _kept(out)
+    assert kept < _COUNT
+    process = _Process(manifest, out, 0, ray=True)
+    (*_, last) = process.lines()
+    assert last.split() == ["embedded", str(_COUNT - kept)]
+    assert process.process.wait(60) == 0
+    _check(out, paths, expected)
+
+
+def test_no_cluster(manifest: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=r"Cannot connect to Ray at '127.0.0.1:9'"):
+        _embed(manifest, tmp_path / "out", ray="127.0.0.1:9")
+
+    # Nothing is claimed
+    assert _embed(manifest, tmp_path / "out", pooling="cls", shard=(3, 4)).embedded == 20

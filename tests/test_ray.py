@@ -1,0 +1,333 @@
+"""Runs on Ray, where nothing fails but files: the results are those of a local run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+import fiftyone_hiera
+from digits import Digit
+from fiftyone_hiera.cluster.options import REQUIREMENT, RayOptions, to_ray_options
+from fiftyone_hiera.embedding.jobs import Job, Part
+from fiftyone_hiera.embedding.local import embed_locally
+from fiftyone_hiera.embedding.results import Embedded, Failed, Result
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+
+has_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed"
+)
+
+_SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end() -> Iterator[None]:
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def connected() -> None:
+    """A local cluster that this process is connected to, shared by tests."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=200 * 2**20,
+            runtime_env={"env_vars": {"PYTHONPATH": _SOURCES}},
+        )
+
+
+@pytest.fixture
+def unconnected() -> None:
+    """No cluster that this process is connected to."""
+    import ray
+
+    ray.shutdown()
+
+
+def _by_part(results: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    flat: list[Result] = [result for some in results for result in some]
+    for result in flat:
+        for part in result.parts if isinstance(result, Failed) else [result.part]:
+            assert part.id not in found  # exactly one result
+            found[part.id] = result
+
+    return found
+
+
+def _check_same(
+    jobs: list[Job], model: HieraEmbeddingModel, *, is_video: bool = False
+) -> dict[str, Any]:
+    """Check that Ray returns what this process does; return it."""
+    from fiftyone_hiera.cluster.source import embed_on_ray
+
+    common = {"is_video": is_video, "batch_size": 8, "num_workers": 0}
+    local = _by_part(embed_locally(jobs, model.embedder, **common))
+    options = RayOptions(block_size=20)
+    found = _by_part(embed_on_ray(iter(jobs), model.embedder, options, **common))
+    assert found.keys() == local.keys()
+    for name, expected in local.items():
+        result = found[name]
+        assert type(result) is type(expected)
+        assert result.job.path == expected.job.path
+        if isinstance(expected, Embedded):
+            assert result.part == expected.part
+            assert result.warnings == expected.warnings
+            assert np.abs(result.embedding - expected.embedding).max() < 1e-4
+        else:
+            node = f" (on node {socket.gethostname()})"
+            assert str(result.error).removesuffix(node) == str(expected.error)
+
+    return found
+
+
+def _job(number: int, path: Path | str) -> Job:
+    return Job(str(number), str(path), [Part(str(number), str(number))])
+
+
+@has_ray
+def test_local_cluster(
+    unconnected: None,
+    dataset: Any,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    tmp_path: Path,
+) -> None:
+    import ray
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    paths = [*(str(digit.path) for digit in digits[:60]), str(bad)]
+    dataset.add_samples([fo.Sample(filepath=path) for path in paths])
+    expected = model.embed_samples(dataset, "local")
+    report = model.embed_samples(dataset, "hiera", ray=True, failure_tag="failed")
+    assert (report.embedded, report.skipped) == (60, 0)
+    assert report.failed == expected.failed
+    assert dataset.match_tags("failed").values("filepath") == [str(bad)]
+    local, found = dataset.exists("hiera").values(["local", "hiera"])
+    assert np.abs(np.stack(found) - np.stack(local)).max() < 1e-4
+    assert dataset.get_field("hiera").info["pooling"] == "mean"
+    assert not ray.is_initialized()
+    below = [child.name() for child in psutil.Process().children(recursive=True)]
+    assert not [name for name in below if name.startswith(("ray", "gcs"))]
+
+    # There is nothing to start a cluster for
+    good = dataset.exists("hiera")
+    assert model.embed_samples(good, "hiera", ray="127.0.0.1:1").skipped == 60
+
+
+@has_ray
+def test_images_patches_and_bad_files(
+    connected: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    jobs = [_job(number, digit.path) for number, digit in enumerate(digits[:50])]
+    jobs += [_job(100, bad), _job(101, "/nowhere.png")]
+    boxes = [[0.1, 0.1, 0.5, 0.01 * side] for side in range(50)]
+    patches = [Part(f"box{side}", "102", None, box) for side, box in enumerate(boxes)]
+    jobs.append(Job("102", str(digits[0].path), patches))
+    found = _check_same(jobs, model)
+    assert isinstance(found["box40"], Embedded)
+    assert isinstance(found["box0"], Failed)
+    assert str(found["101"].error).endswith(f" (on node {socket.gethostname()})")
+
+
+@has_ray
+def test_frames(
+    connected: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    video = tmp_path / "video.mp4"
+    pattern = str(digits[0].path.parent / "*.png")
+    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
+    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "70", str(video)]
+    subprocess.run(command, check=True)
+    jobs = [
+        Job(name, path, [Part(f"{name}{n}", name, n) for n in range(1, count)])
+        for name, path, count in [
+            ("a", str(video), 60),
+            ("b", str(video), 90),  # it has fewer
+            ("c", str(digits[0].path.parent / "none.mp4"), 5),
+        ]
+    ]
+    found = _check_same(jobs, model, is_video=True)
+    assert isinstance(found["a59"], Embedded)
+    assert isinstance(found["b89"], Failed)
+
+
+@has_ray
+def test_uris(connected: None, digits: list[Digit], model: HieraEmbeddingModel) -> None:
+    uris = [
+        digits[0].path.as_uri(),
+        digits[0].path.with_name("no.png").as_uri(),
+        "nope://y",
+    ]
+    found = _check_same([_job(n, uri) for n, uri in enumerate(uris)], model)
+    expected = model.embed(Image.open(digits[0].path))
+    assert np.abs(found["0"].embedding - expected).max() < 1e-4
+    assert "No such file" in str(found["1"].error)
+    assert "Protocol not known: nope" in str(found["2"].error)
+
+
+@has_ray
+def test_http(connected: None, digits: list[Digit], model: HieraEmbeddingModel) -> None:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("requests")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(digits[0].path.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        jobs = [_job(0, f"{url}/{digits[0].path.name}"), _job(1, f"{url}/nothing.png")]
+        found = _check_same(jobs, model)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    assert isinstance(found["0"], Embedded)
+    assert isinstance(found["1"], Failed)
+
+
+@has_ray
+def test_closing_leaves_no_process(
+    connected: None, digits: list[Digit], model: HieraEmbeddingModel
+) -> None:
+    from fiftyone_hiera.cluster.source import embed_on_ray
+
+    def read_jobs() -> Iterator[Job]:
+        for number in range(1_000_000):
+            yield _job(number, digits[number % len(digits)].path)
+
+    jobs = read_jobs()
+    results = embed_on_ray(jobs, model.embedder, RayOptions(block_size=8), batch_size=8)
+    next(some for some in results if some)
+    results.close()
+    threads = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in threads if name.startswith("hiera-")]
+    assert int(next(jobs).sample_id) < 1000  # few were sent
+
+    def actors() -> list[str]:
+        """Return the titles of the actors' processes, which may end meanwhile."""
+        titles: list[str] = []
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                titles.append(" ".join(child.cmdline()))
+
+        return [t for t in titles if "MapWorker" in t or "_QueueActor" in t]
+
+    deadline = time.monotonic() + 15
+    while actors() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+    assert actors() == []
+
+
+@has_ray
+def test_invalid_clusters(
+    unconnected: None, dataset: Any, digits: list[Digit], model: HieraEmbeddingModel
+) -> None:
+    dataset.add_sample(fo.Sample(filepath=str(digits[0].path)))
+    start = time.monotonic()
+    for ray, reason in [
+        ("127.0.0.1:1", "Cannot connect to Ray at '127.0.0.1:1'"),
+        ("nonsense", "Cannot connect to Ray at 'nonsense'"),
+        ("ray://127.0.0.1:1", "Ray Client is not supported"),
+        (7, "Invalid ray 7"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            model.embed_samples(dataset, "hiera", ray=ray)
+
+    assert time.monotonic() - start < 30
+    assert not dataset.has_field("hiera")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"address": ""},
+        {"num_actors": 0},
+        {"num_gpus": -1},
+        {"num_cpus": True},
+        {"block_size": 1.5},
+    ],
+)
+def test_invalid_options(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"Invalid {name}"):
+        RayOptions(**options)
+
+
+@has_ray
+def test_actors() -> None:
+    from fiftyone_hiera.cluster.session import plan_actors
+
+    gpus = plan_actors(RayOptions(), {"CPU": 16, "GPU": 4})
+    assert (gpus.count, gpus.num_gpus, gpus.num_cpus, gpus.num_readers) == (4, 1, 0, 16)
+    assert gpus.device == "cuda"
+    cpus = plan_actors(RayOptions(num_actors=2), {"CPU": 4})
+    assert (cpus.count, cpus.num_gpus, cpus.num_cpus, cpus.num_readers) == (2, 0, 1, 2)
+    assert cpus.device == "cpu"
+    with pytest.raises(ValueError, match="too few for num_actors=2 with num_cpus=1"):
+        plan_actors(RayOptions(num_actors=2), {"CPU": 2})
+
+
+@has_ray
+def test_engine_of_the_other_device() -> None:
+    pytest.importorskip("openvino")
+    from fiftyone_hiera.cluster.spec import describe_encoder
+
+    options = {"engine": "openvino", "dtype": "float32", "device": "cpu"}
+    model = fiftyone_hiera.load_model("hiera-nano-digits", **options)
+    assert describe_encoder(model.embedder, "cpu").options["engine"] == "openvino"
+    with pytest.raises(ValueError, match="'openvino' is for the CPU"):
+        describe_encoder(model.embedder, "cuda")
+
+
+def test_ray_absent(
+    dataset: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'ray\[data\]"):
+        model.embed_samples(dataset, "hiera", ray=True)
+
+    assert to_ray_options(None) is None
+
+
+def test_requirement() -> None:
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    assert f'ray = ["{REQUIREMENT}"]' in pyproject.read_text("utf-8")
+
+
+@has_ray
+def test_workers_do_without_fiftyone() -> None:
+    code = (
+        "import sys, fiftyone_hiera.cluster.stages; "
+        "assert not {'fiftyone', 'pymongo'} & {*sys.modules}"
+    )
+    environment = {"PYTHONPATH": _SOURCES}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
