@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import shutil
 import statistics
 import sys
 import threading
@@ -50,6 +51,7 @@ def main() -> None:
         for count in args.samples
     }
     steps["writing"] = partial(_measure_writing, path)
+    steps["files"] = partial(_measure_files, folder / "files")
     steps["ray"] = partial(_measure_ray, folder, args.images)
     measure_steps(results, steps, folder / "scale.json")
     if args.into is not None:
@@ -215,6 +217,45 @@ def _measure_writing(path: str) -> dict[str, float]:
     return result
 
 
+def _measure_files(folder: Path) -> dict[str, float]:
+    """Measure how many vectors embed_files writes per second, without the network."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from fiftyone_hiera.embedding.results import Embedded
+    from fiftyone_hiera.files.layout import Format, Layout
+    from fiftyone_hiera.files.manifest import Manifest
+    from fiftyone_hiera.files.report import FilesReport
+    from fiftyone_hiera.files.sink import Sink
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    numbers = range(100_000)
+    rows = {"id": numbers, "uri": [f"s3://bucket/{number:09d}.jpg" for number in numbers]}
+    pq.write_table(pa.table(rows), folder / "manifest.parquet")
+    vectors = np.random.default_rng(0).normal(size=(1000, _DIM)).astype(np.float32)
+    result = {}
+    for dtype in ("float32", "float16"):
+        out = Layout(folder / dtype)
+        manifest = Manifest(folder / "manifest.parquet")
+        report = FilesReport()
+        form = Format(manifest.id_type, dtype, _DIM)
+        sink = Sink(manifest, out, form, 50_000, None, report)
+        start = time.perf_counter()
+        for job in sink.read_jobs():
+            vector = vectors[report.embedded % len(vectors)]
+            sink.add([Embedded(job, job.parts[0], vector)])
+
+        sink.close()
+        seconds = time.perf_counter() - start
+        size = sum(part.stat().st_size for part in out.find_parts())
+        result[f"vectors_per_second, {dtype}"] = report.embedded / seconds
+        result[f"bytes_per_vector, {dtype}"] = size / report.embedded
+
+    return result
+
+
 def _measure_ray(folder: Path, count: int) -> dict[str, Any]:
     """Measure runs of tiny here and on a local cluster, in turns."""
     import fiftyone as fo
@@ -291,6 +332,16 @@ def _tabulate(results: dict[str, Any]) -> Iterator[str]:
         for name, rate in results["writing"].items()
     ]
     yield f"Vectors stored per second by one process: {', '.join(writing)}.\n"
+    files = results["files"]
+    yield (
+        "By `embed_files`: "
+        + ", ".join(
+            f"{files[f'vectors_per_second, {dtype}']:,.0f} in {dtype}, "
+            f"{files[f'bytes_per_vector, {dtype}']:,.0f} bytes each"
+            for dtype in ("float32", "float16")
+        )
+        + ".\n"
+    )
     ray = results["ray"]
     here = statistics.median(run["images_per_second"] for run in ray["here"])
     rows = []

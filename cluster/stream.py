@@ -79,7 +79,7 @@ class Stream:
         self._input = Queue(
             actor_options={"num_cpus": 0, "scheduling_strategy": own_node()}
         )
-        self._dataset = _plan(self._input, settings)
+        self._plan = _make_plan(self._input, settings)
         self._threads = [
             threading.Thread(target=self._send, name="hiera-send", daemon=True),
             threading.Thread(target=self._receive, name="hiera-receive", daemon=True),
@@ -99,7 +99,7 @@ class Stream:
     ) -> None:
         self._ledger.close()
         self._input.shutdown(force=True)
-        executor = getattr(self._dataset, "_current_executor", None)
+        executor = getattr(self._plan, "_current_executor", None)
         if executor is not None:
             executor.shutdown(force=True)
 
@@ -154,7 +154,7 @@ class Stream:
 
     def _receive(self) -> None:
         try:
-            for table in self._dataset.iter_batches(
+            for table in self._plan.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
                 for block in unpack_answers(table):
@@ -253,7 +253,7 @@ def _reading(settings: StreamSettings) -> dict[str, Any]:
     }
 
 
-def _plan(blocks: Queue, settings: StreamSettings) -> ray.data.Dataset:
+def _make_plan(blocks: Queue, settings: StreamSettings) -> ray.data.Dataset:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # each row is a block, see blocks.py
