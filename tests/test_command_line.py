@@ -79,6 +79,7 @@ def manifest(digits: list[Digit], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_embed(samples: Any, model: HieraEmbeddingModel) -> None:
     arguments = ["embed", samples.name, "hiera", *_EXACT, "--batch-size", 8]
     status, printed, logged = _run(*arguments, "--shard", "0/2")
@@ -155,6 +156,7 @@ def test_embed_files(manifest: Path, tmp_path: Path) -> None:
     assert table.schema.field("vector").type == pa.list_(pa.float16(), 192)
 
 
+@pytest.mark.slow
 def test_embed_files_all_fail(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.parquet"
     pq.write_table(pa.table({"id": ["a", "b"], "uri": ["/absent", "/gone"]}), manifest)

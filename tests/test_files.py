@@ -476,6 +476,7 @@ def test_killed_around_the_merge(
     _check(out, paths, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_without_shards(
     paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

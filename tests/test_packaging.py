@@ -74,6 +74,7 @@ def test_plugin_as_older_fiftyones_name_it(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].split() == ["5", "nano"]  # two by their old URI
 
 
+@pytest.mark.slow
 def test_wheel(tmp_path: Path) -> None:
     # setuptools leaves its traces in the folder that it builds
     checkout = tmp_path / "checkout"

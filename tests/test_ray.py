@@ -109,6 +109,7 @@ def _job(number: int, path: Path | str) -> Job:
 
 
 @has_ray
+@pytest.mark.slow
 def test_local_cluster(
     unconnected: None,
     dataset: Any,
@@ -157,6 +158,7 @@ def test_images_patches_and_bad_files(
 
 
 @has_ray
+@pytest.mark.slow
 def test_frames(
     connected: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_frames(
 
 
 @has_ray
+@pytest.mark.slow
 def test_uris(connected: None, digits: list[Digit], model: HieraEmbeddingModel) -> None:
     uris = [
         digits[0].path.as_uri(),
@@ -192,9 +195,9 @@ def test_uris(connected: None, digits: list[Digit], model: HieraEmbeddingModel) 
     assert "Protocol not known: nope" in str(found["2"].error)
 
 
+@pytest.mark.slow
 @has_ray
 def test_http(connected: None, digits: list[Digit], model: HieraEmbeddingModel) -> None:
-    pytest.importorskip("aiohttp")
     pytest.importorskip("requests")
     handler = partial(SimpleHTTPRequestHandler, directory=str(digits[0].path.parent))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -214,6 +217,7 @@ def test_http(connected: None, digits: list[Digit], model: HieraEmbeddingModel) 
 
 
 @has_ray
+@pytest.mark.slow
 def test_closing_leaves_no_process(
     connected: None, digits: list[Digit], model: HieraEmbeddingModel
 ) -> None:

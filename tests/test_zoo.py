@@ -123,6 +123,7 @@ for _ in range(2):
     assert registered.python(code) == [[False, 192]] * 2
 
 
+@pytest.mark.slow
 def test_choices_and_license_are_said_once(registered: ZooUser) -> None:
     registered.python("result = foz.delete_zoo_model(TINY)")
     shutil.rmtree(registered.home / "hub", ignore_errors=True)
