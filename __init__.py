@@ -135,7 +135,14 @@ def embed_files(
     from .files.runner import FileOptions, run
 
     options = FileOptions(ray, batch_size, num_workers, part_size, vectors, shard)
-    return run(Path(manifest), Path(out), model, {**kwargs}, options, progress)
+    return run(
+        Path(manifest).expanduser(),
+        Path(out).expanduser(),
+        model,
+        {**kwargs},
+        options,
+        progress,
+    )
 
 
 def attach_embeddings(
@@ -177,7 +184,7 @@ def attach_embeddings(
     """
     from .runs.attach import attach
 
-    return attach(samples, embeddings_field, Path(out), by, overwrite)
+    return attach(samples, embeddings_field, Path(out).expanduser(), by, overwrite)
 
 
 def resolve_input(model_name: str, ctx: Any) -> Any:

@@ -105,7 +105,8 @@ def _build_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--vectors",
         default="float32",
-        help="the dtype to store: float32 (default) or float16",
+        choices=["float32", "float16"],
+        help="the dtype to store (default: float32)",
     )
     return parser
 
@@ -123,10 +124,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ray",
-        nargs="?",
-        const=True,
+        type=lambda address: True if address == "local" else address,
         metavar="ADDRESS",
-        help="embed on a Ray cluster, by default a local one",
+        help="embed on a Ray cluster: 'local' starts one here, 'auto' is this machine's",
     )
     parser.add_argument("--batch-size", type=int, help="images per forward pass")
     parser.add_argument("--num-workers", type=int, help="threads that decode images")

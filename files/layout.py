@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,30 @@ class Layout:
         """Find the parts that are complete, in their order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
+    def discard(self, *, is_new: bool) -> None:
+        """Remove what a run made that did not begin.
+
+        Args:
+            is_new: whether it made the folder
+        """
+        with contextlib.suppress(OSError):  # another run's are not empty
+            self.unfinished.rmdir()
+            if is_new:
+                self.folder.rmdir()
+
     def clean(self) -> None:
         """Remove what is unfinished, once nothing is."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
+
+
+def count_errors(path: Path) -> int:
+    """Count the rows of a part that have no vector, by what its footer says."""
+    metadata = pq.read_metadata(path)
+    column = metadata.schema.names.index("error")
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    return sum(
+        group.num_rows - group.column(column).statistics.null_count for group in groups
+    )
 
 
 @dataclass(frozen=True)
@@ -130,5 +152,5 @@ class Format:
             self.schema,
             compression={**compression, _VECTOR_VALUES: "none"},
             use_dictionary=["error"],
-            write_statistics=["id"],
+            write_statistics=["id", "error"],
         )

@@ -42,13 +42,22 @@ class OpenPart:
         """The number of rows that are not written yet."""
         return len(self._waiting)
 
-    def read_ids(self) -> set[str]:
-        """Read the IDs of the rows that are written."""
-        return {
-            str(value)
-            for chunk in self._find_chunks()
-            for value in pq.read_table(chunk, columns=["id"])["id"].to_pylist()
-        }
+    def read_ids(self) -> tuple[set[str], int]:
+        """Read the IDs of the rows that are written.
+
+        Returns:
+            the IDs, and how many of them have no vector
+        """
+        ids: set[str] = set()
+        failed: set[str] = set()
+        for chunk in self._find_chunks():
+            table = pq.read_table(chunk, columns=["id", "error"])
+            for value, error in zip(*(column.to_pylist() for column in table), strict=True):
+                ids.add(str(value))
+                if error is not None:
+                    failed.add(str(value))
+
+        return ids, len(failed)
 
     def add(self, row: Row) -> None:
         """Add a row, which is written later."""

@@ -13,8 +13,8 @@ class FilesReport:
 
     Args:
         embedded: the number of embeddings computed and stored
-        skipped: the number of rows that existed already, failures of earlier runs included
-        failed: the number of files without an embedding
+        skipped: the number of embeddings that existed already
+        failed: the number of files without an embedding, those of earlier runs included
         warned: the number of embeddings of files with a defect that costs no pixel
         seconds: the duration of the run
         examples: the first failures, as "<id>: <reason>"

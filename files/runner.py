@@ -77,8 +77,9 @@ def run(
         rows.rows,
         rows.digest,
     )
-    _check(rows, layout, record)
+    is_new = not layout.folder.exists()
     try:
+        _check(rows, layout, record)
         sink = Sink(rows, layout, format, options.part_size, options.shard, report)
         with contextlib.closing(_start(sink, embedder, options)) as results:
             # The record comes after the first of them: nothing is claimed by a run that
@@ -90,6 +91,8 @@ def run(
         raise FilesError(f"{error}\n{_KEPT}", report) from error
     finally:
         report.seconds = time.perf_counter() - start
+        if not layout.record.exists():
+            layout.discard(is_new=is_new)
 
     if report.failed and not report.embedded and not report.skipped:
         raise FilesError(f"All files failed:\n{report}", report)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..embedding.jobs import Job, Part
 from ..embedding.results import Embedded, Result
-from .layout import VECTORS, Format, Layout, Row
+from .layout import VECTORS, Format, Layout, Row, count_errors
 from .manifest import Manifest
 from .part import OpenPart
 from .report import FilesReport
@@ -61,7 +61,18 @@ class Sink:
         mine = range(first, self._count, step)
         self._numbers = [n for n in mine if not layout.part(n).exists()]
         self.total = sum(map(self._size, self._numbers))
-        self._skipped = report.skipped = sum(map(self._size, mine)) - self.total
+        for number in {*mine}.difference(self._numbers):
+            self._skip(self._size(number), count_errors(layout.part(number)))
+
+        self._done_before = self._done
+        if not mine:
+            logger.warning(
+                "Shard %s of %s has nothing to do: the output has %d parts of %d rows. "
+                "Pass a smaller part_size to all shards",
+                *shard or (),
+                self._count,
+                part_size,
+            )
 
         self._open: dict[str, OpenPart] = {}
         self._missing: dict[OpenPart, int] = {}
@@ -70,8 +81,15 @@ class Sink:
     @property
     def done(self) -> int:
         """The number of rows of :attr:`total` that exist, or are about to."""
-        report = self._report
-        return report.skipped - self._skipped + report.embedded + report.failed
+        return self._done - self._done_before
+
+    @property
+    def _done(self) -> int:
+        return self._report.skipped + self._report.embedded + self._report.failed
+
+    def _skip(self, rows: int, errors: int) -> None:
+        self._report.skipped += rows - errors
+        self._report.failed += errors
 
     def read_jobs(self) -> Iterator[Job]:
         """Read what has no row yet.
@@ -82,15 +100,16 @@ class Sink:
         for number in self._numbers:
             size = self._size(number)
             if self._layout.part(number).exists():
-                self._report.skipped += size  # another process wrote it meanwhile
+                # Another process wrote it meanwhile
+                self._skip(size, count_errors(self._layout.part(number)))
                 continue
 
             part = OpenPart(self._layout, self._format, number, size)
-            held = part.read_ids()
+            held, errors = part.read_ids()
             start = number * self._part_size
             ids, uris = self._manifest.read(start, start + size)
             pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in held}
-            self._report.skipped += size - len(pending)
+            self._skip(size - len(pending), errors)
             if not pending:
                 part.finish()
                 continue

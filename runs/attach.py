@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ _COLUMNS = {"id": "id", "filepath": "uri"}
 """The columns of the output, by what they are compared with."""
 
 _BATCH_SIZE = 1000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -115,8 +118,24 @@ def attach(
             bar.update(sum(len(row.sample_ids) for row in batch))
 
     report.missing = sum(map(len, wanted.values()))
+    if report.missing and not (report.attached or report.failed):
+        _warn_of_no_match(layout, _COLUMNS[by], next(iter(wanted)))
+
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _warn_of_no_match(layout: Layout, column: str, wanted: str) -> None:
+    for path in layout.find_parts()[:1]:
+        held = pq.read_table(path, columns=[column])[column]
+        logger.warning(
+            "None of the samples is in %r: they have, for instance, %r, and its column %r "
+            "%r. What is the same is compared as it is written",
+            str(layout.folder),
+            wanted,
+            column,
+            held[0].as_py() if len(held) else None,
+        )
 
 
 def _read_record(layout: Layout) -> Record:

@@ -133,6 +133,17 @@ def test_attach_while_parts_are_missing(
     _check(samples, expected)
 
 
+def test_nothing_that_is_the_same_is_warned_of(
+    samples: Any, embed: Embed, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = samples.values("filepath")
+    out = embed([f"i{number}" for number in range(len(paths))], paths)
+    report = fiftyone_hiera.attach_embeddings(samples, "hiera", out)
+    assert _counts(report) == (0, 0, len(paths), 0)
+    assert "None of the samples is in" in caplog.text
+    assert "its column 'id' 'i" in caplog.text
+
+
 def test_failures(samples: Any, expected: dict[str, np.ndarray], embed: Embed) -> None:
     ids, paths = samples.values(["id", "filepath"])
     out = embed(ids, [*paths[:5], "/absent.png", *paths[6:]])

@@ -239,12 +239,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_on_ray(samples: Any, manifest: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    status, printed, logged = _run("embed", samples.name, "hiera", *_EXACT, "--ray")
+    status, printed, logged = _run(
+        "embed", samples.name, "hiera", *_EXACT, "--ray", "local"
+    )
     assert status == 0, logged
     assert f"embedded  {_COUNT:>9}" in printed
 
     out = tmp_path / "out"
-    status, printed, logged = _run("embed-files", manifest, out, *_EXACT, "--ray")
+    status, printed, logged = _run("embed-files", manifest, out, *_EXACT, "--ray", "local")
     assert status == 0, logged
     assert f"embedded  {_COUNT:>11}" in printed
     samples.reload()

@@ -152,6 +152,10 @@ def test_bad_files(
             assert row["vector"] is None
             assert (uri or "") in row["error"]
 
+    # Those of earlier runs are counted too
+    report = _embed(manifest, tmp_path / "out", part_size=8)
+    assert (report.embedded, report.skipped, report.failed) == (0, 20, 3)
+
     # The failures are a manifest of their own
     Image.open(paths[0]).save(absent)
     table = pq.read_table(tmp_path / "out", filters=[("error", "!=", "")])
@@ -162,10 +166,13 @@ def test_bad_files(
 
 def test_all_files_fail(tmp_path: Path) -> None:
     manifest = _write(tmp_path / "manifest.parquet", [str(tmp_path / "absent.png")] * 12)
-    with pytest.raises(RuntimeError, match=r"(?s)All files failed.*and 2 more") as raised:
-        _embed(manifest, tmp_path / "out")
+    for more in (2, 12):
+        match = rf"(?s)All files failed.*and {more} more"
+        with pytest.raises(RuntimeError, match=match) as raised:
+            _embed(manifest, tmp_path / "out")
 
-    assert raised.value.report.failed == 12  # type: ignore[attr-defined]
+        assert raised.value.report.failed == 12  # type: ignore[attr-defined]
+
     assert len(pq.read_table(tmp_path / "out")) == 12
 
 
@@ -566,7 +573,7 @@ assert (report.embedded, report.failed) == (100, 1)
 
     # The parts are those of a run without Ray
     again = _embed(manifest, tmp_path / "out", part_size=40)
-    assert (again.embedded, again.skipped) == (0, 101)
+    assert (again.embedded, again.skipped, again.failed) == (0, 100, 1)
 
 
 @pytest.mark.slow
@@ -592,5 +599,13 @@ def test_no_cluster(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Cannot connect to Ray at '127.0.0.1:9'"):
         _embed(manifest, tmp_path / "out", ray="127.0.0.1:9")
 
-    # Nothing is claimed
+    # Nothing is claimed, or left
+    assert not (tmp_path / "out").exists()
     assert _embed(manifest, tmp_path / "out", pooling="cls", shard=(3, 4)).embedded == 20
+
+
+def test_shard_without_parts_is_warned_of(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _embed(manifest, tmp_path / "out", part_size=_COUNT, shard=(3, 8))
+    assert "Shard 3 of 8 has nothing to do: the output has 1 parts" in caplog.text
