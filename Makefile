@@ -52,7 +52,7 @@ bench: .venv/.bench
 # Measure runs with many samples, and on Ray
 .PHONY: bench-scale
 bench-scale: .venv/.scale
-	$(BIN)/python benchmarks/scale.py
+	PYTHONPATH=$(SOURCES) $(BIN)/python benchmarks/scale.py
 
 # Measure how well vectors of checkpoints, stages and poolings tell labels apart
 .PHONY: evaluate

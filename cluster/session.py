@@ -37,12 +37,16 @@ class Actors:
         num_gpus: the number of GPUs of each
         num_cpus: the number of CPUs of each
         num_readers: the number of CPUs that are left for reading
+        num_threads: the number of threads that each computes with, if its node has as
+            many cores. As in one process, readers and encoders share the cores: how much
+            of them each needs is not known ahead
     """
 
     count: int
     num_gpus: float
     num_cpus: float
     num_readers: int
+    num_threads: int
 
     @property
     def device(self) -> str:
@@ -109,7 +113,8 @@ def plan_actors(options: RayOptions, resources: dict[str, float]) -> Actors:
             "CPU that reads files: pass smaller ones in ray=RayOptions(...)"
         )
 
-    return Actors(count, num_gpus, num_cpus, num_readers)
+    num_threads = max(1, int(cpus // count))
+    return Actors(count, num_gpus, num_cpus, num_readers, num_threads)
 
 
 def own_node() -> NodeAffinitySchedulingStrategy:

@@ -66,9 +66,12 @@ class EncodeBlocks:
     Args:
         spec: the encoder
         batch_size: the number of images per forward pass
+        num_threads: the number of threads, if the node has as many cores
     """
 
-    def __init__(self, spec: EncoderSpec, batch_size: int) -> None:
+    def __init__(self, spec: EncoderSpec, batch_size: int, num_threads: int) -> None:
+        # Ray limits it to the CPUs that the actor reserves
+        torch.set_num_threads(min(num_threads, os.cpu_count() or 1))
         self._batch_size = batch_size
         self._stop: str | None = None
         try:

@@ -280,6 +280,7 @@ def _make_plan(blocks: Queue, settings: StreamSettings) -> ray.data.Dataset:
             fn_constructor_kwargs={
                 "spec": settings.spec,
                 "batch_size": settings.batch_size,
+                "num_threads": actors.num_threads,
             },
             compute=ActorPoolStrategy(size=actors.count),
             num_cpus=actors.num_cpus,

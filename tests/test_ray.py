@@ -296,6 +296,7 @@ def test_actors() -> None:
     cpus = plan_actors(RayOptions(num_actors=2), {"CPU": 4})
     assert (cpus.count, cpus.num_gpus, cpus.num_cpus, cpus.num_readers) == (2, 0, 1, 2)
     assert cpus.device == "cpu"
+    assert cpus.num_threads == 2
     with pytest.raises(ValueError, match="too few for num_actors=2 with num_cpus=1"):
         plan_actors(RayOptions(num_actors=2), {"CPU": 2})
 
