@@ -142,7 +142,12 @@ def _init(address: str) -> None:
 
     try:
         ray.init(address, **settings)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
+        raise ValueError(
+            f"Cannot connect to Ray at {address!r}: {error}. If the cluster wants a token, "
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        ) from error
+    except (RayError, RuntimeError, ValueError) as error:
         raise ValueError(f"Cannot connect to Ray at {address!r}: {error}") from error
 
 

@@ -360,8 +360,9 @@ _OWN_DATABASE = """
     before = dataset.count("hiera") if dataset.has_field("hiera") else 0
 """
 _LOSE = """
+    ray = fiftyone_hiera.RayOptions(block_size=4) if {on_ray} else None
     try:
-        model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
+        model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly, ray=ray)
     except RuntimeError as error:
         say(error=type(error).__name__, message=str(error), stored=error.report.embedded)
 """
@@ -377,7 +378,13 @@ _RESUME = """
 
 
 def _lose_database(
-    folder: Path, work: Path, pattern: str, lose: Any, repair: Any
+    folder: Path,
+    work: Path,
+    pattern: str,
+    lose: Any,
+    repair: Any,
+    *,
+    on_ray: bool = False,
 ) -> dict[str, Any]:
     """Lose the database during a run, and run again.
 
@@ -387,7 +394,7 @@ def _lose_database(
     database = OwnDatabase(folder / "database")
     config = own_config(work, database, show_progress_bars=False)
     begin = _OWN_DATABASE.format(pattern=pattern, count=_COUNT)
-    process = OtherProcess(begin + _LOSE, work, config)
+    process = OtherProcess(begin + _LOSE.format(on_ray=on_ray), work, config)
     process.wait_until_stored(40)
     lose(database)
     start = time.monotonic()
@@ -468,6 +475,13 @@ def _check_lost(run: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_mongod_killed(lost: dict[str, Any]) -> None:
     _check_lost(lost["killed"].result())
+
+
+@pytest.mark.slow
+def test_mongod_killed_on_ray(digits: list[Digit], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    pattern = str(digits[0].path.parent / "*.png")
+    _check_lost(_lose_database(tmp_path, tmp_path, pattern, _kill, list, on_ray=True))
 
 
 @pytest.mark.slow

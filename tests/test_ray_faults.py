@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -303,6 +308,50 @@ def test_driver_stopped(
     report = model.embed_samples(samples, "hiera", ray=True)
     assert (report.skipped, report.embedded) == (stored, 400 - stored)
     assert _check_stored(samples, model) == 400
+
+
+def test_wrong_token(samples: Any, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    address = f"127.0.0.1:{port}"
+    ray = str(Path(sys.executable).with_name("ray"))
+    options = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
+    head = subprocess.Popen(
+        [ray, "start", *options, "--disable-usage-stats", "--block"],
+        env={**os.environ, **token},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    code = f"""
+        import os
+        os.environ |= {{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40}}
+        dataset = fo.load_dataset({samples.name!r})
+        try:
+            model.embed_samples(dataset, "hiera", ray={address!r})
+        except ValueError as error:
+            say(message=str(error), has_field=dataset.has_field("hiera"))
+    """
+    try:
+        for _ in range(100):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port)),
+            ):
+                break
+
+            time.sleep(0.2)
+
+        said = OtherProcess(code, tmp_path).result()
+    finally:
+        head.terminate()
+        head.wait(30)
+
+    assert f"Cannot connect to Ray at {address!r}" in said["message"]
+    assert "RAY_AUTH_TOKEN" in said["message"]
+    assert not said["has_field"]
 
 
 def test_another_run_takes_the_field_over(samples: Any, model: HieraEmbeddingModel) -> None:
