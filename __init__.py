@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cluster.options import RayOptions as RayOptions
-
 if TYPE_CHECKING:
     from os import PathLike
     from typing import Literal, Unpack
 
     import fiftyone.core.collections as foc
 
+    from .cluster.options import RayOptions as RayOptions
     from .config import Options
     from .files.report import FilesReport
     from .runs.attach import AttachReport
@@ -29,6 +28,15 @@ if TYPE_CHECKING:
 _OWNER = __name__.rpartition(".")[0]
 if _OWNER.startswith("@"):
     sys.modules.setdefault(_OWNER, types.ModuleType(_OWNER))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RayOptions":
+        from .cluster.options import RayOptions
+
+        return RayOptions
+
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def download_model(model_name: str, model_path: str) -> None:

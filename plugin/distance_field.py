@@ -50,7 +50,7 @@ def distance_path(dataset: Any, name: object, patches_field: str | None) -> str:
     if field.read_only:
         raise ValueError(f"Invalid dist_field {name!r}: the field {path!r} is read-only")
 
-    if field.description != _DESCRIPTION:
+    if field.description != _DESCRIPTION and dataset.count(path):
         raise ValueError(
             f"Invalid dist_field {name!r}: the field {path!r} holds other values, which "
             "would be removed. Choose another name"

@@ -418,7 +418,11 @@ class _Process:
 
 
 @pytest.mark.parametrize(
-    ("number", "counts"), [(signal.SIGKILL, [24, 44, 72]), (signal.SIGINT, [72])]
+    ("number", "counts"),
+    [
+        pytest.param(signal.SIGKILL, [24, 44, 72], marks=pytest.mark.slow),
+        (signal.SIGINT, [72]),
+    ],
 )
 def test_killed_and_run_again(
     manifest: Path,

@@ -111,6 +111,7 @@ result = [after_delete, after_register, foz.load_zoo_model(TINY).embedding_dim]
     assert hub.downloads == 0, "registering again downloaded the weights again"
 
 
+@pytest.mark.slow
 def test_nano_is_restored_after_a_delete(registered: ZooUser) -> None:
     code = """
 result = []
