@@ -214,6 +214,7 @@ result = [
 @pytest.mark.slow
 def test_command_line(registered: ZooUser) -> None:
     # The commands that the README does not show
+    shutil.rmtree(registered.home / "hub", ignore_errors=True)  # others have downloaded
     downloaded = registered.cli("zoo", "models", "download", TINY + "-cls")
     assert f"The weights of {TINY}-cls are licensed CC BY-NC 4.0" in downloaded
     path = registered.cli("zoo", "models", "find", TINY + "-cls").strip().splitlines()[-1]
