@@ -129,6 +129,7 @@ def test_last_model_is_kept(samples: Any, own: Path, loads: list[Any]) -> None:
     assert len(loads) == 3
 
 
+@pytest.mark.slow
 def test_model_is_kept_for_threads(samples: Any, loads: list[Any]) -> None:
     _index(samples, "mean")
     _index(samples, "cls", pooling="cls")

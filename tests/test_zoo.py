@@ -223,6 +223,7 @@ def test_command_line(registered: ZooUser) -> None:
     assert not Path(path).exists()
 
 
+@pytest.mark.slow
 def test_options(registered: ZooUser) -> None:
     # The form is that of the zoo's own operators in the App
     result = registered.python(
