@@ -26,12 +26,6 @@ class Ledger:
         self._parts: dict[int, tuple[Job, Part, int]] = {}
         self._waiting: dict[int, int] = {}  # by block: its parts without a result
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether parts are on their way."""
-        with self._changed:
-            return bool(self._parts)
-
     def send(self, jobs: Sequence[Job]) -> list[Job] | None:
         """Enter a block, after waiting until there is room for it.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,24 @@ _isolate(Path(_HOME.name))
 def nano() -> Path:
     """The weights that this repository carries."""
     return Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"
+
+
+@pytest.fixture
+def own(nano: Path, tmp_path: Path) -> Path:
+    """A folder of the user's own weights."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    shutil.copy(nano, folder / "model.safetensors")
+    config = {
+        "model_type": "hiera",
+        "architectures": ["HieraModel"],
+        "depths": [1, 1, 2, 1],
+        "embed_dim": 24,
+        "num_heads": [1, 2, 4, 8],
+        "image_size": [64, 64],
+    }
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -582,21 +582,8 @@ def test_provenance_takes_precedence_over_the_index_config(
     assert label == f"key: {NANO}, cls, stage 3, image_size [96, 96], squash True"
 
 
-def test_weights_of_your_own(samples: Any, nano: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "own"
-    folder.mkdir()
-    own = folder / "model.safetensors"
-    own.write_bytes(nano.read_bytes())
-    config = {
-        "model_type": "hiera",
-        "architectures": ["HieraModel"],
-        "depths": [1, 1, 2, 1],
-        "embed_dim": 24,
-        "num_heads": [1, 2, 4, 8],
-        "image_size": [64, 64],
-    }
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    model = fiftyone_hiera.load_model(NANO, checkpoint=str(folder), pooling="cls")
+def test_weights_of_your_own(samples: Any, own: Path) -> None:
+    model = fiftyone_hiera.load_model(NANO, checkpoint=str(own), pooling="cls")
     model.embed_samples(samples, "vectors")
     fob.compute_similarity(samples, embeddings="vectors", brain_key="key")
     assert _found(samples, Path(samples.last().filepath)).first().id == samples.last().id
@@ -604,8 +591,9 @@ def test_weights_of_your_own(samples: Any, nano: Path, tmp_path: Path) -> None:
     # The same name, other weights
     from safetensors.torch import load_file, save_file
 
-    tensors = {name: tensor * 1.001 for name, tensor in load_file(own).items()}
-    save_file(tensors, own, {"format": "pt"})
+    weights = own / "model.safetensors"
+    tensors = {name: tensor * 1.001 for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, {"format": "pt"})
     uri, params = _search(samples, Path(samples.last().filepath))
     assert uri == "show_output"
     assert "now differs in sha256" in _labels(params)[1]

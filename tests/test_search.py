@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gc
 import json
-import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,24 +44,6 @@ def samples(dataset: Any, digits: list[Digit]) -> Any:
         ]
     )
     return dataset
-
-
-@pytest.fixture
-def own(nano: Path, tmp_path: Path) -> Path:
-    """A folder of the user's own weights."""
-    folder = tmp_path / "own"
-    folder.mkdir()
-    shutil.copy(nano, folder / "model.safetensors")
-    config = {
-        "model_type": "hiera",
-        "architectures": ["HieraModel"],
-        "depths": [1, 1, 2, 1],
-        "embed_dim": 24,
-        "num_heads": [1, 2, 4, 8],
-        "image_size": [64, 64],
-    }
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    return folder
 
 
 @pytest.fixture
