@@ -9,9 +9,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal --durations 25
 
 EXTRAS_demo := demo
-EXTRAS_test := demo test birder ray
-EXTRAS_app := demo test birder ray app
+EXTRAS_test := demo test birder ray lancedb milvus pgvector
+EXTRAS_app := demo test birder ray lancedb milvus pgvector app
 EXTRAS_bench := demo test
+EXTRAS_index := demo test lancedb milvus pgvector
 EXTRAS_scale := demo test ray
 
 # Embed images, search them and draw their map, with nothing but this checkout
@@ -53,6 +54,11 @@ bench: .venv/.bench
 .PHONY: bench-scale
 bench-scale: .venv/.scale
 	PYTHONPATH=$(SOURCES) $(BIN)/python benchmarks/scale.py
+
+# Measure the backends of similarity indexes
+.PHONY: bench-index
+bench-index: .venv/.index
+	PYTHONPATH=$(SOURCES) $(BIN)/python benchmarks/indexes.py
 
 # Measure how well vectors of checkpoints, stages and poolings tell labels apart
 .PHONY: evaluate

@@ -40,13 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _embed(
-    dataset: str, field: str, model: str, options: dict[str, Any], **given: Any
+    dataset: str,
+    field: str | None,
+    model: str,
+    options: dict[str, Any],
+    backend_options: list[tuple[str, Any]],
+    **given: Any,
 ) -> object:
     import fiftyone as fo
 
     samples = fo.load_dataset(dataset)
     loaded = fiftyone_hiera.load_model(model, **options)
-    return loaded.embed_samples(samples, field, **given)
+    settings = dict(backend_options) or None
+    return loaded.embed_samples(samples, field, backend_kwargs=settings, **given)
 
 
 def _embed_files(manifest: str, out: str, options: dict[str, Any], **given: Any) -> object:
@@ -67,7 +73,12 @@ def _build_parser() -> argparse.ArgumentParser:
     embed = commands.add_parser("embed", help="embed the samples of a FiftyOne dataset")
     embed.set_defaults(command=_embed)
     embed.add_argument("dataset", metavar="DATASET", help="the name of the dataset")
-    embed.add_argument("field", metavar="FIELD", help="the field for the embeddings")
+    embed.add_argument(
+        "field",
+        metavar="FIELD",
+        nargs="?",
+        help="the field for the embeddings; none to store them in an index alone",
+    )
     _add_common(embed)
     embed.add_argument("--patches-field", help="embed the patches of this label field")
     embed.add_argument(
@@ -85,6 +96,18 @@ def _build_parser() -> argparse.ArgumentParser:
         type=int,
         default=3,
         help="how many existing embeddings to check (default: 3)",
+    )
+
+    embed.add_argument("--brain-key", help="the brain key of a similarity index to feed")
+    embed.add_argument("--backend", help="the similarity backend of the index")
+    embed.add_argument(
+        "--backend-option",
+        dest="backend_options",
+        action="append",
+        default=[],
+        type=_parse_option,
+        metavar="NAME=VALUE",
+        help="a setting of the backend, such as metric=cosine; may be repeated",
     )
 
     files = commands.add_parser(

@@ -54,6 +54,11 @@ class Embedder:
         """The provenance of the embeddings."""
         return provenance_of(self._origin, self.preprocessing, self.settings)
 
+    @property
+    def dim(self) -> int:
+        """The number of dimensions of an embedding."""
+        return self.encoder.stages[self.settings.stage - 1].embedding_dim
+
     def embed(self, pixels: Pixels) -> Embeddings:
         """Compute embeddings, in smaller batches if memory runs out.
 

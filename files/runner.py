@@ -68,7 +68,7 @@ def run(
     rows = Manifest(manifest)
     embedder = load_checkpoint(model, None, model_options).embedder
     layout = Layout(out)
-    format = Format(rows.id_type, options.vectors, _dimension(embedder))
+    format = Format(rows.id_type, options.vectors, embedder.dim)
     record = Record(
         embedder.provenance,
         format.vectors,
@@ -148,8 +148,3 @@ def _write(
                 bar.update(sink.done - bar.iteration)
 
     sink.close()
-
-
-def _dimension(embedder: Embedder) -> int:
-    stages = embedder.encoder.stages
-    return stages[embedder.settings.stage - 1].embedding_dim

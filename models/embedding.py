@@ -19,6 +19,7 @@ from ..embedding.embedder import Embedder, Embeddings
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
+from ..indexes.brain_run import to_index_options
 from ..runs.adoption import adopt
 from ..runs.options import RunOptions
 from ..runs.report import EmbeddingReport
@@ -84,7 +85,7 @@ class HieraEmbeddingModel(
     @property
     def embedding_dim(self) -> int:
         """The length of an embedding."""
-        return self._encoder.stages[self.settings.stage - 1].embedding_dim
+        return self.embedder.dim
 
     @property
     def ragged_batches(self) -> bool:
@@ -216,9 +217,12 @@ class HieraEmbeddingModel(
     def embed_samples(
         self,
         samples: foc.SampleCollection,
-        embeddings_field: str,
+        embeddings_field: str | None = None,
         *,
         patches_field: str | None = None,
+        brain_key: str | None = None,
+        backend: str | None = None,
+        backend_kwargs: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         overwrite: bool = False,
@@ -239,10 +243,21 @@ class HieraEmbeddingModel(
             samples: a :class:`fiftyone.core.dataset.Dataset` or a
                 :class:`fiftyone.core.view.DatasetView` of images or videos; for
                 videos, the frames are embedded
-            embeddings_field: the field to store the embeddings in, created if it
-                does not exist; with ``patches_field``, an attribute of the labels
+            embeddings_field (None): the field to store the embeddings in, created if it
+                does not exist; with ``patches_field``, an attribute of the labels. None
+                stores them in the index alone, whose backend must be a database
             patches_field (None): a field of detections or polylines whose
                 patches are embedded, instead of the whole images or frames
+            brain_key (None): the brain key of a similarity index, which is made if it
+                does not exist, fed while embedding, and brought up to date with the field
+                at the end; with ``overwrite``, it is built anew
+            backend (None): the similarity backend of the index, such as ``"pgvector"``.
+                By default, that of the index if it exists, or
+                ``fiftyone.brain.brain_config.default_similarity_backend``
+            backend_kwargs (None): a dict of the backend's settings, such as ``metric`` or
+                ``table_name``, with the names of FiftyOne's; the metric is "cosine" by
+                default. Place and credentials are best left to the environment, as
+                FiftyOne does not store them
             batch_size (None): the number of images per forward pass. By
                 default, ``fiftyone.config.default_batch_size``, or 32
             num_workers (None): the number of threads that decode images; with 0,
@@ -272,15 +287,17 @@ class HieraEmbeddingModel(
         Returns:
             an :class:`fiftyone_hiera.runs.report.EmbeddingReport` with the attributes
             ``embedded``, ``skipped``, ``failed`` (each with ``id``,
-            ``sample_id``, ``path`` and ``reason``), ``seconds`` and
-            ``images_per_second``
+            ``sample_id``, ``path`` and ``reason``), ``seconds``,
+            ``images_per_second`` and ``index``
 
         Raises:
-            ValueError: if an argument is not valid, or if the field is read-only
-                or holds embeddings computed with different settings
+            ValueError: if an argument is not valid, if the field is read-only, if the
+                field or the index holds embeddings computed with different settings, or if
+                the index cannot be opened
             EmbeddingError: a RuntimeError, if the run had to stop or if all
                 inputs failed; its attribute ``report`` has what was done
-            ImportError: if ``ray`` is given and Ray is not installed
+            ImportError: if ``ray`` is given and Ray is not installed, or if the package of
+                the backend is not
         """
         options = RunOptions(
             batch_size,
@@ -291,6 +308,7 @@ class HieraEmbeddingModel(
             failure_tag,
             verify,
             to_ray_options(ray),
+            to_index_options(brain_key, backend, backend_kwargs),
         )
         check_progress(progress)
         target = Target(samples, embeddings_field, patches_field)

@@ -1,66 +1,28 @@
-"""Brain runs on stored embeddings: a similarity index and a visualization."""
+"""The model that FiftyOne itself may use to search a similarity index."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
-import fiftyone.brain as fob
 import fiftyone.zoo as foz
+from fiftyone.core.brain import BrainMethod
 
 from ..checkpoints import CHECKPOINTS
 from ..runs.fiftyone_internals import dataset_of
 from .compute_plan import EmbeddingPlan
 
 
-def compute_similarity(plan: EmbeddingPlan) -> None:
-    """Compute the similarity index.
+def name_model(plan: EmbeddingPlan) -> None:
+    """Record in an index the name of the zoo model that computes its embeddings.
 
     Args:
-        plan: the plan, whose embeddings are stored
+        plan: the plan, whose index is there
     """
-    with _deleted_on_error(plan, plan.similarity_brain_key):
-        index = fob.compute_similarity(
-            plan.samples,
-            patches_field=plan.params.patches_field,
-            embeddings=plan.embeddings_field,
-            brain_key=plan.similarity_brain_key,
-            progress=False,
-        )
-        name = _find_entry(plan)
-        if name is not None and name in foz.list_zoo_models():
-            index.config.model = name
-            index.save_config()
-
-
-def compute_visualization(plan: EmbeddingPlan) -> None:
-    """Compute the 2-D visualization.
-
-    Args:
-        plan: the plan, whose embeddings are stored
-    """
-    with _deleted_on_error(plan, plan.visualization_brain_key):
-        fob.compute_visualization(
-            plan.samples,
-            patches_field=plan.params.patches_field,
-            embeddings=plan.embeddings_field,
-            brain_key=plan.visualization_brain_key,
-            method=plan.visualization_method,
-            progress=False,
-        )
-
-
-@contextlib.contextmanager
-def _deleted_on_error(plan: EmbeddingPlan, brain_key: str) -> Iterator[None]:
-    # FiftyOne registers a brain run before it computes anything
-    try:
-        yield
-    except BaseException:
+    name = _find_entry(plan)
+    if name is not None and name in foz.list_zoo_models():
         dataset = dataset_of(plan.samples)
-        if brain_key in dataset.list_brain_runs():
-            dataset.delete_brain_run(brain_key)
-
-        raise
+        info = dataset.get_brain_info(plan.similarity_brain_key)
+        if info.config.model != name:
+            info.config.model = name
+            BrainMethod.update_run_config(dataset, plan.similarity_brain_key, info.config)
 
 
 def _find_entry(plan: EmbeddingPlan) -> str | None:

@@ -12,6 +12,7 @@ from fiftyone.operators.executor import ValidationContext
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from ..runs.fiftyone_internals import dataset_of, is_generated
+from ..runs.index_run import NO_FRAMES
 from .allowed_models import AllowedModels, read_allowed
 from .compute_params import WHOLE, EmbeddingParams, parse_params
 from .compute_plan import (
@@ -24,16 +25,13 @@ from .compute_plan import (
     make_plan,
     target_samples,
 )
+from .index_form import ask_index
 from .local_weights import find_on_disk, zoo_folder
+from .maps import METHODS, check_growth
 from .widgets import check, check_named, error_form, mark_invalid
 from .zoo_form import ask_pooling
 
 _TITLE = "Compute Hiera embeddings"
-_METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
-_NO_FRAMES = (
-    "FiftyOne's brain does not support frame-level embeddings: embed the videos first, "
-    "then use the brain on dataset.to_frames()"
-)
 
 
 def build_form(ctx: Any) -> types.Property:
@@ -174,6 +172,10 @@ def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
     for name in _embeddings_fields(plan):
         fields.add_choice(name, label=name)
 
+    if plan.params.index_only:
+        _ask_overwrite(inputs)
+        return
+
     # Described, not set as a default: the App would keep a default when another checkpoint
     # or pooling changes it
     field = inputs.str(
@@ -185,49 +187,49 @@ def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
         ),
         view=fields,
     )
+    _ask_overwrite(inputs)
+    check(field, plan.check_field)
+
+
+def _ask_overwrite(inputs: types.Object) -> None:
     inputs.bool(
         "overwrite",
         default=False,
         label="Overwrite",
-        description="Recompute existing embeddings",
+        description="Recompute existing embeddings, and build their index anew",
         view=types.CheckboxView(),
     )
-    check(field, plan.check_field)
 
 
 def _ask_brain(inputs: types.Object, plan: EmbeddingPlan) -> None:
     """Ask for the brain runs to compute."""
-    wants_index = _ask_brain_run(
-        inputs,
-        plan,
-        "similarity_index",
-        label="Similarity index",
-        description="Sort by similarity to any image; find duplicates and outliers",
-    )
-    if wants_index:
-        _ask_brain_key(inputs, plan, "similarity_brain_key")
-
-    wants_map = _ask_brain_run(
-        inputs,
-        plan,
+    wants_index = ask_index(inputs, plan)
+    box = inputs.bool(
         "visualization",
+        default=False,
         label="2-D map",
         description="Visualize the embeddings in the Embeddings panel",
+        view=types.CheckboxView(),
     )
-    if not wants_map:
+    if not plan.params.visualization:
         return
 
-    key = _ask_brain_key(inputs, plan, "visualization_brain_key")
+    if plan.samples.media_type == fom.VIDEO:
+        mark_invalid(box, NO_FRAMES)
+    elif plan.params.index_only:
+        mark_invalid(box, "A map needs the embeddings on the samples, not in an index only")
+
+    key = _ask_map_key(inputs, plan)
     if wants_index and plan.visualization_brain_key == plan.similarity_brain_key:
         mark_invalid(key, "The similarity index and the 2-D map need different brain keys")
 
     methods = types.RadioGroup()
-    for name, label in _METHODS.items():
+    for name, label in METHODS.items():
         methods.add_choice(name, label=label)
 
     method = inputs.enum(
         "visualization_method",
-        list(_METHODS),
+        list(METHODS),
         default=plan.defaults["visualization_method"],
         label="Method",
         view=methods,
@@ -235,51 +237,34 @@ def _ask_brain(inputs: types.Object, plan: EmbeddingPlan) -> None:
     check(method, lambda: _check_method(plan.visualization_method))
 
 
-def _ask_brain_run(
-    inputs: types.Object, plan: EmbeddingPlan, name: str, *, label: str, description: str
-) -> bool:
-    """Ask whether to compute a brain run; return whether its box is checked."""
-    box = inputs.bool(
-        name,
-        default=False,
-        label=label,
-        description=description,
-        view=types.CheckboxView(),
-    )
-    is_checked: bool = getattr(plan.params, name)
-    if is_checked and plan.samples.media_type == fom.VIDEO:
-        mark_invalid(box, _NO_FRAMES)
-
-    return is_checked
-
-
-def _ask_brain_key(inputs: types.Object, plan: EmbeddingPlan, name: str) -> types.Property:
+def _ask_map_key(inputs: types.Object, plan: EmbeddingPlan) -> types.Property:
     prop = inputs.str(
-        name,
+        "visualization_brain_key",
         label="Brain key",
-        description=f"A new name; empty for {plan.defaults[name]!r}",
+        description=(
+            "A new name, or a map of the same embeddings to add new samples to; empty for "
+            f"{plan.defaults['visualization_brain_key']!r}"
+        ),
     )
-    taken = dataset_of(plan.samples).list_brain_runs()
-    check(prop, lambda: _check_brain_key(getattr(plan, name), taken))
+    check(prop, lambda: _check_map_key(plan))
     return prop
 
 
-def _check_brain_key(key: str, taken: list[str]) -> None:
+def _check_map_key(plan: EmbeddingPlan) -> None:
+    key = plan.visualization_brain_key
     if not key.isidentifier():
         raise ValueError(
             f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
             "with a letter"
         )
 
-    if key in taken:
-        raise ValueError(
-            f"Brain key {key!r} is taken: choose another or delete that brain run"
-        )
+    if key in dataset_of(plan.samples).list_brain_runs():
+        check_growth(plan.samples, key, plan.map_source)
 
 
 def _check_method(method: str) -> None:
-    if method not in _METHODS:
-        raise ValueError(f"Invalid method {method!r}. Valid are {list(_METHODS)}")
+    if method not in METHODS:
+        raise ValueError(f"Invalid method {method!r}. Valid are {list(METHODS)}")
 
     if method == "umap" and not has_umap():
         raise ValueError("Method 'umap' is not installed: pip install umap-learn")

@@ -25,6 +25,10 @@ _OTHER_NAMES = {
 
 _BOXES = {
     "similarity_brain_key": "similarity_index",
+    "similarity_backend": "similarity_index",
+    "similarity_table": "similarity_index",
+    "similarity_metric": "similarity_index",
+    "index_only": "similarity_index",
     "visualization_brain_key": "visualization",
     "visualization_method": "visualization",
 }
@@ -50,9 +54,15 @@ class EmbeddingParams:
         num_workers (None): the number of threads that read images
         overwrite (False): whether to recompute existing embeddings
         failure_tag (None): a tag for the samples that fail
-        similarity_index (False): whether to compute a similarity index
+        similarity_index (False): whether to feed a similarity index
         similarity_brain_key (None): its brain key; None is "hiera_similarity" or,
-            if that is taken, "hiera_similarity_2", and so on
+            if that is of other embeddings, "hiera_similarity_2", and so on
+        similarity_backend (None): its backend; None is that of the index if it exists, or
+            FiftyOne's default
+        similarity_table (None): the table, collection or index of the backend; None is a
+            new one
+        similarity_metric (None): its metric; None is "cosine"
+        index_only (False): whether to store the embeddings in the index alone
         visualization (False): whether to compute a 2-D visualization
         visualization_brain_key (None): its brain key; None is "hiera_map" or, if
             that is taken, "hiera_map_2", and so on
@@ -70,6 +80,10 @@ class EmbeddingParams:
     failure_tag: str | None = None
     similarity_index: bool = False
     similarity_brain_key: str | None = None
+    similarity_backend: str | None = None
+    similarity_table: str | None = None
+    similarity_metric: str | None = None
+    index_only: bool = False
     visualization: bool = False
     visualization_brain_key: str | None = None
     visualization_method: str | None = None

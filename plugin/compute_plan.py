@@ -18,9 +18,12 @@ from ..embedding.provenance import (
     differing,
     expected_provenance,
 )
+from ..indexes.backends import get_backend, list_backends
+from ..indexes.brain_run import Contents, IndexOptions, check_index
 from ..runs.field_claim import FieldClaim
 from ..runs.fiftyone_internals import (
     all_slices,
+    dataset_id,
     dataset_of,
     flatten_dynamic_groups,
     label_path,
@@ -30,6 +33,7 @@ from ..runs.parts import match_embeddings
 from ..runs.schema import read_provenance
 from ..runs.target import PATCH_TYPES, Target
 from .compute_params import EmbeddingParams
+from .maps import MapSource, is_same_map
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,10 @@ class EmbeddingPlan:
         defaults: the value of each of the names below if it is not given
         embeddings_field: the field to store the embeddings in
         similarity_brain_key: the brain key of the similarity index
+        similarity_backend: its backend
         visualization_brain_key: the brain key of the visualization
         visualization_method: the dimensionality reduction method
+        map_source: what the visualization is computed from
     """
 
     params: EmbeddingParams
@@ -55,8 +61,10 @@ class EmbeddingPlan:
     defaults: dict[str, str]
     embeddings_field: str
     similarity_brain_key: str
+    similarity_backend: str
     visualization_brain_key: str
     visualization_method: str
+    map_source: MapSource
 
     @property
     def target(self) -> Target:
@@ -65,11 +73,12 @@ class EmbeddingPlan:
         Raises:
             ValueError: if the samples or a field are not valid
         """
-        return Target(self.samples, self.embeddings_field, self.params.patches_field)
+        field = None if self.params.index_only else self.embeddings_field
+        return Target(self.samples, field, self.params.patches_field)
 
     @property
     def options(self) -> RunOptions:
-        """The options of the run.
+        """The options of the run, but for the index.
 
         Raises:
             ValueError: if an option is not valid
@@ -81,6 +90,20 @@ class EmbeddingPlan:
             skip_failures=True,
             shard=None,
             failure_tag=self.params.failure_tag,
+        )
+
+    @property
+    def index(self) -> IndexOptions | None:
+        """The options of the similarity index; None if none is wanted.
+
+        Raises:
+            ValueError: if one is not valid
+        """
+        if not self.params.similarity_index:
+            return None
+
+        return _index_options(
+            self.params, self.similarity_brain_key, self.similarity_backend
         )
 
     @property
@@ -98,8 +121,29 @@ class EmbeddingPlan:
             ValueError: if the name is not valid, or if the field holds embeddings
                 computed with different settings that would not be overwritten
         """
-        expected = expected_provenance(self.checkpoint, self.settings)
-        FieldClaim(self.target, expected).check(overwrite=self.params.overwrite)
+        if not self.params.index_only:
+            expected = expected_provenance(self.checkpoint, self.settings)
+            FieldClaim(self.target, expected).check(overwrite=self.params.overwrite)
+
+    def check_index(self) -> None:
+        """Check that the run may feed its index, without a connection to it.
+
+        Raises:
+            ValueError: if it may not
+        """
+        if self.index is not None:
+            check_index(
+                dataset_of(self.samples),
+                self.index,
+                _contents(
+                    self.params,
+                    self.samples,
+                    self.embeddings_field,
+                    self.checkpoint,
+                    self.settings,
+                ),
+                overwrite=self.params.overwrite,
+            )
 
 
 def target_samples(ctx: Any) -> Any:
@@ -201,10 +245,26 @@ def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
         "embeddings_field": _default_field(
             samples, params.patches_field, expected_provenance(checkpoint, settings)
         ),
-        "similarity_brain_key": _first_free("hiera_similarity", taken.__contains__),
-        "visualization_brain_key": _first_free("hiera_map", taken.__contains__),
         "visualization_method": "umap" if has_umap() else "pca",
     }
+    field = params.embeddings_field or defaults["embeddings_field"]
+    contents = _contents(params, samples, field, checkpoint, settings)
+    defaults["similarity_brain_key"] = _first_free(
+        "hiera_similarity",
+        lambda key: key in taken and not _can_feed(params, samples, key, contents),
+    )
+    defaults["similarity_backend"] = _backend_of(
+        samples, params.similarity_brain_key or defaults["similarity_brain_key"]
+    )
+    source = MapSource(
+        field,
+        params.patches_field,
+        params.visualization_method or defaults["visualization_method"],
+        params.overwrite,
+    )
+    defaults["visualization_brain_key"] = _first_free(
+        "hiera_map", lambda key: key in taken and not is_same_map(samples, key, source)
+    )
     resolved = {name: getattr(params, name) or defaults[name] for name in defaults}
     return EmbeddingPlan(
         params=params,
@@ -212,8 +272,64 @@ def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
         checkpoint=checkpoint,
         settings=settings,
         defaults=defaults,
+        map_source=source,
         **resolved,
     )
+
+
+def _index_options(
+    params: EmbeddingParams, brain_key: str, backend: str | None
+) -> IndexOptions:
+    settings: dict[str, str] = {}
+    if params.similarity_metric is not None:
+        settings["metric"] = params.similarity_metric
+
+    if params.similarity_table is not None:
+        name = get_backend(backend).table_setting
+        if name is None:
+            raise ValueError(f"Backend {backend!r} has no similarity_table")
+
+        settings[name] = params.similarity_table
+
+    return IndexOptions(brain_key, backend, settings)
+
+
+def _contents(
+    params: EmbeddingParams,
+    samples: Any,
+    embeddings_field: str,
+    checkpoint: Checkpoint,
+    settings: Settings,
+) -> Contents:
+    return Contents(
+        dataset_id=str(dataset_id(dataset_of(samples))),
+        embeddings_field=None if params.index_only else embeddings_field,
+        patches_field=params.patches_field,
+        dim=checkpoint.embedding_dim,
+        provenance=expected_provenance(checkpoint, settings),
+    )
+
+
+def _can_feed(
+    params: EmbeddingParams, samples: Any, brain_key: str, contents: Contents
+) -> bool:
+    """Return whether an index that exists is one that the run would bring up to date."""
+    try:
+        options = _index_options(params, brain_key, params.similarity_backend)
+        check_index(dataset_of(samples), options, contents, overwrite=params.overwrite)
+    except (ValueError, ImportError):
+        return False
+
+    return True
+
+
+def _backend_of(samples: Any, brain_key: str) -> str:
+    """Return the backend of an index that exists, or FiftyOne's default."""
+    dataset = dataset_of(samples)
+    if brain_key in dataset.list_brain_runs(type="similarity"):
+        return str(dataset.get_brain_info(brain_key).config.method)
+
+    return list_backends()[0]
 
 
 def has_umap() -> bool:

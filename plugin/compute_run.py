@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +20,13 @@ import fiftyone as fo
 
 from ..runs.runner import Step, run_in_steps
 from ..zoo_model import load
-from .brain_runs import compute_similarity, compute_visualization
+from .brain_runs import name_model
 from .compute_form import check_form
 from .compute_params import parse_params
 from .compute_plan import EmbeddingPlan, make_plan, target_samples
+from .index_form import with_secrets
 from .local_weights import find_in_zoo, find_on_disk, zoo_folder
+from .maps import compute_visualization
 from .outputs import report_to_dict, show_error, show_progress, show_report
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,8 @@ async def finish(ctx: Any, operator: Any) -> dict[str, Any]:
         a dict: ``embedded``, ``skipped`` and ``failed``, three numbers;
         ``failures``, the first 1,000, each with ``id``, ``sample_id``, ``path`` and
         ``reason``; ``seconds``, ``images_per_second``, ``embeddings_field``,
-        ``stopped``; ``similarity_brain_key`` and ``visualization_brain_key``, if these
+        ``stopped``; ``index``, a dict with ``rows``, ``added`` and ``removed``, if a
+        database was fed; ``similarity_brain_key`` and ``visualization_brain_key``, if these
         were requested
 
     Raises:
@@ -156,12 +159,22 @@ def _run(
     weights = find_in_zoo(checkpoint, folder)
     model = load(checkpoint.name, weights, {"pooling": plan.settings.pooling})
     target = plan.target
-    steps = run_in_steps(target, model.embedder, plan.options, progress)
+    index = plan.index and with_secrets(plan.index, ctx)
+    options = replace(plan.options, index=index)
+    steps = run_in_steps(target, model.embedder, options, progress)
     yield from _embed(steps, plan.unit, stopped, interval, result)
 
-    result |= {"embeddings_field": target.path, "stopped": stopped.is_set()}
-    if not stopped.is_set():
-        yield from _compute_brain_runs(plan, result)
+    result |= {"embeddings_field": target.path or None, "stopped": stopped.is_set()}
+    if stopped.is_set():
+        return
+
+    if plan.params.similarity_index:
+        result["similarity_brain_key"] = plan.similarity_brain_key
+        name_model(plan)
+
+    if plan.params.visualization:
+        yield _Update(result, "Computing the 2-D map", 1.0)
+        _compute_map(plan, result)
 
 
 def _embed(
@@ -179,7 +192,7 @@ def _embed(
                 break
 
             now = time.monotonic()
-            if now - last >= interval:
+            if now - last >= interval or step.is_indexing:
                 last = now
                 yield _Update(result, *_describe(step, unit, now - start))
 
@@ -188,6 +201,9 @@ def _embed(
 
 def _describe(step: Step, unit: str, seconds: float) -> tuple[str, float]:
     """Return the label and the progress of a step."""
+    if step.is_indexing:
+        return "Bringing the similarity index up to date", 1.0
+
     done = step.report.embedded + len(step.report.failed)
     total = step.worklist.total
     about = "about " if step.worklist.is_estimate else ""
@@ -200,29 +216,14 @@ def _describe(step: Step, unit: str, seconds: float) -> tuple[str, float]:
     return label, done / total if total else 1.0
 
 
-def _compute_brain_runs(
-    plan: EmbeddingPlan, result: dict[str, Any]
-) -> Generator[_Update, None, None]:
-    for name, key, what, compute in (
-        (
-            "similarity_index",
-            "similarity_brain_key",
-            "similarity index",
-            compute_similarity,
-        ),
-        ("visualization", "visualization_brain_key", "2-D map", compute_visualization),
-    ):
-        if not getattr(plan.params, name):
-            continue
+def _compute_map(plan: EmbeddingPlan, result: dict[str, Any]) -> None:
+    try:
+        compute_visualization(plan)
+    except Exception as error:
+        raise RuntimeError(
+            f"The embeddings are stored in {result['embeddings_field']!r}, but "
+            f"computing the 2-D map failed: {error}. With very few embeddings, only "
+            "method 'pca' works"
+        ) from error
 
-        yield _Update(result, f"Computing the {what}", 1.0)
-        try:
-            compute(plan)
-        except Exception as error:
-            raise RuntimeError(
-                f"The embeddings are stored in {result['embeddings_field']!r}, but "
-                f"computing the {what} failed: {error}. With very few embeddings, only "
-                "method 'pca' works"
-            ) from error
-
-        result[key] = getattr(plan, key)
+    result["visualization_brain_key"] = plan.visualization_brain_key

@@ -35,6 +35,7 @@ def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
         "warnings": [vars(notice) for notice in report.warned[:_MAX_NOTICES]],
         "seconds": report.seconds,
         "images_per_second": report.images_per_second,
+        **({"index": vars(report.index)} if report.index is not None else {}),
     }
 
 
@@ -82,10 +83,19 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
     if result.get("warned"):
         label += f", {result['warned']:,} with a warning"
 
+    field, key = result["embeddings_field"], result.get("similarity_brain_key")
+    where = f"the index {key!r}" if field is None else f"the field {field!r}"
     description = (
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.3g} per second, into "
-        f"the field {result['embeddings_field']!r}"
+        f"{where}"
     )
+    if "index" in result:
+        change = result["index"]
+        description += (
+            f". The index {key!r} has {change['rows']:,} rows: {change['added']:,} were "
+            f"missing, {change['removed']:,} removed"
+        )
+
     if result["stopped"]:
         description += ". To resume, run the same form with this field"
 

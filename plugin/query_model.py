@@ -15,6 +15,7 @@ from ..embedding.provenance import (
     Provenance,
     differing,
 )
+from ..indexes.brain_run import read_record
 from ..runs.fiftyone_internals import label_path
 from ..runs.schema import read_provenance
 from .allowed_models import AllowedModels
@@ -70,8 +71,8 @@ class IndexModel:
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
     """Find the model of a similarity index.
 
-    The provenance of the indexed field takes precedence over the model in the config of
-    the index.
+    The provenance of the index takes precedence over that of its field, and this one over
+    the model in the config of the index.
 
     Args:
         dataset: the dataset
@@ -85,7 +86,10 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
     if path is not None and config.patches_field is not None:
         path = f"{label_path(dataset, config.patches_field)[1]}.{path}"
 
-    provenance = read_provenance(dataset, path) if path is not None else {}
+    provenance = read_record(config)
+    if not provenance and path is not None:
+        provenance = read_provenance(dataset, path)
+
     if provenance:
         return _from_provenance(provenance)
 

@@ -24,11 +24,12 @@ def check(prop: types.Property, validate: Callable[[], object]) -> None:
 
     Args:
         prop: the input
-        validate: a function that raises a ValueError if the input is not valid
+        validate: a function that raises a ValueError if the input is not valid, or an
+            ImportError if it needs a package that is not installed
     """
     try:
         validate()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         mark_invalid(prop, str(error))
 
 

@@ -6,9 +6,13 @@ renames one breaks one function.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import fiftyone.core.media as fom
+
+schema_lock = threading.RLock()
+"""Held while fields are added or reloaded: threads that share a dataset would lose some."""
 
 
 def dataset_of(samples: Any) -> Any:
@@ -90,8 +94,10 @@ def show_info(dataset: Any, path: str, info: dict[str, Any]) -> None:
         info: its info
     """
     # FiftyOne writes whole lists of fields, which must not be outdated
-    dataset._doc.reload("frame_fields" if path.startswith("frames.") else "sample_fields")
-    dataset.get_field(path).info = info
+    fields = "frame_fields" if path.startswith("frames.") else "sample_fields"
+    with schema_lock:
+        dataset._doc.reload(fields)
+        dataset.get_field(path).info = info
 
 
 def stages_of(samples: Any) -> list[Any]:

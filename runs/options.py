@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..cluster.options import RayOptions
 from ..embedding.arguments import check_boolean, to_integer, to_shard
+from ..indexes.brain_run import IndexOptions
 
 KEPT = "Stored embeddings are kept"
 """Said in the message of each run that had to stop."""
@@ -23,6 +24,7 @@ class RunOptions:
     failure_tag: str | None
     verify: int = 3
     ray: RayOptions | None = None
+    index: IndexOptions | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("verify", 0)):

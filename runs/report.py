@@ -24,6 +24,21 @@ class Notice:
     reason: str
 
 
+@dataclass(frozen=True)
+class IndexChange:
+    """What a run found between a field and its index, and settled.
+
+    Args:
+        rows: the number of rows in the index
+        added: the number of rows that earlier runs had not added
+        removed: the number of rows whose samples or labels are not in the dataset any more
+    """
+
+    rows: int
+    added: int
+    removed: int
+
+
 @dataclass
 class EmbeddingReport:
     """The report of a run, counted in embeddings.
@@ -34,6 +49,7 @@ class EmbeddingReport:
         failed: the failures, each with its reason
         warned: embeddings of files with a defect that costs no pixel, each with a warning
         seconds: the duration of the run
+        index: what the run did to the similarity index; None if it had none to feed
     """
 
     embedded: int = 0
@@ -41,6 +57,7 @@ class EmbeddingReport:
     failed: list[Notice] = field(default_factory=list)
     warned: list[Notice] = field(default_factory=list)
     seconds: float = 0.0
+    index: IndexChange | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -56,6 +73,11 @@ class EmbeddingReport:
             f"seconds   {self.seconds:>11,.1f}",
             f"images/s  {self.images_per_second:>11,.1f}",
         ]
+        if self.index is not None:
+            change = self.index
+            settled = f"{change.added:,} added late, {change.removed:,} removed"
+            lines.append(f"in index  {change.rows:>9,} ({settled})")
+
         for name, notices in (("failed", self.failed), ("warned", self.warned)):
             lines += [f"- {notice.id}: {notice.reason}" for notice in notices[:_SHOWN]]
             if len(notices) > _SHOWN:

@@ -16,11 +16,13 @@ import fiftyone.core.utils as fou
 import numpy as np
 from pymongo.errors import PyMongoError
 
-from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job
+from ..embedding.embedder import Embedder, Embeddings
+from ..embedding.jobs import Job, Part
 from ..embedding.local import embed_locally
 from ..embedding.results import Embedded, Failed, Result
 from .field_claim import FieldClaim
+from .index_feed import IndexFeed
+from .index_run import check_index_options, open_index_feed, settle_index
 from .options import KEPT, RunOptions
 from .pending_index import add_pending_index
 from .report import EmbeddingError, EmbeddingReport, Notice
@@ -41,10 +43,12 @@ class Step:
     Args:
         report: the report, updated as the run goes on
         worklist: what is embedded; its total may be an estimate
+        is_indexing (False): whether all is embedded, and the index is brought up to date
     """
 
     report: EmbeddingReport
     worklist: Worklist
+    is_indexing: bool = False
 
 
 def run(
@@ -71,8 +75,8 @@ def run_in_steps(
         progress: FiftyOne's argument of that name
 
     Yields:
-        a :class:`Step`, at the start and after each image; always the same object,
-        whose report is complete when the generator is exhausted
+        a :class:`Step`, at the start and after each image; always with the same report,
+        which is complete when the generator is exhausted
 
     Raises:
         ValueError: if the field holds embeddings computed with different settings
@@ -106,7 +110,8 @@ class _Context:
 
     target: Target
     options: RunOptions
-    claim: FieldClaim
+    claim: FieldClaim | None
+    feed: IndexFeed | None
     report: EmbeddingReport
     bar: Any
     writer: Writer
@@ -121,16 +126,37 @@ def _run(
     progress: Any,
     report: EmbeddingReport,
 ) -> Generator[Step, None, None]:
-    claim = FieldClaim(target, embedder.provenance)
-    claim.check(
+    check_index_options(target, embedder, options)
+    claim = FieldClaim(target, embedder.provenance) if target.has_field else None
+    if claim is not None:
+        claim.check(
+            overwrite=options.overwrite,
+            shard=options.shard,
+            spot_check=lambda: find_mismatch(target, embedder, options.verify),
+        )
+        if not (options.overwrite or target.has_parts):
+            add_pending_index(target)
+
+    with open_index_feed(target, embedder, options) as feed:
+        yield from _run_steps(target, embedder, options, progress, report, claim, feed)
+        report.index = settle_index(target, embedder, options, feed, report)
+
+
+def _run_steps(
+    target: Target,
+    embedder: Embedder,
+    options: RunOptions,
+    progress: Any,
+    report: EmbeddingReport,
+    claim: FieldClaim | None,
+    feed: IndexFeed | None,
+) -> Generator[Step, None, None]:
+    worklist = Worklist(
+        target,
         overwrite=options.overwrite,
         shard=options.shard,
-        spot_check=lambda: find_mismatch(target, embedder, options.verify),
+        index=None if target.has_field else feed,
     )
-    if not (options.overwrite or target.has_parts):
-        add_pending_index(target)
-
-    worklist = Worklist(target, overwrite=options.overwrite, shard=options.shard)
     results = _embed(
         worklist.read_jobs(), embedder, options, is_video=target.media_type == fom.VIDEO
     )
@@ -142,7 +168,7 @@ def _run(
         bar.update(count)
 
     with bar, contextlib.closing(results), Writer(on_stored) as writer:
-        context = _Context(target, options, claim, report, bar, writer)
+        context = _Context(target, options, claim, feed, report, bar, writer)
         step = Step(report, worklist)
         yield step
         for some in results:
@@ -159,6 +185,9 @@ def _run(
             yield step
 
         report.skipped = worklist.skipped
+
+    if options.index is not None:
+        yield Step(report, worklist, is_indexing=True)
 
 
 def _embed(
@@ -189,17 +218,33 @@ def _embed(
 
 
 def _store(context: _Context, batch: Sequence[Embedded]) -> None:
-    context.claim.take()
+    if context.claim is not None:
+        context.claim.take()
+
     parts = [result.part for result in batch]
     embeddings = np.stack([result.embedding for result in batch])
 
     sample_ids = [result.job.sample_id for result in batch]
-    write = partial(context.claim.store, sample_ids, parts, embeddings)
+    write = partial(_write, context, sample_ids, parts, embeddings)
     context.writer.submit(write, len(parts))
     tag = context.options.failure_tag
     if tag is not None:
         whole = sorted({*sample_ids} - context.failed_ids)
         context.writer.submit(partial(context.target.untag, whole, tag))
+
+
+def _write(
+    context: _Context,
+    sample_ids: Sequence[str],
+    parts: Sequence[Part],
+    embeddings: Embeddings,
+) -> None:
+    """Write a batch to the field, and then to the index."""
+    if context.claim is not None:
+        context.claim.store(sample_ids, parts, embeddings)
+
+    if context.feed is not None:
+        context.feed.add(sample_ids, parts, embeddings)
 
 
 def _warn(context: _Context, batch: Sequence[Embedded]) -> None:

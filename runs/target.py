@@ -22,6 +22,7 @@ from .fiftyone_internals import (
     flatten_dynamic_groups,
     is_generated,
     label_path,
+    schema_lock,
 )
 from .schema import find_stored_field
 
@@ -37,15 +38,17 @@ class Target:
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
-        embeddings_field: the name of the field; for patches, of the labels' attribute
+        embeddings_field: the name of the field; for patches, of the labels' attribute;
+            None if the embeddings are stored elsewhere
         patches_field (None): the field of detections or polylines
 
     Attributes:
         samples: the samples; those in its groups for a view of dynamic groups
         dataset: their dataset
         media_type: ``"image"`` or ``"video"``
-        name: the name of the field or attribute, without what comes before it
-        path: the path of the field in the dataset
+        name: the name of the field or attribute, without what comes before it; empty
+            without a field
+        path: the path of the field in the dataset; empty without a field
         frames_prefix: ``"frames."`` for videos, ``""`` for images
         parts_prefix: the path of the frames or labels, up to its last ``"."``
         patches_field: the path of the field of labels; None for whole images
@@ -58,17 +61,19 @@ class Target:
     def __init__(
         self,
         samples: foc.SampleCollection,
-        embeddings_field: str,
+        embeddings_field: str | None,
         patches_field: str | None = None,
     ) -> None:
-        _check_name("embeddings_field", embeddings_field)
+        if embeddings_field is not None:
+            _check_name("embeddings_field", embeddings_field)
+
         samples = _flatten(samples)
         self.media_type = _media_type(samples)
         self.dataset = dataset_of(samples)
         self.samples = samples
         self.frames_prefix = _FRAMES if self.media_type == fom.VIDEO else ""
         self.parts_prefix: str = self.frames_prefix
-        self.name = embeddings_field.removeprefix(self.frames_prefix)
+        self.name = (embeddings_field or "").removeprefix(self.frames_prefix)
         self.patches_field: str | None = None
         self.label_type: Any = None
 
@@ -86,8 +91,14 @@ class Target:
             self.label_type, root = label_path(self.dataset, self.patches_field)
             self.parts_prefix = f"{root}."
 
-        self.path: str = self.parts_prefix + self.name
-        self._check_field()
+        self.path = self.parts_prefix + self.name if self.name else ""
+        if self.has_field:
+            self._check_field()
+
+    @property
+    def has_field(self) -> bool:
+        """Whether there is a field for the embeddings."""
+        return bool(self.path)
 
     @property
     def has_parts(self) -> bool:
@@ -96,26 +107,31 @@ class Target:
 
     def find_field(self) -> bool:
         """Return whether the field exists, even if another process just added it."""
-        if self.dataset.get_field(self.path) is not None:
-            return True
-
-        if find_stored_field(self.dataset, self.path) is None:
+        if not self.has_field:
             return False
 
-        self.dataset.reload()
-        self._check_field()
-        return True
+        with schema_lock:
+            if self.dataset.get_field(self.path) is not None:
+                return True
+
+            if find_stored_field(self.dataset, self.path) is None:
+                return False
+
+            self.dataset.reload()
+            self._check_field()
+            return True
 
     def add_field(self) -> None:
         """Add the field to the dataset, if it does not exist yet."""
-        if self.find_field():
-            return
+        with schema_lock:
+            if self.find_field():
+                return
 
-        name = self.path.removeprefix(self.frames_prefix)
-        if self.frames_prefix:
-            self.dataset.add_frame_field(name, fof.VectorField)
-        else:
-            self.dataset.add_sample_field(name, fof.VectorField)
+            name = self.path.removeprefix(self.frames_prefix)
+            if self.frames_prefix:
+                self.dataset.add_frame_field(name, fof.VectorField)
+            else:
+                self.dataset.add_sample_field(name, fof.VectorField)
 
     def select(self, sample_ids: Sequence[str]) -> fov.DatasetView:
         """Return a view of samples by ID.

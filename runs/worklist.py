@@ -17,6 +17,7 @@ from pymongo.errors import ExecutionTimeout
 from ..embedding.jobs import Job, Part
 from ..images.refusals import check_is_file
 from .fiftyone_internals import pipeline_of, sample_collection
+from .index_feed import IndexFeed
 from .paging import Pages, add_stages, can_be_paged, in_shard
 from .parts import match_embeddings, read_jobs
 from .target import Target
@@ -56,6 +57,7 @@ class Worklist:
         target: the samples and the field
         overwrite: whether to include what has an embedding already
         shard: the (index, count) of the part of the samples; None is all
+        index (None): where the embeddings are, if the target has no field
 
     Attributes:
         skipped: the number of existing embeddings found so far, complete when
@@ -63,9 +65,18 @@ class Worklist:
     """
 
     def __init__(
-        self, target: Target, *, overwrite: bool, shard: tuple[int, int] | None
+        self,
+        target: Target,
+        *,
+        overwrite: bool,
+        shard: tuple[int, int] | None,
+        index: IndexFeed | None = None,
     ) -> None:
         self._target = target
+        self._index = index
+        # Without a field, all is listed, and then looked up in the index
+        self._is_in_index = index is not None and not overwrite
+        overwrite = overwrite or index is not None
         self._overwrite = overwrite
         self._shard = shard
         self._page_size = _PAGE_SIZE[target.media_type]
@@ -79,6 +90,8 @@ class Worklist:
             self._pages = self._page_snapshot(self._take_snapshot())
 
         self._expected, self._is_exact = self._count()
+        if self._is_in_index and index is not None and (held := index.count()):
+            self._expected, self._is_exact = max(0, self._expected - held), False
 
     @property
     def total(self) -> int:
@@ -96,15 +109,26 @@ class Worklist:
         Yields:
             a :class:`Job` for each sample that has something to embed
         """
+        pages = (
+            map(self._without_indexed, self._pages) if self._is_in_index else self._pages
+        )
         with ThreadPoolExecutor(1, thread_name_prefix="hiera-list") as pool:
-            following = pool.submit(next, self._pages, None)
+            following = pool.submit(next, pages, None)
             while (page := following.result()) is not None:
-                following = pool.submit(next, self._pages, None)
+                following = pool.submit(next, pages, None)
                 self._listed += sum(len(job.parts) for job in page.jobs)
                 self.skipped += page.skipped
                 yield from page.jobs
 
         self._is_complete = True
+
+    def _without_indexed(self, page: _Page) -> _Page:
+        """Return a page without what is in the index already."""
+        assert self._index is not None
+        existing = self._index.existing([p.id for job in page.jobs for p in job.parts])
+        rest = ((job, [p for p in job.parts if p.id not in existing]) for job in page.jobs)
+        jobs = [Job(job.sample_id, job.path, parts) for job, parts in rest if parts]
+        return _Page(jobs, page.skipped + len(existing))
 
     def _page_images(self) -> Iterator[_Page]:
         pages = Pages(self._target.samples, self._shard)

@@ -132,6 +132,27 @@ def test_embed_with_all_options(samples: Any) -> None:
 
 
 @pytest.mark.slow
+def test_embed_into_an_index(
+    samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    monkeypatch.setenv("FIFTYONE_BRAIN_SIMILARITY_LANCEDB_URI", str(tmp_path))
+    arguments = ["embed", samples.name, *_EXACT, "--brain-key", "sim"]
+    status, _, logged = _run(*arguments, "--backend", "lancedb", "--backend-option", "k=3")
+    assert status == 2
+    assert "Unknown settings ['k'] of backend 'lancedb'" in logged
+
+    arguments += ["--backend", "lancedb", "--backend-option", "table_name=mine"]
+    status, printed, logged = _run(*arguments)
+    assert status == 0, logged
+    assert f"in index  {_COUNT:>9}" in printed
+    assert lancedb.connect(tmp_path).open_table("mine").count_rows() == _COUNT
+    status, printed, logged = _run(*arguments)
+    assert status == 0, logged
+    assert f"skipped   {_COUNT:>9}" in printed
+
+
+@pytest.mark.slow
 def test_embed_all_fail(dataset: Any) -> None:
     dataset.persistent = True
     dataset.add_samples([fo.Sample(filepath=f"/absent-{n}.png") for n in range(3)])
@@ -194,7 +215,7 @@ def test_interrupted(digits: list[Digit], tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         ([], "required: COMMAND"),
-        (["embed", "dataset"], "required: FIELD, --model"),
+        (["embed", "dataset"], "required: --model"),
         (["embed-files", "in", "out"], "required: --model"),
         (["embed-files", "in", "out", *_MODEL, "--shard", "1"], "expected K/N, found '1'"),
         (["embed-files", "in", "out", *_MODEL, "--shard", "2/2"], "Invalid shard (2, 2)"),

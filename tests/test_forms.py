@@ -327,9 +327,14 @@ def test_brain_keys(samples: Any, model: HieraEmbeddingModel) -> None:
     properties, errors = resolve(COMPUTE, samples, **taken)
     assert errors == {}
     text = properties["similarity_brain_key"].view.description
+    assert text.endswith("empty for 'hiera_similarity'")  # it is brought up to date
+
+    taken |= {"embeddings_field": "other"}
+    properties, _ = resolve(COMPUTE, samples, **taken)
+    text = properties["similarity_brain_key"].view.description
     assert text.endswith("empty for 'hiera_similarity_2'")
     _, errors = resolve(COMPUTE, samples, **taken, similarity_brain_key="hiera_similarity")
-    assert "is taken" in errors["similarity_brain_key"]
+    assert "has embeddings_field 'hiera'" in errors["similarity_brain_key"]
 
     keys = {"similarity_brain_key": "a", "visualization_brain_key": "a"}
     _, errors = resolve(COMPUTE, samples, **boxes, **keys)

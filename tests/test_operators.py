@@ -457,7 +457,10 @@ def test_index_and_map(samples: Any, absent: Any) -> None:
     )
     *updates, report = _outputs(result.result)
     labels = [_labels(update)[0] for update in updates]
-    assert labels[-2:] == ["Computing the similarity index", "Computing the 2-D map"]
+    assert labels[-2:] == [
+        "Bringing the similarity index up to date",
+        "Computing the 2-D map",
+    ]
     assert report["results"]["similarity_brain_key"] == "hiera_similarity"
     assert "Open the Embeddings panel for 'hiera_map'" in _labels(report)
 

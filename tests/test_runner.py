@@ -650,10 +650,11 @@ def test_what_cannot_be_embedded_is_refused(
         with pytest.raises(ValueError, match=r"'a\.b'.*a name without '\.'"):
             model.embed_samples(samples, "a.b", **options)
 
-    with pytest.raises(
-        ValueError, match="embeddings_field None: expected the name of a field"
-    ):
-        model.embed_samples(samples, None)
+    with pytest.raises(ValueError, match="embeddings_field '': expected the name of a"):
+        model.embed_samples(samples, "")
+
+    with pytest.raises(ValueError, match="give an embeddings_field or a brain_key"):
+        model.embed_samples(samples)
 
     other.add_sample(fo.Sample(filepath=str(tmp_path / "cloud.pcd")))
     with pytest.raises(fom.MediaTypeError, match="point-cloud"):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.hiera.engines import has_bfloat16
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs import spot_check
 from fiftyone_hiera.runs.fiftyone_internals import sample_collection
@@ -295,7 +296,17 @@ def test_grouped_datasets_are_checked(
 
 @pytest.mark.parametrize(
     ("dtype", "engine"),
-    [("bfloat16", "torch"), ("bfloat16", "openvino"), ("float32", "openvino")],
+    [
+        ("bfloat16", "torch"),
+        pytest.param(
+            "bfloat16",
+            "openvino",
+            marks=pytest.mark.skipif(
+                not has_bfloat16(), reason="this CPU has no bfloat16 instructions"
+            ),
+        ),
+        ("float32", "openvino"),
+    ],
 )
 def test_rounding_is_no_difference(samples: Any, dtype: str, engine: str) -> None:
     model = fiftyone_hiera.load_model(NANO, dtype=dtype, engine=engine)

@@ -1,0 +1,371 @@
+"""The brain run of a similarity index: making it, and checking that it is the right one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fiftyone.brain as fob
+
+from ..embedding.provenance import Provenance, differing
+from .backends import Backend, get_backend
+from .table import VectorTable, open_table
+
+# The attribute of a run's config that says what its vectors are
+_RECORD = "hiera"
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Which similarity index to feed.
+
+    Args:
+        brain_key: its brain key
+        backend (None): the similarity backend; None is FiftyOne's default, or that of the
+            index if it exists
+        settings: the settings of the backend, such as ``metric`` or ``table_name``
+
+    Raises:
+        ValueError: if an option is not valid
+    """
+
+    brain_key: str
+    backend: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        key: object = self.brain_key
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ValueError(
+                f"Invalid brain_key {key!r}: use letters, digits and underscores, and "
+                "begin with a letter"
+            )
+
+        settings: object = self.settings
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"Invalid backend_kwargs {settings!r}: expected a dict")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the vectors of an index are.
+
+    Args:
+        dataset_id: the ID of the dataset
+        embeddings_field: the field that also holds them, for patches an attribute of the
+            labels; None if the index alone has them
+        patches_field: the field of the labels; None for whole images
+        dim: the number of dimensions
+        provenance: the provenance of the embeddings
+    """
+
+    dataset_id: str
+    embeddings_field: str | None
+    patches_field: str | None
+    dim: int
+    provenance: Provenance
+
+
+def to_index_options(
+    brain_key: str | None, backend: str | None, backend_kwargs: Mapping[str, Any] | None
+) -> IndexOptions | None:
+    """Return the options of an index; None if none is asked for.
+
+    Raises:
+        ValueError: if an argument is not valid
+    """
+    if brain_key is not None:
+        settings = {} if backend_kwargs is None else backend_kwargs
+        return IndexOptions(brain_key, backend, settings)
+
+    if backend is not None or backend_kwargs is not None:
+        raise ValueError("backend and backend_kwargs are for an index: give a brain_key")
+
+    return None
+
+
+def read_record(config: Any) -> Provenance:
+    """Return the provenance that the config of a brain run records; empty if none."""
+    record = getattr(config, _RECORD, None) or {}
+    return dict(record.get("provenance") or {})
+
+
+def check_index(
+    dataset: Any, options: IndexOptions, contents: Contents, *, overwrite: bool
+) -> None:
+    """Check, without a connection, that an index may be fed.
+
+    Args:
+        dataset: the dataset
+        options: the index
+        contents: what it is to hold
+        overwrite: whether it may be rebuilt if it was made otherwise
+
+    Raises:
+        ValueError: if an option is not valid, or if the brain key belongs to another run
+        ImportError: if the package of the backend is not installed
+    """
+    config = _find_config(dataset, options.brain_key)
+    if config is not None:
+        _check_kind(config, options.brain_key, contents)
+
+    backend = _backend(options, config, overwrite)
+    backend.check(options.settings)
+    if not backend.has_table and contents.embeddings_field is None:
+        raise ValueError(
+            f"Backend {backend.name!r} reads the vectors from a field: give an "
+            "embeddings_field, or another backend"
+        )
+
+    if config is not None and not overwrite:
+        _check_same(config, options, contents)
+
+
+def open_index(
+    dataset: Any, options: IndexOptions, contents: Contents, *, rebuild: bool
+) -> VectorTable:
+    """Open the table of an index, which is made if it does not exist.
+
+    Args:
+        dataset: the dataset
+        options: the index, which was checked, and whose backend has a table
+        contents: what it is to hold
+        rebuild: whether to drop the index first if it exists
+
+    Returns:
+        a :class:`fiftyone_hiera.indexes.table.VectorTable`
+
+    Raises:
+        ValueError: if the database cannot be reached, or if the table is not this index's
+    """
+    key = options.brain_key
+    config = _find_config(dataset, key)
+    backend = _backend(options, config, rebuild)
+    if config is not None and rebuild:
+        options = IndexOptions(key, backend.name, _keep_settings(backend, config, options))
+        _load(dataset, config, options).drop()
+        dataset.delete_brain_run(key)
+        config = None
+
+    if config is None:
+        return _create(dataset, backend, options, contents)
+
+    table = _load(dataset, config, options)
+    _check_dim(table, contents, _name_table(backend, config))
+    return table
+
+
+def has_table(dataset: Any, options: IndexOptions, *, overwrite: bool) -> bool:
+    """Return whether the backend of an index keeps the vectors by itself."""
+    config = _find_config(dataset, options.brain_key)
+    return _backend(options, config, overwrite).has_table
+
+
+def register_index(dataset: Any, options: IndexOptions, contents: Contents) -> None:
+    """Make an index of a backend that reads the vectors from the field, if there is none.
+
+    Args:
+        dataset: the dataset
+        options: the index, which was checked
+        contents: what it is to hold
+    """
+    if _find_config(dataset, options.brain_key) is None:
+        _compute(dataset, get_backend(options.backend), options, contents)
+
+
+def _backend(options: IndexOptions, config: Any, overwrite: bool) -> Backend:
+    if config is None or (overwrite and options.backend is not None):
+        return get_backend(options.backend)
+
+    return get_backend(config.method)
+
+
+def _find_config(dataset: Any, brain_key: str) -> Any:
+    """Return the config of a brain run, or None if there is no run of that key."""
+    if brain_key not in dataset.list_brain_runs():
+        return None
+
+    return dataset.get_brain_info(brain_key).config
+
+
+def _check_kind(config: Any, brain_key: str, contents: Contents) -> None:
+    if config.type != "similarity":
+        raise ValueError(
+            f"Brain key {brain_key!r} is taken by a run of type {config.type!r}: choose "
+            "another"
+        )
+
+    for name in ("embeddings_field", "patches_field"):
+        found, wanted = getattr(config, name, None), getattr(contents, name)
+        if found != wanted:
+            raise ValueError(
+                f"The index {brain_key!r} has {name} {found!r}, and this run {wanted!r}: "
+                "choose another brain_key"
+            )
+
+
+def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
+    key = options.brain_key
+    rebuild = "overwrite=True rebuilds it, or choose another brain_key"
+    if options.backend not in (None, config.method):
+        raise ValueError(
+            f"The index {key!r} has backend {config.method!r}, not {options.backend!r}: "
+            f"{rebuild}"
+        )
+
+    for name, value in options.settings.items():
+        found = getattr(config, name, None)
+        if name not in get_backend(config.method).credentials and found != value:
+            raise ValueError(
+                f"The index {key!r} has {name} {found!r}, not {value!r}: {rebuild}"
+            )
+
+    record = getattr(config, _RECORD, None) or {}
+    owner = record.get("dataset_id")
+    if owner not in (None, contents.dataset_id):
+        raise ValueError(
+            f"The index {key!r} belongs to the dataset that this one is a copy of. Delete "
+            "the brain run of this copy, or choose another brain_key"
+        )
+
+    found = read_record(config)
+    if not found:
+        if contents.embeddings_field is None:
+            raise ValueError(
+                f"The index {key!r} has no recorded provenance, and no field that says "
+                f"what its vectors are: {rebuild}"
+            )
+
+        return  # the field's provenance says it
+
+    names = differing(found, contents.provenance)
+    if names:
+        raise ValueError(
+            f"The index {key!r} holds embeddings computed with different settings. They "
+            f"differ in {', '.join(names)}. Embeddings must not be mixed: {rebuild}"
+        )
+
+
+def _create(
+    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
+) -> VectorTable:
+    index = _compute(dataset, backend, options, contents)
+    try:
+        table = open_table(index)
+        name = _name_table(backend, index.config)
+        _check_dim(table, contents, name)
+        held = table.count()
+        if held:
+            raise ValueError(
+                f"{name} exists and has {held:,} rows, but no index of this dataset: "
+                "choose another name"
+            )
+    except Exception:
+        dataset.delete_brain_run(options.brain_key)
+        raise
+
+    return table
+
+
+def _compute(
+    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
+) -> Any:
+    key = options.brain_key
+    settings = _with_defaults(backend, options, contents)
+    if backend.has_table:
+        record = {"provenance": contents.provenance, "dataset_id": contents.dataset_id}
+        settings[_RECORD] = record
+
+    try:
+        return fob.compute_similarity(
+            dataset,
+            patches_field=contents.patches_field,
+            embeddings=False,
+            embeddings_field=contents.embeddings_field,
+            brain_key=key,
+            backend=backend.name,
+            **settings,
+        )
+    except Exception as error:
+        # FiftyOne registers a run before it connects
+        if key in dataset.list_brain_runs():
+            dataset.delete_brain_run(key)
+
+        raise _cannot_open(backend, key, error) from error
+
+
+def _load(dataset: Any, config: Any, options: IndexOptions) -> VectorTable:
+    backend = get_backend(config.method)
+    accepted = inspect.signature(config.load_credentials).parameters
+    given = {name: v for name, v in options.settings.items() if name in accepted}
+    try:
+        index = dataset.load_brain_results(
+            options.brain_key, cache=False, load_view=False, **given
+        )
+        return open_table(index)
+    except Exception as error:
+        raise _cannot_open(backend, options.brain_key, error) from error
+
+
+def _cannot_open(backend: Backend, brain_key: str, error: Exception) -> ValueError:
+    names = ", ".join(map(backend.env_name, backend.credentials))
+    where = f" (its place and credentials are read from {names})" if names else ""
+    return ValueError(
+        f"Cannot open the index {brain_key!r} with backend {backend.name!r}: "
+        f"{one_line(error)}{where}"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of a database's error, which may have several lines."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _with_defaults(
+    backend: Backend, options: IndexOptions, contents: Contents
+) -> dict[str, Any]:
+    """Add the settings whose defaults in FiftyOne are not good enough."""
+    settings = dict(options.settings)
+    defaults = {"metric": "cosine"}  # Milvus' is "dotproduct", which prefers long vectors
+    if backend.name == "pgvector":
+        # FiftyOne's default is the same for all indexes of a dataset, of which each new
+        # one drops the one before
+        defaults["index_name"] = f"hiera-{contents.dataset_id}-{options.brain_key}"[:63]
+
+    for name, value in defaults.items():
+        if name in backend.settings and name not in backend.configured:
+            settings.setdefault(name, value)
+
+    return settings
+
+
+def _keep_settings(backend: Backend, config: Any, options: IndexOptions) -> dict[str, Any]:
+    """Return the settings of an index, replaced by those that are given."""
+    if config.method != backend.name:
+        return dict(options.settings)
+
+    kept = {
+        name: getattr(config, name)
+        for name in backend.settings
+        if name not in backend.credentials and getattr(config, name, None) is not None
+    }
+    return {**kept, **options.settings}
+
+
+def _check_dim(table: VectorTable, contents: Contents, name: str) -> None:
+    found = table.dim()
+    if found not in (None, contents.dim):
+        raise ValueError(
+            f"{name} has vectors of {found} dimensions, and this model computes "
+            f"{contents.dim}: choose another name"
+        )
+
+
+def _name_table(backend: Backend, config: Any) -> str:
+    setting = backend.table_setting
+    if setting is None:
+        return f"The table of backend {backend.name!r}"
+
+    return f"The {setting} {getattr(config, setting)!r} of backend {backend.name!r}"

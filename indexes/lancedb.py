@@ -1,0 +1,114 @@
+"""The table of a LanceDB index, written by merges of many rows.
+
+FiftyOne's class reads the whole table and writes it anew each time that it adds rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from .table import Keys, Vectors
+
+_PAGE_SIZE = 10_000
+
+# Each write is a file and a version that lists all files: after so many, compact them
+_WRITES = 64
+
+
+class LanceDBTable:
+    """See :class:`fiftyone_hiera.indexes.table.VectorTable`.
+
+    Args:
+        index: a :class:`fiftyone.brain.internal.core.lancedb.LanceDBSimilarityIndex`
+    """
+
+    rows_at_once = 1024
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self._writes = 0
+
+    def dim(self) -> int | None:
+        """See the base."""
+        if self._table is None:
+            return None
+
+        return int(self._table.schema.field("vector").type.list_size)
+
+    def count(self) -> int:
+        """See the base."""
+        return 0 if self._table is None else int(self._table.count_rows())
+
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """See the base."""
+        if self._table is None or not ids:
+            return set()
+
+        rows = self._table.search().where(_among(ids)).select(["id"]).limit(len(ids))
+        return {*rows.to_arrow()["id"].to_pylist()}
+
+    def keys(self) -> Iterator[Keys]:
+        """See the base."""
+        if self._table is None:
+            return
+
+        rows = self._table.search().select(["id", "sample_id"]).limit(self.count())
+        for batch in rows.to_batches(_PAGE_SIZE):
+            columns = (batch["id"].to_pylist(), batch["sample_id"].to_pylist())
+            yield [*zip(*columns, strict=True)]
+
+    def upsert(
+        self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
+    ) -> None:
+        """See the base."""
+        rows = pa.table(
+            {
+                "id": pa.array(ids, pa.string()),
+                "sample_id": pa.array(sample_ids, pa.string()),
+                "vector": pa.FixedSizeListArray.from_arrays(
+                    pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1]
+                ),
+            }
+        )
+        if self._table is None:
+            # FiftyOne's class makes the table with the first rows
+            label_ids = None if self._index.config.patches_field is None else list(ids)
+            self._index.add_to_index(
+                vectors, list(sample_ids), label_ids=label_ids, reload=False
+            )
+            return
+
+        merge = self._table.merge_insert("id").when_matched_update_all()
+        merge.when_not_matched_insert_all().execute(rows)
+        self._writes += 1
+        if self._writes % _WRITES == 0:
+            self._table.optimize()
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See the base."""
+        if ids and self._table is not None:
+            self._table.delete(_among(ids))
+
+    def finish(self) -> None:
+        """See the base."""
+        if self._table is not None:
+            self._table.optimize()
+
+    def drop(self) -> None:
+        """See the base."""
+        self._index.cleanup()
+
+    def close(self) -> None:
+        """See the base."""
+
+    @property
+    def _table(self) -> Any:
+        return self._index.table
+
+
+def _among(ids: Sequence[str]) -> str:
+    quoted = ",".join(f"'{id}'" for id in ids)
+    return f"id IN ({quoted})"

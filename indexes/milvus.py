@@ -1,0 +1,116 @@
+"""The collection of a Milvus index, written by upserts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .table import Keys, Vectors
+
+# Milvus returns at most 16,384 rows at once
+_PAGE_SIZE = 10_000
+
+
+class MilvusTable:
+    """See :class:`fiftyone_hiera.indexes.table.VectorTable`.
+
+    Args:
+        index: a :class:`fiftyone.brain.internal.core.milvus.MilvusSimilarityIndex`
+    """
+
+    rows_at_once = 1
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def dim(self) -> int | None:
+        """See the base."""
+        if self._collection is None:
+            return None
+
+        (field,) = (f for f in self._collection.schema.fields if f.name == "vector")
+        return int(field.params["dim"])
+
+    def count(self) -> int:
+        """See the base."""
+        if self._collection is None:
+            return 0
+
+        # The collection's own number counts deleted rows, and no new ones
+        (found,) = self._query("", ["count(*)"])
+        return int(found["count(*)"])
+
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """See the base."""
+        if self._collection is None:
+            return set()
+
+        found: set[str] = set()
+        for start in range(0, len(ids), _PAGE_SIZE):
+            expression = _among(ids[start : start + _PAGE_SIZE])
+            found |= {row["pk"] for row in self._query(expression, ["pk"])}
+
+        return found
+
+    def keys(self) -> Iterator[Keys]:
+        """See the base."""
+        if self._collection is None:
+            return
+
+        rows = self._collection.query_iterator(
+            batch_size=_PAGE_SIZE,
+            expr='pk > ""',
+            output_fields=["pk", "sample_id"],
+            consistency_level="Strong",
+        )
+        while page := rows.next():
+            yield [(row["pk"], row["sample_id"]) for row in page]
+
+        rows.close()
+
+    def upsert(
+        self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
+    ) -> None:
+        """See the base."""
+        if self._collection is None:
+            # FiftyOne's class makes the collection with the first rows
+            label_ids = None if self._index.config.patches_field is None else np.array(ids)
+            self._index.add_to_index(
+                vectors, np.array(sample_ids), label_ids=label_ids, reload=False
+            )
+            return
+
+        self._collection.upsert([list(ids), [*vectors], list(sample_ids)])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See the base."""
+        if ids and self._collection is not None:
+            self._collection.delete(_among(ids))
+
+    def finish(self) -> None:
+        """See the base."""
+        if self._collection is not None:
+            self._collection.flush()
+
+    def drop(self) -> None:
+        """See the base."""
+        self._index.cleanup()
+
+    def close(self) -> None:
+        """See the base."""
+
+    @property
+    def _collection(self) -> Any:
+        return self._index.collection
+
+    def _query(self, expression: str, fields: list[str]) -> Any:
+        return self._collection.query(
+            expression, output_fields=fields, consistency_level="Strong"
+        )
+
+
+def _among(ids: Sequence[str]) -> str:
+    quoted = ",".join(f'"{id}"' for id in ids)
+    return f"pk in [{quoted}]"

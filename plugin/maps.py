@@ -1,0 +1,252 @@
+"""2-D maps: FiftyOne's visualizations, to which later runs add their new samples."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import pickle
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import fiftyone.brain as fob
+import numpy as np
+import numpy.typing as npt
+from fiftyone.brain.visualization import VisualizationResults
+
+from ..runs.fiftyone_internals import all_slices, dataset_of, label_path
+from ..runs.parts import match_embeddings
+from ..runs.target import Target
+from .brain_keys import deleted_on_error
+
+if TYPE_CHECKING:
+    from .compute_plan import EmbeddingPlan  # which imports this module
+
+METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
+"""The label of each method."""
+
+MAX_FITTED = 20_000
+"""UMAP is fitted to about this many embeddings; any others are added to its map."""
+
+_SEED = 51
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """What a map is computed from, and how.
+
+    Args:
+        embeddings_field: the field of the embeddings; for patches, the labels' attribute
+        patches_field: the field of the patches; None for whole images
+        method: one of :data:`METHODS`
+        overwrite: whether the run recomputes the embeddings in the field
+    """
+
+    embeddings_field: str
+    patches_field: str | None
+    method: str
+    overwrite: bool
+
+
+def check_growth(samples: Any, brain_key: str, source: MapSource) -> None:
+    """Check that a brain run is a map to which samples can be added.
+
+    Args:
+        samples: a :class:`fiftyone.core.collections.SampleCollection`
+        brain_key: the brain key of the run
+        source: what the samples' map would be computed from
+
+    Raises:
+        ValueError: if it is another kind of run, a map of other embeddings or by another
+            method, or if its method cannot add samples
+    """
+    config = dataset_of(samples).get_brain_info(brain_key).config
+    taken = f"Brain key {brain_key!r} is taken"
+    advice = "choose another or delete that brain run"
+    if config.type != "visualization":
+        raise ValueError(f"{taken} by a run of type {config.type!r}, not a map: {advice}")
+
+    held = config.embeddings_field, config.patches_field, config.method
+    wanted = source.embeddings_field, source.patches_field, source.method
+    if held != wanted:
+        raise ValueError(
+            f"{taken} by a map of {_describe(*held)}, not of {_describe(*wanted)}: {advice}"
+        )
+
+    if source.method == "tsne":
+        raise ValueError(f"{taken}, and t-SNE cannot add samples to a map: {advice}")
+
+    if not _can_grow():
+        raise ValueError(
+            f"{taken}, and this release of FiftyOne cannot add samples to a map: {advice}"
+        )
+
+    if source.overwrite:
+        raise ValueError(
+            f"{taken} by a map of the embeddings that 'Overwrite' replaces: {advice}"
+        )
+
+
+def is_same_map(samples: Any, brain_key: str, source: MapSource) -> bool:
+    """Return whether a brain run is the map of these very samples; see check_growth."""
+    try:
+        check_growth(samples, brain_key, source)
+    except ValueError:
+        return False
+
+    mapped = dataset_of(samples).load_brain_view(brain_key)
+    return bool(mapped.view() == samples.view())
+
+
+def compute_visualization(plan: EmbeddingPlan) -> None:
+    """Compute the 2-D map, or add to it the samples that it does not have.
+
+    Points of samples or patches that were deleted are removed from it.
+
+    Args:
+        plan: the plan, whose embeddings are stored
+
+    Raises:
+        ValueError: if FiftyOne cannot add the samples
+    """
+    target = plan.target
+    key = plan.visualization_brain_key
+    if key in target.dataset.list_brain_runs():
+        grow_map(target, key)
+        return
+
+    with deleted_on_error(target.dataset, key):
+        results = compute_map(target, key, plan.visualization_method)
+        # With points on the samples, the App selects by a polygon instead of IDs; FiftyOne
+        # cannot do so for patches
+        if target.patches_field is None and not target.dataset.has_field(key):
+            results.index_points(create_index=False, progress=False)
+
+
+def compute_map(
+    target: Target, key: str, method: str, max_fitted: int = MAX_FITTED
+) -> VisualizationResults:
+    """Compute a new map; UMAP is fitted to a random part of many embeddings.
+
+    Args:
+        target: the field of the embeddings, and the samples
+        key: the brain key
+        method: one of :data:`METHODS`
+        max_fitted: the number of embeddings to which UMAP is fitted, about
+
+    Returns:
+        the results of the brain run
+    """
+    embedded = match_embeddings(target, target.samples, True)
+    count = embedded.count(target.path)
+    is_part = method == "umap" and count > max_fitted and _can_grow()
+    size = round(len(embedded) * max_fitted / count) if is_part else 0
+    results = fob.compute_visualization(
+        embedded.take(size, seed=_SEED) if is_part else target.samples,
+        patches_field=target.patches_field,
+        embeddings=target.name,
+        brain_key=key,
+        method=method,
+        progress=False,
+    )
+    if is_part:
+        # The run is one on all samples, whatever it was fitted to
+        results.backend.register_run(target.samples, key, cleanup=False)
+        kept = np.ones(len(results.points), bool)
+        results = _copy(results, target.dataset, key, kept, results.reducer_blob)
+        results.add_samples(embedded, progress=False)
+
+    return results
+
+
+def grow_map(target: Target, key: str) -> None:
+    """Add the samples that a map does not have, and remove the points of deleted ones.
+
+    Args:
+        target: the field of the embeddings, and the samples
+        key: the brain key
+
+    Raises:
+        ValueError: if FiftyOne cannot add the samples
+    """
+    results = _load(target.dataset, key)
+    embedded = match_embeddings(target, target.samples, True)
+    with _without_index(results, target.dataset):
+        if results.needs_update(embedded):
+            results.add_samples(embedded, progress=False)
+        else:
+            results.save()
+
+
+def _load(dataset: Any, key: str) -> VisualizationResults:
+    """Load a map without the points of what was deleted meanwhile."""
+    loaded = dataset.load_brain_results(key, cache=False, load_view=False)
+    if loaded is None:
+        raise ValueError(f"Brain run {key!r} has no results: delete it")
+
+    config, ids, path = loaded.config, loaded.sample_ids, "id"
+    if config.patches_field is not None:
+        ids = loaded.label_ids
+        path = f"{label_path(dataset, config.patches_field)[1]}.id"
+
+    kept = np.isin(ids, all_slices(dataset).values(path, unwind=True))
+    reducer = loaded.reducer_blob
+    if config.method == "umap" and not kept.all():
+        reducer = _keep_fitted(reducer, kept)
+
+    return _copy(loaded, dataset, key, kept, reducer)
+
+
+def _copy(
+    results: VisualizationResults,
+    dataset: Any,
+    key: str,
+    kept: npt.NDArray[np.bool_],
+    reducer_blob: str | None,
+) -> VisualizationResults:
+    """Copy the points to keep, on samples in all slices of groups."""
+    label_ids = results.label_ids
+    return VisualizationResults(
+        all_slices(dataset),
+        results.config,
+        key,
+        results.points[kept],
+        sample_ids=results.sample_ids[kept],
+        label_ids=None if label_ids is None else label_ids[kept],
+        reducer_blob=reducer_blob,
+    )
+
+
+def _keep_fitted(reducer_blob: str, kept: npt.NDArray[np.bool_]) -> str:
+    """Remove points from the stored UMAP, which was fitted to the first of all points."""
+    reducer = pickle.loads(zlib.decompress(base64.b64decode(reducer_blob)))
+    reducer.embedding_ = reducer.embedding_[kept[: len(reducer.embedding_)]]
+    return base64.b64encode(zlib.compress(pickle.dumps(reducer))).decode("ascii")
+
+
+@contextlib.contextmanager
+def _without_index(results: VisualizationResults, dataset: Any) -> Iterator[None]:
+    """Drop the database's index of the points, if there is one, and create it again.
+
+    It refuses points outside of the area of those that it was created for.
+    """
+    field = results.config.points_field
+    is_indexed = field in dataset.list_indexes()
+    if is_indexed:
+        dataset.drop_index(field)
+
+    try:
+        yield
+    finally:
+        if is_indexed:
+            results.index_points(field, progress=False)
+
+
+def _can_grow() -> bool:
+    return hasattr(VisualizationResults, "add_samples")
+
+
+def _describe(field: str | None, patches_field: str | None, method: str) -> str:
+    where = "" if patches_field is None else f" of {patches_field!r}"
+    return f"field {field!r}{where} by {METHODS.get(method, method)}"

@@ -1,0 +1,221 @@
+"""Feeding a similarity index while embedding, and settling what it and the field lack."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fiftyone.core.utils as fou
+import numpy as np
+import numpy.typing as npt
+from bson import ObjectId
+
+from ..embedding.jobs import Job, Part
+from ..indexes.brain_run import one_line
+from ..indexes.table import Keys, VectorTable
+from .fiftyone_internals import all_slices, sample_collection
+from .paging import Pages
+from .parts import match_embeddings, read_jobs
+from .report import IndexChange
+from .target import Target
+
+logger = logging.getLogger(__name__)
+
+Embeddings = npt.NDArray[np.float32]
+
+# The numbers of samples whose rows are looked up at once
+_IMAGES, _WITH_PARTS = 5000, 500
+
+# The number of rows that are written or deleted at once
+_AT_ONCE = 1000
+
+
+class IndexFeed:
+    """Writes embeddings to the table of an index, after they are stored in their field.
+
+    If the index is lost, the embeddings are still stored in the field, and
+    :meth:`settle` adds what is missing. Without a field, the loss is an error at once.
+
+    Args:
+        table: the table
+        target: the field; or, without one, the samples
+    """
+
+    def __init__(self, table: VectorTable, target: Target) -> None:
+        self._table = table
+        self._target = target
+        self._rows: list[tuple[str, str, Embeddings]] = []
+        self._is_lost = False
+        self._lock = threading.Lock()  # the worklist's thread reads, the writer's writes
+
+    def add(
+        self, sample_ids: Sequence[str], parts: Sequence[Part], embeddings: Embeddings
+    ) -> None:
+        """Write embeddings to the index.
+
+        Args:
+            sample_ids: the IDs of the samples that hold the parts
+            parts: the N parts
+            embeddings: their embeddings, of shape (N, D)
+        """
+        if self._is_lost:
+            return
+
+        with self._lock:
+            ids = [part.id for part in parts]
+            self._rows += zip(ids, sample_ids, embeddings, strict=True)
+            if len(self._rows) < self._table.rows_at_once:
+                return
+
+            try:
+                self._flush()
+            except Exception as error:
+                if not self._target.has_field:
+                    raise
+
+                self._is_lost = True
+                logger.warning(
+                    "The index cannot be fed any more: %s. The run goes on without it, and "
+                    "the embeddings are stored in %r",
+                    one_line(error),
+                    self._target.path,
+                )
+
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the IDs of images or patches that are in the index.
+
+        Raises:
+            RuntimeError: if the index cannot be read
+        """
+        with self._lock:
+            try:
+                return self._table.existing(ids)
+            except Exception as error:
+                raise RuntimeError(
+                    f"The index cannot be read: {one_line(error)}"
+                ) from error
+
+    def count(self) -> int:
+        """Count the rows of the index."""
+        with self._lock:
+            return self._table.count()
+
+    def settle(self) -> IndexChange:
+        """Add what the index lacks, and remove what the dataset does not have any more.
+
+        Returns:
+            an :class:`fiftyone_hiera.runs.report.IndexChange`
+        """
+        with self._lock:
+            self._rows = [] if self._is_lost else self._rows
+            self._flush()
+            stored, added = self._add_missing() if self._target.has_field else (None, 0)
+            removed = 0
+            if self._table.count() != stored:
+                removed = self._remove_others()
+
+            self._table.finish()
+            return IndexChange(self._table.count(), added, removed)
+
+    def close(self) -> None:
+        """Write what waits to be written, if that is possible, and close the table."""
+        with self._lock, contextlib.suppress(Exception):
+            try:
+                if not self._is_lost:
+                    self._flush()
+            finally:
+                self._table.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            ids, sample_ids, embeddings = zip(*self._rows, strict=True)
+            self._table.upsert(ids, sample_ids, np.stack(embeddings))
+            self._rows = []
+
+    def _add_missing(self) -> tuple[int, int]:
+        """Add the embeddings of the field that the index lacks.
+
+        Returns:
+            the number of embeddings in the field, and that of those added
+        """
+        stored = added = 0
+        for jobs in _stored_jobs(self._target):
+            pairs = [(job.sample_id, part) for job in jobs for part in job.parts]
+            stored += len(pairs)
+            existing = self._table.existing([part.id for _, part in pairs])
+            missing = [pair for pair in pairs if pair[1].id not in existing]
+            for some in fou.iter_batches(missing, _AT_ONCE):
+                added += self._add_from_field(some)
+
+        return stored, added
+
+    def _add_from_field(self, pairs: Sequence[tuple[str, Part]]) -> int:
+        sample_ids, parts = zip(*pairs, strict=True)
+        held = self._target.read([*dict.fromkeys(sample_ids)], parts)
+        rows = [
+            (part.id, sample_id, held[part.id])
+            for sample_id, part in pairs
+            if held.get(part.id) is not None  # deleted meanwhile
+        ]
+        if rows:
+            ids, some_ids, embeddings = zip(*rows, strict=True)
+            self._table.upsert(ids, some_ids, np.stack(embeddings).astype(np.float32))
+
+        return len(rows)
+
+    def _remove_others(self) -> int:
+        """Remove the rows that are not of this dataset any more."""
+        pages = self._table.keys()
+        if pages is None:
+            logger.warning(
+                "This backend cannot list what is in an index: rows of deleted samples, if "
+                "there are any, stay in it"
+            )
+            return 0
+
+        others = [id for page in pages for id in self._not_in_dataset(page)]
+        for some in fou.iter_batches(others, _AT_ONCE):
+            self._table.delete(some)
+
+        return len(others)
+
+    def _not_in_dataset(self, keys: Keys) -> Iterator[str]:
+        target = self._target
+        sample_ids = [*{sample_id for _, sample_id in keys}]
+        if target.has_field:
+            there = {
+                part.id
+                for job in read_jobs(
+                    target, match_embeddings(target, target.select(sample_ids), True)
+                )
+                for part in job.parts
+            }
+        elif target.has_parts:
+            jobs = read_jobs(target, target.select(sample_ids))
+            there = {part.id for job in jobs for part in job.parts}
+        else:
+            among = {"_id": {"$in": [*map(ObjectId, sample_ids)]}}
+            found = sample_collection(target.dataset).find(among, ["_id"])
+            there = {str(document["_id"]) for document in found}
+
+        return (id for id, _ in keys if id not in there)
+
+
+def _stored_jobs(target: Target) -> Iterator[list[Job]]:
+    """Read which samples have embeddings in a field, in the whole dataset, page by page."""
+    samples = all_slices(target.dataset)
+    pages = Pages(samples, None)
+    if not target.has_parts:
+        exists: dict[str, Any] = {target.path: {"$exists": True, "$ne": None}}
+        for documents, _, _ in pages.read(_IMAGES, exists, []):
+            ids = [str(document["_id"]) for document in documents]
+            yield [Job(id, "", [Part(id, id)]) for id in ids]
+
+        return
+
+    for documents, _, _ in pages.read(_WITH_PARTS, {}, []):
+        ids = [str(document["_id"]) for document in documents]
+        yield [*read_jobs(target, match_embeddings(target, target.select(ids), True))]
