@@ -119,16 +119,21 @@ def _insert(count: int) -> Any:
 
 def _measure_map(count: int, method: str, fitted: int) -> dict[str, float | None]:
     """Compute a map, after one that compiles UMAP, as in an App that runs already."""
-    from fiftyone_hiera.plugin.maps import compute_map
-    from fiftyone_hiera.runs.target import Target
+    import fiftyone.brain as fob
 
     dataset = _insert(count)
     _compile_umap()
-    target = Target(dataset, "hiera")
+
+    def compute() -> None:
+        samples = dataset if fitted == count else dataset.take(fitted, seed=51)
+        results = fob.compute_visualization(
+            samples, embeddings="hiera", brain_key="map", method=method, progress=False
+        )
+        if fitted != count:
+            results.add_samples(dataset, progress=False)
+
     start = time.perf_counter()
-    memory = peak_memory(
-        lambda: compute_map(target, "map", method, fitted), torch.device("cpu")
-    )
+    memory = peak_memory(compute, torch.device("cpu"))
     seconds = time.perf_counter() - start
     results = dataset.load_brain_results("map")
     points = dict(zip(results.sample_ids, results.points, strict=True))
@@ -159,27 +164,18 @@ def _overlap(vectors: Vectors, points: Vectors) -> float:
 
 
 def _measure_lasso(count: int) -> dict[str, float]:
-    """Measure selecting half of the samples by a lasso, as the App's server does it."""
+    """Measure selecting half of the samples by the view stages of the App's lasso."""
     import fiftyone.brain as fob
-    from fiftyone.server.routes.embeddings import EmbeddingsExtendedStage
 
     dataset = _insert(count)
     results = fob.compute_visualization(
         dataset, embeddings="hiera", brain_key="lasso", method="pca"
     )
-    half = np.quantile(np.abs(results.points), 0.5**0.5, axis=0).tolist()
-    inside = (np.abs(results.points) < half).all(1)
-    request: dict[str, Any] = {
-        "datasetName": dataset.name,
-        "view": [],
-        "patchesField": None,
-        "slices": None,
-        "selection": results.sample_ids[inside].tolist(),
-        "lassoPoints": {
-            "x": [half[0] * sign for sign in (-1, 1, 1, -1)],
-            "y": [half[1] * sign for sign in (-1, -1, 1, 1)],
-        },
-    }
+    width, height = np.quantile(np.abs(results.points), 0.5**0.5, axis=0).tolist()
+    inside = (np.abs(results.points) < (width, height)).all(1)
+    ids = results.sample_ids[inside].tolist()
+    corners = [(-width, -height), (width, -height), (width, height), (-width, height)]
+    polygon = [{"$match": {"lasso": {"$geoWithin": {"$polygon": corners}}}}]
     result: dict[str, float] = {}
     for name, is_indexed in (("IDs", None), ("points", False), ("index", True)):
         if is_indexed is not None:
@@ -187,22 +183,19 @@ def _measure_lasso(count: int) -> dict[str, float]:
             results.index_points(create_index=is_indexed, progress=False)
             result[f"{name}, storing_s"] = time.perf_counter() - start
 
-        request["pointsField"] = results.config.points_field
-        stage = EmbeddingsExtendedStage._post_sync(None, request)
+        stage = ids if is_indexed is None else polygon
+        view = dataset.select(ids) if is_indexed is None else dataset.mongo(polygon)
         result[f"{name}, request_bytes"] = len(json.dumps(stage))
-        seconds = [_first_page(dataset, stage) for _ in range(5)]
+        seconds = [_first_page(view) for _ in range(5)]
         result[f"{name}, first page_s"] = float(np.median(seconds))
 
     dataset.delete_brain_run("lasso")
     return result
 
 
-def _first_page(dataset: Any, stage: dict[str, Any]) -> float:
-    """Count the samples of a stage, and list the first of them."""
-    import fiftyone.core.stages as fos
-
+def _first_page(view: Any) -> float:
+    """Count the samples of a view, and list the first of them."""
     start = time.perf_counter()
-    view = dataset.add_stage(fos.ViewStage._from_dict({**stage, "_uuid": None}))
     len(view)
     view.limit(20).values("filepath")
     return time.perf_counter() - start

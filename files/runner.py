@@ -6,16 +6,15 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..cluster.options import to_ray_options
+from ..cluster.start import start_embedding
 from ..embedding.arguments import to_integer, to_shard
-from ..embedding.embedder import Embedder
 from ..embedding.loading import load_checkpoint
-from ..embedding.local import embed_locally
 from ..embedding.results import Result
 from .ids import check_ids
 from .layout import VECTORS, Format, Layout
@@ -81,7 +80,15 @@ def run(
     try:
         _check(rows, layout, record)
         sink = Sink(rows, layout, format, options.part_size, options.shard, report)
-        with contextlib.closing(_start(sink, embedder, options)) as results:
+        started = start_embedding(
+            sink.read_jobs(),
+            embedder,
+            options.ray,
+            batch_size=options.batch_size or _DEFAULT_BATCH_SIZE,
+            num_workers=options.num_workers,
+            default_workers=os.cpu_count() or 1,
+        )
+        with contextlib.closing(started) as results:
             # The record comes after the first of them: nothing is claimed by a run that
             # finds no cluster
             first = next(results, [])
@@ -109,31 +116,6 @@ def _check(manifest: Manifest, layout: Layout, record: Record) -> None:
 
     layout.unfinished.mkdir(parents=True, exist_ok=True)
     check_ids(manifest, layout.unfinished)
-
-
-def _start(
-    sink: Sink, embedder: Embedder, options: FileOptions
-) -> Generator[list[Result], None, None]:
-    """Return the source of results: this process, or a cluster."""
-    batch_size = options.batch_size or _DEFAULT_BATCH_SIZE
-    num_workers = options.num_workers
-    if options.ray is not None:
-        from ..cluster.source import embed_on_ray
-
-        return embed_on_ray(
-            sink.read_jobs(),
-            embedder,
-            options.ray,
-            batch_size=batch_size,
-            num_workers=num_workers or 0,
-        )
-
-    return embed_locally(
-        sink.read_jobs(),
-        embedder,
-        batch_size=batch_size,
-        num_workers=os.cpu_count() or 1 if num_workers is None else num_workers,
-    )
 
 
 def _write(

@@ -36,13 +36,7 @@ class IndexOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        key: object = self.brain_key
-        if not isinstance(key, str) or not key.isidentifier():
-            raise ValueError(
-                f"Invalid brain_key {key!r}: use letters, digits and underscores, and "
-                "begin with a letter"
-            )
-
+        check_brain_key(self.brain_key)
         settings: object = self.settings
         if not isinstance(settings, Mapping):
             raise ValueError(f"Invalid backend_kwargs {settings!r}: expected a dict")
@@ -66,6 +60,19 @@ class Contents:
     patches_field: str | None
     dim: int
     provenance: Provenance
+
+
+def check_brain_key(key: object) -> None:
+    """Check that something can be a brain key.
+
+    Raises:
+        ValueError: if it cannot
+    """
+    if not isinstance(key, str) or not key.isidentifier():
+        raise ValueError(
+            f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
+            "with a letter"
+        )
 
 
 def to_index_options(

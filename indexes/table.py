@@ -92,7 +92,7 @@ class IndexTable:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        self._is_patches = index.config.patches_field is not None
+        self._has_labels = index.config.patches_field is not None
 
     def dim(self) -> int | None:
         """See :class:`VectorTable`; always None, as the classes have no method for it."""
@@ -107,9 +107,9 @@ class IndexTable:
         if not self.count():
             return set()
 
-        name = "label_ids" if self._is_patches else "sample_ids"
+        name = "label_ids" if self._has_labels else "sample_ids"
         _, sample_ids, label_ids = self._index.get_embeddings(**{name: list(ids)})
-        return {*map(str, label_ids if self._is_patches else sample_ids)}
+        return {*map(str, label_ids if self._has_labels else sample_ids)}
 
     def keys(self) -> Iterator[Keys] | None:
         """See :class:`VectorTable`; always None, as the classes would read all vectors."""
@@ -121,7 +121,7 @@ class IndexTable:
         """See :class:`VectorTable`."""
         # Some classes insert an ID once more instead of overwriting it
         self.delete([*self.existing(ids)])
-        label_ids = np.array(ids) if self._is_patches else None
+        label_ids = np.array(ids) if self._has_labels else None
         self._index.add_to_index(
             vectors, np.array(sample_ids), label_ids=label_ids, reload=False
         )
@@ -129,7 +129,7 @@ class IndexTable:
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`VectorTable`."""
         if ids:
-            name = "label_ids" if self._is_patches else "sample_ids"
+            name = "label_ids" if self._has_labels else "sample_ids"
             self._index.remove_from_index(**{name: list(ids)}, reload=False)
 
     def finish(self) -> None:

@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from fiftyone.operators.executor import ValidationContext
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from ..indexes.brain_run import check_brain_key
 from ..runs.fiftyone_internals import dataset_of, is_generated
 from ..runs.index_run import NO_FRAMES
 from .allowed_models import AllowedModels, read_allowed
@@ -252,12 +253,7 @@ def _ask_map_key(inputs: types.Object, plan: EmbeddingPlan) -> types.Property:
 
 def _check_map_key(plan: EmbeddingPlan) -> None:
     key = plan.visualization_brain_key
-    if not key.isidentifier():
-        raise ValueError(
-            f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
-            "with a letter"
-        )
-
+    check_brain_key(key)
     if key in dataset_of(plan.samples).list_brain_runs():
         check_growth(plan.samples, key, plan.map_source)
 

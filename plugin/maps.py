@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 """The label of each method."""
 
-MAX_FITTED = 100_000
-"""UMAP is fitted to about this many embeddings; any others are added to its map."""
-
-_SEED = 51
-
 
 @dataclass(frozen=True)
 class MapSource:
@@ -117,47 +112,18 @@ def compute_visualization(plan: EmbeddingPlan) -> None:
         return
 
     with deleted_on_error(target.dataset, key):
-        results = compute_map(target, key, plan.visualization_method)
+        results = fob.compute_visualization(
+            target.samples,
+            patches_field=target.patches_field,
+            embeddings=target.name,
+            brain_key=key,
+            method=plan.visualization_method,
+            progress=False,
+        )
         # With points on the samples, the App selects by a polygon instead of IDs; FiftyOne
         # cannot do so for patches
         if target.patches_field is None and not target.dataset.has_field(key):
             results.index_points(create_index=False, progress=False)
-
-
-def compute_map(
-    target: Target, key: str, method: str, max_fitted: int = MAX_FITTED
-) -> VisualizationResults:
-    """Compute a new map; UMAP is fitted to a random part of many embeddings.
-
-    Args:
-        target: the field of the embeddings, and the samples
-        key: the brain key
-        method: one of :data:`METHODS`
-        max_fitted: the number of embeddings to which UMAP is fitted, about
-
-    Returns:
-        the results of the brain run
-    """
-    embedded = match_embeddings(target, target.samples, True)
-    count = embedded.count(target.path)
-    is_part = method == "umap" and count > max_fitted and _can_grow()
-    size = round(len(embedded) * max_fitted / count) if is_part else 0
-    results = fob.compute_visualization(
-        embedded.take(size, seed=_SEED) if is_part else target.samples,
-        patches_field=target.patches_field,
-        embeddings=target.name,
-        brain_key=key,
-        method=method,
-        progress=False,
-    )
-    if is_part:
-        # The run is one on all samples, whatever it was fitted to
-        results.backend.register_run(target.samples, key, cleanup=False)
-        kept = np.ones(len(results.points), bool)
-        results = _copy(results, target.dataset, key, kept, results.reducer_blob)
-        results.add_samples(embedded, progress=False)
-
-    return results
 
 
 def grow_map(target: Target, key: str) -> None:

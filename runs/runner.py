@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,10 +16,10 @@ import fiftyone.core.utils as fou
 import numpy as np
 from pymongo.errors import PyMongoError
 
+from ..cluster.start import start_embedding
 from ..embedding.embedder import Embedder, Embeddings
-from ..embedding.jobs import Job, Part
-from ..embedding.local import embed_locally
-from ..embedding.results import Embedded, Failed, Result
+from ..embedding.jobs import Part
+from ..embedding.results import Embedded, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_run import check_index_options, open_index_feed, settle_index
@@ -157,8 +157,18 @@ def _run_steps(
         shard=options.shard,
         index=None if target.has_field else feed,
     )
-    results = _embed(
-        worklist.read_jobs(), embedder, options, is_video=target.media_type == fom.VIDEO
+    workers = fou.recommend_thread_pool_workers(options.num_workers)
+    results = start_embedding(
+        worklist.read_jobs(),
+        embedder,
+        options.ray,
+        batch_size=(
+            options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
+        ),
+        num_workers=options.num_workers and workers,
+        default_workers=workers,
+        is_video=target.media_type == fom.VIDEO,
+        in_order=not options.skip_failures,
     )
     unit = "samples (total estimated)" if worklist.is_estimate else "samples"
     bar = fou.ProgressBar(total=worklist.total, progress=progress, iters_str=unit)
@@ -188,33 +198,6 @@ def _run_steps(
 
     if options.index is not None:
         yield Step(report, worklist, is_indexing=True)
-
-
-def _embed(
-    jobs: Iterable[Job], embedder: Embedder, options: RunOptions, *, is_video: bool
-) -> Generator[list[Result], None, None]:
-    """Return the source of results: this process, or a cluster."""
-    batch_size = options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
-    if options.ray is not None:
-        from ..cluster.source import embed_on_ray
-
-        return embed_on_ray(
-            jobs,
-            embedder,
-            options.ray,
-            is_video=is_video,
-            batch_size=batch_size,
-            num_workers=options.num_workers or 0,
-        )
-
-    return embed_locally(
-        jobs,
-        embedder,
-        is_video=is_video,
-        batch_size=batch_size,
-        num_workers=fou.recommend_thread_pool_workers(options.num_workers),
-        in_order=not options.skip_failures,
-    )
 
 
 def _store(context: _Context, batch: Sequence[Embedded]) -> None:

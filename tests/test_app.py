@@ -247,7 +247,7 @@ def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
     page = browser.page
     page.locator("[data-cy=new-panel-btn]").first.click()
     page.get_by_text("Embeddings", exact=True).first.click()
-    page.get_by_text("hiera_map").click()
+    page.get_by_role("button", name=re.compile("hiera_map 2D")).click()
     expect(page.get_by_text("1,200 points")).to_be_visible()
     page.wait_for_timeout(1500)  # the points fly to their places
     canvas: Any = page.locator("canvas[data-engine*=three]").last.bounding_box()
@@ -456,12 +456,14 @@ def test_index_in_a_database(
 ) -> None:
     page = browser.page
 
-    def feed(picture: str) -> None:
+    def feed(picture: str, is_grown: bool = False) -> None:
         browser.open_operator(COMPUTE)
         browser.choose("facebook/hiera-tiny-224-hf", NANO)
         browser.fill_field("indexed")
         browser.click("Similarity index")
-        browser.choose("sklearn", "pgvector")
+        if not is_grown:
+            browser.choose("sklearn", "pgvector")
+
         expect(page.get_by_text("empty for 'hiera_similarity_2'")).to_be_visible()
         page.set_viewport_size({"width": 1200, "height": 1520})
         browser.picture(picture)
@@ -480,7 +482,7 @@ def test_index_in_a_database(
     dataset.delete_samples(dataset.exists("indexed").limit(2).values("id"))
     dataset.add_samples([fo.Sample(filepath=str(d.path)) for d in digits[1200:1203]])
     browser.open()
-    feed("index-grown-form")
+    feed("index-grown-form", is_grown=True)
     expect(page.get_by_text("3 embedded, 1,198 skipped")).to_be_visible()
     expect(page.get_by_text("has 1,201 rows: 0 were missing, 2 removed")).to_be_visible()
     browser.picture("index-grown")

@@ -143,7 +143,7 @@ def test_pipeline_checks_parameters(
 def test_pipeline_keeps_a_brain_run_of_the_same_key(samples: Any, others: None) -> None:
     vectors = np.random.default_rng(51).random((60, 5))
     fob.compute_similarity(samples, embeddings=vectors, brain_key="key")
-    with pytest.raises(ExecutionError, match="Brain key 'key' is taken"):
+    with pytest.raises(ExecutionError, match="The index 'key' has embeddings_field None"):
         _run_pipeline(samples, {"model_name": NANO, "similarity_brain_key": "key"})
 
     assert samples.load_brain_results("key").total_index_size == 60

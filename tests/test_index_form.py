@@ -108,6 +108,7 @@ def test_fed_and_grown(samples: Any, postgres: Postgres, digits: list[Digit]) ->
     assert "has metric 'euclidean'" in errors["similarity_brain_key"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("postgres")
 def test_index_only(samples: Any, model: Any) -> None:
     params = {"similarity_backend": "pgvector", "index_only": True}
@@ -147,6 +148,7 @@ def _open(sample: Any) -> Any:
     return Image.open(sample.filepath).convert("RGB")
 
 
+@pytest.mark.slow
 def test_secrets(samples: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     form = plugin_module("plugin.index_form")
     options_class = plugin_module("indexes.brain_run").IndexOptions

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +159,7 @@ def test_grown(
     assert (report.embedded, report.index.added, report.index.removed) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_index_of_a_field_that_exists(
     samples: Any, model: HieraEmbeddingModel, backend: str
 ) -> None:
@@ -208,6 +214,7 @@ def test_index_only(samples: Any, model: HieraEmbeddingModel, backend: str) -> N
         np.testing.assert_allclose(rows[id], vector, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_index_only_is_never_mixed(
     samples: Any, model: HieraEmbeddingModel, other: HieraEmbeddingModel, backend: str
 ) -> None:
@@ -307,8 +314,8 @@ def test_sklearn(samples: Any, model: HieraEmbeddingModel, digits: list[Digit]) 
     [
         ({}, "Nothing to store in: give an embeddings_field or a brain_key"),
         ({"backend": "milvus"}, "are for an index: give a brain_key"),
-        ({"brain_key": "a-b"}, "Invalid brain_key 'a-b'"),
-        ({"brain_key": 3}, "Invalid brain_key 3"),
+        ({"brain_key": "a-b"}, "Invalid brain key 'a-b'"),
+        ({"brain_key": 3}, "Invalid brain key 3"),
         (
             {"brain_key": KEY, "backend": "faiss"},
             r"Invalid backend 'faiss'. Valid are \['sk",
@@ -418,6 +425,7 @@ def test_server_stops(
         _check(samples)
 
 
+@pytest.mark.slow
 def test_server_stops_under_an_index_only(
     samples: Any, model: HieraEmbeddingModel, postgres: Postgres
 ) -> None:
@@ -460,6 +468,7 @@ def test_sample_deleted_during_the_run(
     _check(samples)
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_index(
     samples: Any, model: HieraEmbeddingModel, backend: str
 ) -> None:
@@ -472,6 +481,7 @@ def test_two_runs_on_one_index(
     _check(samples)
 
 
+@pytest.mark.slow
 def test_two_indexes_of_a_dataset(
     samples: Any, model: HieraEmbeddingModel, postgres: Postgres
 ) -> None:
@@ -485,6 +495,7 @@ def test_two_indexes_of_a_dataset(
             assert postgres.fetch(query, config.table_name) == [(2,)]
 
 
+@pytest.mark.slow
 def test_clone(samples: Any, model: HieraEmbeddingModel, backend: str) -> None:
     model.embed_samples(samples, "hiera", brain_key=KEY, backend=backend)
     clone = samples.clone()
@@ -498,6 +509,7 @@ def test_clone(samples: Any, model: HieraEmbeddingModel, backend: str) -> None:
     clone.delete()
 
 
+@pytest.mark.slow
 def test_sample_that_the_index_lacks(
     samples: Any, model: HieraEmbeddingModel, backend: str, digits: list[Digit]
 ) -> None:
@@ -510,6 +522,7 @@ def test_sample_that_the_index_lacks(
     assert _neighbors(samples, samples.last().id)[0] == samples.last().id
 
 
+@pytest.mark.slow
 def test_index_made_by_fiftyone_is_grown(
     samples: Any, model: HieraEmbeddingModel, backend: str
 ) -> None:
@@ -524,3 +537,80 @@ def test_index_made_by_fiftyone_is_grown(
     report = model.embed_samples(samples, "hiera", brain_key=KEY)
     assert (report.embedded, report.index.rows) == (10, 40)
     _check(samples)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(command, capture_output=True).returncode
+    ):
+        pytest.skip("this user may not mount a disk")
+
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_disk_full(
+    samples: Any, model: HieraEmbeddingModel, small_disk: Path, digits: list[Digit]
+) -> None:
+    pytest.importorskip("lancedb")
+    ballast = small_disk / "ballast"
+    with configured("lancedb", uri=str(small_disk / "db")):
+        model.embed_samples(samples, "hiera", brain_key=KEY, backend="lancedb")
+        samples.add_samples([fo.Sample(filepath=str(d.path)) for d in digits[40:60]])
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 10))
+
+        with pytest.raises(EmbeddingError, match="stored in 'hiera', but the index"):
+            model.embed_samples(samples, "hiera", brain_key=KEY)
+
+        assert samples.count("hiera") == 60
+        ballast.unlink()
+        report = model.embed_samples(samples, "hiera", brain_key=KEY)
+        assert (report.embedded, report.index.added) == (0, 20)
+        _check(samples)
+
+
+_RUN = """
+import fiftyone as fo
+import fiftyone_hiera
+
+model = fiftyone_hiera.load_model({nano!r}, dtype="float32", engine="torch")
+print(model.embed_samples(
+    fo.load_dataset({name!r}), "hiera", brain_key={key!r}, batch_size=2, num_workers=0
+))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_index(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    variable = "FIFTYONE_BRAIN_SIMILARITY_PGVECTOR_CONNECTION_STRING"
+    monkeypatch.setenv(variable, postgres.uri)
+    with configured("pgvector", connection_string=postgres.uri):
+        model.embed_samples(samples[:4], "hiera", brain_key=KEY, backend="pgvector")
+        code = _RUN.format(nano=NANO, name=samples.name, key=KEY)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", code]
+        processes = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        for process in processes:
+            printed, _ = process.communicate(timeout=120)
+            assert process.returncode == 0
+            assert "in index         40" in printed
+
+        samples.reload()
+        _check(samples)

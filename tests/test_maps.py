@@ -12,10 +12,10 @@ import pytest
 from fiftyone.brain.visualization import VisualizationResults
 from fiftyone.operators.executor import ExecutionError
 from fiftyone.server.routes.embeddings import EmbeddingsExtendedStage, OnPlotLoad
-from operator_calls import COMPUTE, plugin_module, resolve
+from operator_calls import COMPUTE, resolve
 
 from digits import Digit
-from fiftyone_hiera.plugin.maps import compute_map, grow_map
+from fiftyone_hiera.plugin.maps import grow_map
 from fiftyone_hiera.runs.target import Target
 
 NANO = "hiera-nano-digits"
@@ -106,6 +106,7 @@ def test_new_samples_are_added(samples: Any, digits: list[Digit], method: str) -
     assert _points(samples) == grown
 
 
+@pytest.mark.slow
 def test_points_are_those_of_their_embeddings(samples: Any, digits: list[Digit]) -> None:
     _compute(samples)
     _add(samples, digits[:40])  # the same images again
@@ -140,6 +141,7 @@ def test_deleted_samples(samples: Any, digits: list[Digit], method: str) -> None
     assert set(_points(samples)) == set(samples.values("id"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_patches(samples: Any, digits: list[Digit], method: str) -> None:
     _compute(samples, method=method, patches_field="parts")
@@ -155,6 +157,7 @@ def test_patches(samples: Any, digits: list[Digit], method: str) -> None:
     assert not samples.has_field("map")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_slices_of_groups(dataset: Any, digits: list[Digit], method: str) -> None:
     dataset.add_group_field("group", default="left")
@@ -180,6 +183,7 @@ def test_slices_of_groups(dataset: Any, digits: list[Digit], method: str) -> Non
     assert {key: grown[key] for key in first if key in grown}.items() <= first.items()
 
 
+@pytest.mark.slow
 def test_samples_that_failed_are_left_out(samples: Any) -> None:
     _compute(samples)
     samples.add_sample(fo.Sample(filepath="/absent.png"))
@@ -209,6 +213,7 @@ def test_growth_that_fails_keeps_the_map(samples: Any, digits: list[Digit]) -> N
 # The key
 
 
+@pytest.mark.slow
 def test_default_key(samples: Any, digits: list[Digit]) -> None:
     assert _compute(samples.limit(20), None) == "hiera_map"
     assert _compute(samples, None) == "hiera_map_2", "it was fitted to other samples"
@@ -274,6 +279,7 @@ def test_taken_keys(samples: Any, model: Any) -> None:
         assert "another or delete that brain run" in errors["visualization_brain_key"]
 
 
+@pytest.mark.slow
 def test_fiftyone_that_adds_no_samples(
     samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,44 +294,6 @@ def test_fiftyone_that_adds_no_samples(
 def test_invalid_key(samples: Any) -> None:
     with pytest.raises(ExecutionError, match="Invalid brain key '2 b'"):
         _compute(samples, "2 b")
-
-
-# A part of the samples
-
-
-@pytest.mark.slow
-def test_fitted_to_a_part(
-    samples: Any, digits: list[Digit], model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plugin_module("plugin.maps").compute_map, "__defaults__", (25,))
-    _compute(samples, method="umap")
-    points = _points(samples)
-    assert set(points) == set(samples.values("id"))
-    results = _load(samples)
-    assert results.get_new_ids() == ([], 25)
-    assert list(samples.load_brain_view("map").view()._stages) == []
-    part = results.sample_ids[:25].tolist()
-    assert set(part) != set(samples.values("id")[:25])
-
-    results = compute_map(Target(samples, "hiera"), "again", "umap", 25)
-    assert results.sample_ids[:25].tolist() == part, "the part is random"
-
-    _add(samples, digits[40:50])
-    assert _compute(samples, method="umap") == "map"
-    grown = _points(samples)
-    assert len(grown) == 50
-    assert {key: grown[key] for key in points} == points
-
-    _compute(samples, "whole", "pca")
-    assert _load(samples, "whole").get_new_ids() == ([], 50)
-
-
-@pytest.mark.slow
-def test_patches_fitted_to_a_part(samples: Any, model: Any) -> None:
-    model.embed_samples(samples, "hiera", patches_field="parts")
-    results = compute_map(Target(samples, "hiera", "parts"), "map", "umap", 25)
-    assert results.get_new_ids() == ([], 25)
-    assert set(_points(samples)) == set(samples.values("parts.detections.id", unwind=True))
 
 
 # The lasso
@@ -347,6 +315,7 @@ def _lasso(samples: Any, ids: list[str], points_field: str | None) -> dict[str, 
     return stage
 
 
+@pytest.mark.slow
 def test_lasso_by_points(samples: Any) -> None:
     _compute(samples)
     assert _load(samples).config.points_field == "map"
@@ -362,6 +331,7 @@ def test_lasso_by_points(samples: Any) -> None:
     assert not samples.has_field("map")
 
 
+@pytest.mark.slow
 def test_points_outside_of_an_index(samples: Any, digits: list[Digit]) -> None:
     _compute(samples, embeddings_field="hiera")
     _load(samples).index_points()
@@ -375,6 +345,7 @@ def test_points_outside_of_an_index(samples: Any, digits: list[Digit]) -> None:
     assert np.abs(samples.last().map).max() > np.abs(samples.first().map).max()
 
 
+@pytest.mark.slow
 def test_field_with_the_name_of_the_key_is_kept(samples: Any) -> None:
     samples.set_values("mine", [[1.0, 2.0]] * len(samples))
     _compute(samples, "mine")

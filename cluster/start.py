@@ -1,0 +1,60 @@
+"""Choosing where to embed: in this process, or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+from ..embedding.embedder import Embedder
+from ..embedding.jobs import Job
+from ..embedding.local import embed_locally
+from ..embedding.results import Result
+from .options import RayOptions
+
+
+def start_embedding(
+    jobs: Iterable[Job],
+    embedder: Embedder,
+    ray: RayOptions | None,
+    *,
+    batch_size: int,
+    num_workers: int | None,
+    default_workers: int,
+    is_video: bool = False,
+    in_order: bool = False,
+) -> Generator[list[Result], None, None]:
+    """Embed the parts of files here or on a cluster.
+
+    Args:
+        jobs: the files
+        embedder: the embedder
+        ray: the cluster; None is this process
+        batch_size: the number of images per forward pass
+        num_workers: the number of threads that read, in this process or in each task of the
+            cluster; None is ``default_workers`` here, and 0 there
+        default_workers: see ``num_workers``
+        is_video (False): whether the files are videos
+        in_order (False): see :func:`fiftyone_hiera.embedding.local.embed_locally`
+
+    Returns:
+        a generator of lists of results
+    """
+    if ray is not None:
+        from .source import embed_on_ray
+
+        return embed_on_ray(
+            jobs,
+            embedder,
+            ray,
+            is_video=is_video,
+            batch_size=batch_size,
+            num_workers=num_workers or 0,
+        )
+
+    return embed_locally(
+        jobs,
+        embedder,
+        is_video=is_video,
+        batch_size=batch_size,
+        num_workers=default_workers if num_workers is None else num_workers,
+        in_order=in_order,
+    )
