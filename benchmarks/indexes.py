@@ -37,7 +37,7 @@ _QUERIES = 30
 _K = 10
 _SMALL_BATCHES = 10_240  # the rows that are fed in batches of 32
 
-BACKENDS = ("pgvector", "lancedb", "milvus", "sklearn")
+BACKENDS = ("sklearn", "lancedb", "milvus", "pgvector")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -150,7 +150,7 @@ def _measure(name: str, rows: int, folder: Path) -> dict[str, Any]:
     if _KEY in dataset.list_brain_runs():
         dataset.delete_brain_run(_KEY)
 
-    vectors = np.load(folder / f"vectors-{rows}.npy", mmap_mode="r")
+    vectors = np.load(folder / f"vectors-{rows}.npy")
     with _database(name, folder) as size:
         before = memory("VmRSS")
         result: dict[str, Any] = (
@@ -269,7 +269,8 @@ def _database(name: str, folder: Path) -> Iterator[Callable[[Any], int]]:
 
     if name == "pgvector":
         server = Postgres()
-        with contextlib.closing(server), configured(name, connection_string=server.uri):
+        uri = f"{server.uri}&options=-c%20maintenance_work_mem%3D1GB"
+        with contextlib.closing(server), configured(name, connection_string=uri):
             yield lambda dataset: server.fetch(
                 "SELECT pg_total_relation_size(quote_ident(%s))",
                 dataset.get_brain_info(_KEY).config.table_name,

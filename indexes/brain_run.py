@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import fiftyone.brain as fob
 
 from ..embedding.provenance import Provenance, differing
-from .backends import Backend, get_backend
+from .backends import SKLEARN, Backend, get_backend
 from .table import VectorTable, open_table
 
 # The attribute of a run's config that says what its vectors are
@@ -131,7 +133,12 @@ def check_index(
 
 
 def open_index(
-    dataset: Any, options: IndexOptions, contents: Contents, *, rebuild: bool
+    dataset: Any,
+    options: IndexOptions,
+    contents: Contents,
+    *,
+    rebuild: bool,
+    check_rows: Callable[[Any, VectorTable], None] = lambda *_: None,
 ) -> VectorTable:
     """Open the table of an index, which is made if it does not exist.
 
@@ -140,6 +147,8 @@ def open_index(
         options: the index, which was checked, and whose backend has a table
         contents: what it is to hold
         rebuild: whether to drop the index first if it exists
+        check_rows (None): checks the rows of an index that has no recorded provenance;
+            called with FiftyOne's index and its table
 
     Returns:
         a :class:`fiftyone_hiera.indexes.table.VectorTable`
@@ -150,18 +159,43 @@ def open_index(
     key = options.brain_key
     config = _find_config(dataset, key)
     backend = _backend(options, config, rebuild)
-    if config is not None and rebuild:
-        options = IndexOptions(key, backend.name, _keep_settings(backend, config, options))
-        _load(dataset, config, options).drop()
-        dataset.delete_brain_run(key)
-        config = None
-
     if config is None:
         return _create(dataset, backend, options, contents)
 
-    table = _load(dataset, config, options)
-    _check_dim(table, contents, _name_table(backend, config))
-    return table
+    index = _load(dataset, config, options) if _owns(config, contents) else None
+    if index is not None and not rebuild:
+        table = _open_table(index, contents)
+        if not read_record(config):
+            check_rows(index, table)
+            record = _make_record(index.config.method, contents)
+            setattr(index.config, _RECORD, record)
+            index.save_config()
+
+        return table
+
+    # A copy of a dataset leaves the table to the dataset that it is a copy of. A run that
+    # was killed before it had a table has no results
+    if index is not None:
+        open_table(index).drop()
+
+    settings = _keep_settings(backend, config, options, _owns(config, contents))
+    dataset.delete_brain_run(key)
+    return _create(dataset, backend, IndexOptions(key, backend.name, settings), contents)
+
+
+def list_indexes(dataset: Any, contents: Contents) -> list[str]:
+    """Return the brain keys of the indexes whose tables hold the embeddings of a field."""
+    found = []
+    for key in dataset.list_brain_runs(type="similarity"):
+        config = dataset.get_brain_info(key).config
+        is_same = (
+            getattr(config, "embeddings_field", None) == contents.embeddings_field
+            and config.patches_field == contents.patches_field
+        )
+        if is_same and config.method != SKLEARN:
+            found.append(key)
+
+    return found
 
 
 def has_table(dataset: Any, options: IndexOptions, *, overwrite: bool) -> bool:
@@ -192,7 +226,9 @@ def _backend(options: IndexOptions, config: Any, overwrite: bool) -> Backend:
 def _find_config(dataset: Any, brain_key: str) -> Any:
     """Return the config of a brain run, or None if there is no run of that key."""
     if brain_key not in dataset.list_brain_runs():
-        return None
+        dataset.reload()  # another process may have made it
+        if brain_key not in dataset.list_brain_runs():
+            return None
 
     return dataset.get_brain_info(brain_key).config
 
@@ -215,7 +251,9 @@ def _check_kind(config: Any, brain_key: str, contents: Contents) -> None:
 
 def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     key = options.brain_key
-    rebuild = "overwrite=True rebuilds it, or choose another brain_key"
+    rebuild = (
+        "overwrite=True for the whole dataset rebuilds it; or choose another brain_key"
+    )
     if options.backend not in (None, config.method):
         raise ValueError(
             f"The index {key!r} has backend {config.method!r}, not {options.backend!r}: "
@@ -229,9 +267,7 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
                 f"The index {key!r} has {name} {found!r}, not {value!r}: {rebuild}"
             )
 
-    record = getattr(config, _RECORD, None) or {}
-    owner = record.get("dataset_id")
-    if owner not in (None, contents.dataset_id):
+    if not _owns(config, contents):
         raise ValueError(
             f"The index {key!r} belongs to the dataset that this one is a copy of. Delete "
             "the brain run of this copy, or choose another brain_key"
@@ -255,23 +291,45 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
         )
 
 
+def _owns(config: Any, contents: Contents) -> bool:
+    """Return whether an index is of this dataset, not of one that this is a copy of."""
+    record = getattr(config, _RECORD, None) or {}
+    return record.get("dataset_id") in (None, contents.dataset_id)
+
+
 def _create(
     dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
 ) -> VectorTable:
     index = _compute(dataset, backend, options, contents)
     try:
-        table = open_table(index)
-        name = _name_table(backend, index.config)
-        _check_dim(table, contents, name)
+        table = _open_table(index, contents)
         held = table.count()
         if held:
             raise ValueError(
-                f"{name} exists and has {held:,} rows, but no index of this dataset: "
-                "choose another name"
+                f"{_name_table(index.config)} exists and has {held:,} rows, but no index "
+                "of this dataset: choose another name"
             )
     except Exception:
         dataset.delete_brain_run(options.brain_key)
         raise
+
+    return table
+
+
+def _open_table(index: Any, contents: Contents) -> VectorTable:
+    try:
+        table = open_table(index)
+        found = table.dim()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise _cannot_open(index.config.method, index.key, error) from error
+
+    if found not in (None, contents.dim):
+        raise ValueError(
+            f"{_name_table(index.config)} has vectors of {found} dimensions, and this "
+            f"model computes {contents.dim}: choose another name"
+        )
 
     return table
 
@@ -281,10 +339,7 @@ def _compute(
 ) -> Any:
     key = options.brain_key
     settings = _with_defaults(backend, options, contents)
-    if backend.has_table:
-        record = {"provenance": contents.provenance, "dataset_id": contents.dataset_id}
-        settings[_RECORD] = record
-
+    record = _make_record(backend.name, contents)
     try:
         return fob.compute_similarity(
             dataset,
@@ -293,35 +348,53 @@ def _compute(
             embeddings_field=contents.embeddings_field,
             brain_key=key,
             backend=backend.name,
-            **settings,
+            **{**settings, _RECORD: record},
         )
     except Exception as error:
-        # FiftyOne registers a run before it connects
-        if key in dataset.list_brain_runs():
+        # FiftyOne registers a run before it connects. One that another process registered
+        # meanwhile stays
+        config = _find_config(dataset, key)
+        if config is not None and getattr(config, _RECORD, None) == record:
             dataset.delete_brain_run(key)
 
-        raise _cannot_open(backend, key, error) from error
+        raise _cannot_open(backend.name, key, error) from error
 
 
-def _load(dataset: Any, config: Any, options: IndexOptions) -> VectorTable:
-    backend = get_backend(config.method)
+def _make_record(method: str, contents: Contents) -> dict[str, Any]:
+    record = {"dataset_id": contents.dataset_id, "run": str(uuid.uuid4())}
+    if method == SKLEARN:
+        return record  # the field has the provenance
+
+    return {**record, "provenance": contents.provenance}
+
+
+def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
+    """Load an index; None if its run has no results."""
     accepted = inspect.signature(config.load_credentials).parameters
     given = {name: v for name, v in options.settings.items() if name in accepted}
     try:
-        index = dataset.load_brain_results(
+        return dataset.load_brain_results(
             options.brain_key, cache=False, load_view=False, **given
         )
-        return open_table(index)
     except Exception as error:
-        raise _cannot_open(backend, options.brain_key, error) from error
+        forget = (
+            f". If it is gone for good, dataset.delete_brain_run({options.brain_key!r}) "
+            "forgets the index"
+        )
+        raise _cannot_open(config.method, options.brain_key, error, forget) from error
 
 
-def _cannot_open(backend: Backend, brain_key: str, error: Exception) -> ValueError:
-    names = ", ".join(map(backend.env_name, backend.credentials))
-    where = f" (its place and credentials are read from {names})" if names else ""
+def _cannot_open(
+    method: str, brain_key: str, error: Exception, advice: str = ""
+) -> ValueError:
+    backend = get_backend(method)
+    names = [*map(backend.env_name, backend.credentials)]
+    where = f" (place and credentials are read from {names[0]}" if names else ""
+    where += " and the like)" if len(names) > 1 else ")" if names else ""
+    reason = re.sub(r"//[^/@\s]*@", "//***@", one_line(error))  # a password
     return ValueError(
-        f"Cannot open the index {brain_key!r} with backend {backend.name!r}: "
-        f"{one_line(error)}{where}"
+        f"Cannot open the index {brain_key!r} with backend {method!r}: {reason}{where}"
+        f"{advice}"
     )
 
 
@@ -348,31 +421,25 @@ def _with_defaults(
     return settings
 
 
-def _keep_settings(backend: Backend, config: Any, options: IndexOptions) -> dict[str, Any]:
+def _keep_settings(
+    backend: Backend, config: Any, options: IndexOptions, is_owner: bool
+) -> dict[str, Any]:
     """Return the settings of an index, replaced by those that are given."""
     if config.method != backend.name:
         return dict(options.settings)
 
-    kept = {
-        name: getattr(config, name)
-        for name in backend.settings
-        if name not in backend.credentials and getattr(config, name, None) is not None
-    }
+    names = {*backend.settings} - {*backend.credentials}
+    if not is_owner:
+        names -= {backend.table_setting, "index_name"}
+
+    kept = {name: getattr(config, name, None) for name in names}
+    kept = {name: value for name, value in kept.items() if value is not None}
     return {**kept, **options.settings}
 
 
-def _check_dim(table: VectorTable, contents: Contents, name: str) -> None:
-    found = table.dim()
-    if found not in (None, contents.dim):
-        raise ValueError(
-            f"{name} has vectors of {found} dimensions, and this model computes "
-            f"{contents.dim}: choose another name"
-        )
-
-
-def _name_table(backend: Backend, config: Any) -> str:
-    setting = backend.table_setting
+def _name_table(config: Any) -> str:
+    setting = get_backend(config.method).table_setting
     if setting is None:
-        return f"The table of backend {backend.name!r}"
+        return f"The table of backend {config.method!r}"
 
-    return f"The {setting} {getattr(config, setting)!r} of backend {backend.name!r}"
+    return f"The {setting} {getattr(config, setting)!r} of backend {config.method!r}"

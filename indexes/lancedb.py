@@ -5,9 +5,11 @@ FiftyOne's class reads the whole table and writes it anew each time that it adds
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import lancedb
 import pyarrow as pa
 
 from .table import Keys, Vectors
@@ -16,6 +18,9 @@ _PAGE_SIZE = 10_000
 
 # Each write is a file and a version that lists all files: after so many, compact them
 _WRITES = 64
+
+# So many tables lists lancedb 0.40 unless it is told otherwise, in the order of their names
+_LISTED = 10
 
 
 class LanceDBTable:
@@ -29,7 +34,20 @@ class LanceDBTable:
 
     def __init__(self, index: Any) -> None:
         self._index = index
+        self._name: str = index.config.table_name
+        self._database = lancedb.connect(index.config.uri)
         self._writes = 0
+        self._table: Any = None
+        with contextlib.suppress(ValueError):  # if there is none
+            self._table = self._database.open_table(self._name)
+
+        # FiftyOne's class finds what table_names() lists
+        listed = [*self._database.table_names()]
+        if self._name not in listed and (self._table is not None or len(listed) >= _LISTED):
+            raise ValueError(
+                f"FiftyOne's class finds {_LISTED} tables in a folder of LanceDB, and "
+                f"{index.config.uri!r} has more: give another folder as its URI"
+            )
 
     def dim(self) -> int | None:
         """See the base."""
@@ -64,22 +82,18 @@ class LanceDBTable:
         self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
     ) -> None:
         """See the base."""
+        numbers = pa.array(vectors.reshape(-1), pa.float32())
         rows = pa.table(
             {
                 "id": pa.array(ids, pa.string()),
                 "sample_id": pa.array(sample_ids, pa.string()),
-                "vector": pa.FixedSizeListArray.from_arrays(
-                    pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1]
-                ),
+                "vector": pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1]),
             }
         )
         if self._table is None:
-            # FiftyOne's class makes the table with the first rows
-            label_ids = None if self._index.config.patches_field is None else list(ids)
-            self._index.add_to_index(
-                vectors, list(sample_ids), label_ids=label_ids, reload=False
+            self._table = self._database.create_table(
+                self._name, schema=rows.schema, exist_ok=True
             )
-            return
 
         merge = self._table.merge_insert("id").when_matched_update_all()
         merge.when_not_matched_insert_all().execute(rows)
@@ -99,14 +113,12 @@ class LanceDBTable:
 
     def drop(self) -> None:
         """See the base."""
-        self._index.cleanup()
+        for name in (self._name, f"{self._name}_filter"):  # the class makes one of views
+            with contextlib.suppress(ValueError):  # if there is none
+                self._database.drop_table(name)
 
     def close(self) -> None:
         """See the base."""
-
-    @property
-    def _table(self) -> Any:
-        return self._index.table
 
 
 def _among(ids: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from psycopg2 import sql
 from .table import Keys, Vectors
 
 _PAGE_SIZE = 10_000
+_VECTOR = "embedding_vector"
 
 # https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY-FORMAT
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -40,13 +41,28 @@ class PgVectorTable:
         index.close_connections()
 
     def dim(self) -> int | None:
-        """See the base."""
-        rows = self._fetch(
-            "SELECT atttypmod FROM pg_attribute WHERE attname = 'embedding_vector' "
-            "AND attrelid = to_regclass(quote_ident(%s))",
-            (self._index.config.table_name,),
+        """See the base.
+
+        Raises:
+            ValueError: if there is a table of that name with other columns
+        """
+        columns = dict(
+            self._fetch(
+                "SELECT attname, atttypmod FROM pg_attribute WHERE attnum > 0 "
+                "AND NOT attisdropped AND attrelid = to_regclass(quote_ident(%s))",
+                (self._index.config.table_name,),
+            )
         )
-        return int(rows[0][0]) if rows else None
+        if not columns:
+            return None
+
+        if columns.keys() != {"id", "sample_id", _VECTOR}:
+            raise ValueError(
+                f"The table {self._index.config.table_name!r} exists with other columns, "
+                f"{[*columns]}: choose another name"
+            )
+
+        return int(columns[_VECTOR])
 
     def count(self) -> int:
         """See the base."""

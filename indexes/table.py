@@ -81,6 +81,23 @@ def open_table(index: Any) -> VectorTable:
     return IndexTable(index)
 
 
+def read_rows(index: Any, ids: Sequence[str]) -> dict[str, Any]:
+    """Read rows by FiftyOne's class.
+
+    Args:
+        index: see :func:`open_table`
+        ids: their IDs
+
+    Returns:
+        a dict from IDs to vectors
+    """
+    has_labels = index.config.patches_field is not None
+    name = "label_ids" if has_labels else "sample_ids"
+    vectors, sample_ids, label_ids = index.get_embeddings(**{name: list(ids)})
+    found = label_ids if has_labels else sample_ids
+    return dict(zip(map(str, found), vectors, strict=True))
+
+
 class IndexTable:
     """The table of any other backend, by the methods of FiftyOne's index class alone.
 
@@ -107,9 +124,7 @@ class IndexTable:
         if not self.count():
             return set()
 
-        name = "label_ids" if self._has_labels else "sample_ids"
-        _, sample_ids, label_ids = self._index.get_embeddings(**{name: list(ids)})
-        return {*map(str, label_ids if self._has_labels else sample_ids)}
+        return {*read_rows(self._index, ids)}
 
     def keys(self) -> Iterator[Keys] | None:
         """See :class:`VectorTable`; always None, as the classes would read all vectors."""

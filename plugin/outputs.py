@@ -92,8 +92,8 @@ def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
     if "index" in result:
         change = result["index"]
         description += (
-            f". The index {key!r} has {change['rows']:,} rows: {change['added']:,} were "
-            f"missing, {change['removed']:,} removed"
+            f". The index {key!r} has {change['rows']:,} rows: {change['added']:,} added, "
+            f"{change['removed']:,} removed"
         )
 
     if result["stopped"]:

@@ -48,6 +48,7 @@ class IndexFeed:
         self._table = table
         self._target = target
         self._rows: list[tuple[str, str, Embeddings]] = []
+        self._added = 0
         self._is_lost = False
         self._lock = threading.Lock()  # the worklist's thread reads, the writer's writes
 
@@ -112,13 +113,13 @@ class IndexFeed:
         with self._lock:
             self._rows = [] if self._is_lost else self._rows
             self._flush()
-            stored, added = self._add_missing() if self._target.has_field else (None, 0)
+            stored = self._add_missing() if self._target.has_field else None
             removed = 0
             if self._table.count() != stored:
                 removed = self._remove_others()
 
             self._table.finish()
-            return IndexChange(self._table.count(), added, removed)
+            return IndexChange(self._table.count(), self._added, removed)
 
     def close(self) -> None:
         """Write what waits to be written, if that is possible, and close the table."""
@@ -133,26 +134,23 @@ class IndexFeed:
         if self._rows:
             ids, sample_ids, embeddings = zip(*self._rows, strict=True)
             self._table.upsert(ids, sample_ids, np.stack(embeddings))
+            self._added += len(ids)
             self._rows = []
 
-    def _add_missing(self) -> tuple[int, int]:
-        """Add the embeddings of the field that the index lacks.
-
-        Returns:
-            the number of embeddings in the field, and that of those added
-        """
-        stored = added = 0
-        for jobs in _stored_jobs(self._target):
+    def _add_missing(self) -> int:
+        """Add the embeddings of the field that the index lacks; return how many it has."""
+        stored = 0
+        for jobs in stored_jobs(self._target):
             pairs = [(job.sample_id, part) for job in jobs for part in job.parts]
             stored += len(pairs)
             existing = self._table.existing([part.id for _, part in pairs])
             missing = [pair for pair in pairs if pair[1].id not in existing]
             for some in fou.iter_batches(missing, _AT_ONCE):
-                added += self._add_from_field(some)
+                self._add_from_field(some)
 
-        return stored, added
+        return stored
 
-    def _add_from_field(self, pairs: Sequence[tuple[str, Part]]) -> int:
+    def _add_from_field(self, pairs: Sequence[tuple[str, Part]]) -> None:
         sample_ids, parts = zip(*pairs, strict=True)
         held = self._target.read([*dict.fromkeys(sample_ids)], parts)
         rows = [
@@ -163,8 +161,7 @@ class IndexFeed:
         if rows:
             ids, some_ids, embeddings = zip(*rows, strict=True)
             self._table.upsert(ids, some_ids, np.stack(embeddings).astype(np.float32))
-
-        return len(rows)
+            self._added += len(ids)
 
     def _remove_others(self) -> int:
         """Remove the rows that are not of this dataset any more."""
@@ -204,7 +201,7 @@ class IndexFeed:
         return (id for id, _ in keys if id not in there)
 
 
-def _stored_jobs(target: Target) -> Iterator[list[Job]]:
+def stored_jobs(target: Target) -> Iterator[list[Job]]:
     """Read which samples have embeddings in a field, in the whole dataset, page by page."""
     samples = all_slices(target.dataset)
     pages = Pages(samples, None)

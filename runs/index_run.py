@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import random
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from ..embedding.embedder import Embedder
 from ..indexes.brain_run import (
     Contents,
     check_index,
     has_table,
+    list_indexes,
     one_line,
     open_index,
     register_index,
 )
+from ..indexes.table import VectorTable, read_rows
 from .fiftyone_internals import dataset_id, stages_of
-from .index_feed import IndexFeed
+from .index_feed import IndexFeed, stored_jobs
 from .options import RunOptions
 from .report import EmbeddingError, EmbeddingReport, IndexChange
 from .target import Target
+
+logger = logging.getLogger(__name__)
+
+# How many rows to compare, and the least cosine similarity of the same vector
+_COMPARED, _SAME = 10, 0.999
 
 NO_FRAMES = (
     "FiftyOne's brain does not support frame-level embeddings: embed the videos first, "
@@ -37,6 +50,9 @@ def check_index_options(target: Target, embedder: Embedder, options: RunOptions)
     if options.index is None:
         if not target.has_field:
             raise ValueError("Nothing to store in: give an embeddings_field or a brain_key")
+
+        if options.overwrite:
+            _warn_of_indexes(target, embedder)
 
         return
 
@@ -70,9 +86,14 @@ def open_index_feed(
         yield None
         return
 
-    contents = describe_contents(target, embedder)
-    feed = IndexFeed(open_index(dataset, index, contents, rebuild=rebuild), target)
-    with contextlib.closing(feed):
+    table = open_index(
+        dataset,
+        index,
+        describe_contents(target, embedder),
+        rebuild=rebuild,
+        check_rows=partial(_check_rows, target),
+    )
+    with contextlib.closing(IndexFeed(table, target)) as feed:
         yield feed
 
 
@@ -92,15 +113,19 @@ def settle_index(
         return None
 
     try:
-        change = None if feed is None else feed.settle()
-        if feed is None and target.find_field():
+        if feed is not None:
+            change = feed.settle()
+        else:
+            rows, _ = target.count_embeddings()
+            change = IndexChange(rows, report.embedded, 0)
             contents = describe_contents(target, embedder)
-            register_index(target.dataset, options.index, contents)
+            if rows:
+                register_index(target.dataset, options.index, contents)
     except Exception as error:
         where = f"in {target.path!r}" if target.has_field else "as far as it was fed"
         raise EmbeddingError(
             f"The embeddings are stored {where}, but the index {options.index.brain_key!r} "
-            f"is not up to date: {one_line(error)}\nThe same call brings it up to date",
+            f"is not up to date: {one_line(error)}\nThe same call goes on from there",
             report,
         ) from error
 
@@ -119,9 +144,45 @@ def describe_contents(target: Target, embedder: Embedder) -> Contents:
     )
 
 
-def _may_rebuild(target: Target, options: RunOptions) -> bool:
-    """Return whether a run may drop its index: if all of it is at hand again."""
-    if not options.overwrite or options.shard is not None:
-        return False
+def _warn_of_indexes(target: Target, embedder: Embedder) -> None:
+    keys = list_indexes(target.dataset, describe_contents(target, embedder))
+    if keys:
+        logger.warning(
+            "The embeddings in %r are overwritten, but not those in its indexes %s: give a "
+            "brain_key to overwrite both",
+            target.path,
+            keys,
+        )
 
-    return target.has_field or not stages_of(target.samples)
+
+def _check_rows(target: Target, index: Any, table: VectorTable) -> None:
+    """Compare rows of an index that FiftyOne made of a field with the field.
+
+    Raises:
+        ValueError: if one of them is another vector
+    """
+    parts = {
+        part.id: (job.sample_id, part)
+        for job in next(stored_jobs(target), [])
+        for part in job.parts
+    }
+    existing = sorted(table.existing([*parts]))
+    chosen = random.sample(existing, min(_COMPARED, len(existing)))
+    pairs = [parts[id] for id in chosen]
+    held = target.read([id for id, _ in pairs], [part for _, part in pairs])
+    for id, row in read_rows(index, chosen).items() if chosen else ():
+        # Some databases normalize, or round
+        embedding = np.asarray(held[id])
+        length = np.linalg.norm(row) * np.linalg.norm(embedding)
+        if len(row) != len(embedding) or row @ embedding < _SAME * length:
+            raise ValueError(
+                f"The index holds another vector of {id} than the field {target.path!r}: "
+                "overwrite=True for the whole dataset rebuilds it; or choose another "
+                "brain_key"
+            )
+
+
+def _may_rebuild(target: Target, options: RunOptions) -> bool:
+    """Return whether a run may drop its index: if it embeds all of the dataset again."""
+    is_whole = options.shard is None and not stages_of(target.samples)
+    return options.overwrite and is_whole

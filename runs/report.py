@@ -26,11 +26,11 @@ class Notice:
 
 @dataclass(frozen=True)
 class IndexChange:
-    """What a run found between a field and its index, and settled.
+    """What a run did to a similarity index.
 
     Args:
         rows: the number of rows in the index
-        added: the number of rows that earlier runs had not added
+        added: the number of rows that it wrote
         removed: the number of rows whose samples or labels are not in the dataset any more
     """
 
@@ -49,7 +49,7 @@ class EmbeddingReport:
         failed: the failures, each with its reason
         warned: embeddings of files with a defect that costs no pixel, each with a warning
         seconds: the duration of the run
-        index: what the run did to the similarity index; None if it had none to feed
+        index: what the run did to the similarity index; None if none was asked for
     """
 
     embedded: int = 0
@@ -75,8 +75,8 @@ class EmbeddingReport:
         ]
         if self.index is not None:
             change = self.index
-            settled = f"{change.added:,} added late, {change.removed:,} removed"
-            lines.append(f"in index  {change.rows:>9,} ({settled})")
+            done = f"{change.added:,} added, {change.removed:,} removed"
+            lines.append(f"in index  {change.rows:>9,} ({done})")
 
         for name, notices in (("failed", self.failed), ("warned", self.warned)):
             lines += [f"- {notice.id}: {notice.reason}" for notice in notices[:_SHOWN]]

@@ -16,11 +16,14 @@ import fiftyone as fo
 import fiftyone.brain as fob
 import numpy as np
 import pytest
+from eta.core.utils import get_class
 from index_servers import Postgres, configured
 from PIL import Image
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.indexes import brain_run
+from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.indexes.brain_run import read_record
 from fiftyone_hiera.indexes.table import open_table
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
@@ -122,8 +125,8 @@ def test_fed_while_embedding(
     report = model.embed_samples(
         samples, "hiera", brain_key=KEY, backend=backend, batch_size=16
     )
-    assert (report.embedded, report.index.rows, report.index.added) == (40, 40, 0)
-    assert "in index         40 (0 added late, 0 removed)" in str(report)
+    assert (report.embedded, report.index.rows, report.index.added) == (40, 40, 40)
+    assert "in index         40 (40 added, 0 removed)" in str(report)
     _check(samples)
 
     # All of FiftyOne's ways to search find what an exact search finds
@@ -150,7 +153,7 @@ def test_grown(
 
     report = model.embed_samples(samples, "hiera", brain_key=KEY)
     assert (report.embedded, report.skipped) == (15, 27)
-    assert (report.index.rows, report.index.added, report.index.removed) == (42, 0, 3)
+    assert (report.index.rows, report.index.added, report.index.removed) == (42, 15, 3)
     _check(samples)
     assert _neighbors(samples, samples.last().id)[0] == samples.last().id
 
@@ -219,7 +222,9 @@ def test_index_only_is_never_mixed(
     samples: Any, model: HieraEmbeddingModel, other: HieraEmbeddingModel, backend: str
 ) -> None:
     model.embed_samples(samples[:10], brain_key=KEY, backend=backend)
-    with pytest.raises(ValueError, match=r"differ in pooling.*overwrite=True rebuilds"):
+    with pytest.raises(
+        ValueError, match=r"differ in pooling.*overwrite=True for the whole"
+    ):
         other.embed_samples(samples, brain_key=KEY)
 
     # Of a view, the rest would be lost
@@ -245,7 +250,10 @@ def test_overwrite_rebuilds(
         other.embed_samples(samples, "hiera", brain_key=KEY)
 
     table = samples.get_brain_info(KEY).config.serialize()
-    other.embed_samples(samples[:5], "hiera", brain_key=KEY, overwrite=True)
+    with pytest.raises(ValueError, match="overwrite=True for the whole dataset rebuilds"):
+        other.embed_samples(samples[:5], "hiera", brain_key=KEY, overwrite=True)
+
+    other.embed_samples(samples, "hiera", brain_key=KEY, overwrite=True)
     _check(samples)
     rebuilt = samples.get_brain_info(KEY).config
     assert read_record(rebuilt)["pooling"] == "cls"
@@ -295,7 +303,7 @@ def test_settings(samples: Any, model: HieraEmbeddingModel, backend: str) -> Non
 
 def test_sklearn(samples: Any, model: HieraEmbeddingModel, digits: list[Digit]) -> None:
     report = model.embed_samples(samples, "hiera", brain_key=KEY)
-    assert report.index is None
+    assert (report.index.rows, report.index.added) == (40, 40)
     index = samples.load_brain_results(KEY)
     assert (index.total_index_size, index.config.method) == (40, "sklearn")
 
@@ -365,6 +373,7 @@ def test_missing_package(
     [
         "postgresql://nobody:wrong@127.0.0.1:1/none",
         "postgresql://postgres@/absent_database?host={folder}",
+        "postgres//nobody:wrong@nowhere",
     ],
 )
 def test_wrong_credentials(
@@ -373,10 +382,11 @@ def test_wrong_credentials(
     folder = postgres.uri.rpartition("=")[2]
     with (
         configured("pgvector", connection_string=uri.format(folder=folder)),
-        pytest.raises(ValueError, match=r"Cannot open the index.*SIMILARITY_PGVECTOR_CONN"),
+        pytest.raises(ValueError, match=r"Cannot open the.*PGVECTOR_CONNECTION") as error,
     ):
         model.embed_samples(samples, "hiera", brain_key=KEY, backend="pgvector")
 
+    assert "wrong" not in str(error.value)  # the password
     assert not samples.list_brain_runs()
     assert "hiera" not in samples.get_field_schema()
 
@@ -496,16 +506,21 @@ def test_two_indexes_of_a_dataset(
 
 
 @pytest.mark.slow
-def test_clone(samples: Any, model: HieraEmbeddingModel, backend: str) -> None:
-    model.embed_samples(samples, "hiera", brain_key=KEY, backend=backend)
+def test_clone(
+    samples: Any, model: HieraEmbeddingModel, other: HieraEmbeddingModel, backend: str
+) -> None:
+    model.embed_samples(samples, brain_key=KEY, backend=backend)
     clone = samples.clone()
     clone.delete_samples(clone[:5].values("id"))
-    with pytest.raises(
-        ValueError, match="belongs to the dataset that this one is a copy of"
-    ):
-        model.embed_samples(clone, "hiera", brain_key=KEY)
+    with pytest.raises(ValueError, match="belongs to the dataset that this one is"):
+        model.embed_samples(clone, brain_key=KEY)
 
-    assert _count(samples) == 40
+    # Built anew, it has a table of its own
+    other.embed_samples(clone, brain_key=KEY, overwrite=True)
+    assert (_count(samples), _count(clone)) == (40, 35)
+    expected = model.embed(Image.open(samples.first().filepath))
+    np.testing.assert_allclose(_rows(samples)[samples.first().id], expected, atol=1e-4)
+    assert model.embed_samples(samples, brain_key=KEY).index.added == 0
     clone.delete()
 
 
@@ -524,19 +539,139 @@ def test_sample_that_the_index_lacks(
 
 @pytest.mark.slow
 def test_index_made_by_fiftyone_is_grown(
-    samples: Any, model: HieraEmbeddingModel, backend: str
+    samples: Any, model: HieraEmbeddingModel, other: HieraEmbeddingModel, backend: str
 ) -> None:
     model.embed_samples(samples[:30], "hiera")
-    index = fob.compute_similarity(
-        samples, embeddings_field="hiera", embeddings=False, brain_key=KEY, backend=backend
-    )
-    ids, vectors = samples[:30].values(["id", "hiera"])
-    if backend != "pgvector":  # its class fails if it is asked for its size first
-        index.add_to_index(np.stack(vectors), ids)
-
+    fob.compute_similarity(samples[:30], embeddings="hiera", brain_key=KEY, backend=backend)
     report = model.embed_samples(samples, "hiera", brain_key=KEY)
     assert (report.embedded, report.index.rows) == (10, 40)
     _check(samples)
+
+    # From then on it is known what its vectors are
+    other.embed_samples(samples, "hiera", overwrite=True)
+    with pytest.raises(ValueError, match="differ in pooling"):
+        other.embed_samples(samples, "hiera", brain_key=KEY)
+
+
+@pytest.mark.slow
+def test_index_made_by_fiftyone_of_other_vectors(
+    samples: Any, model: HieraEmbeddingModel, other: HieraEmbeddingModel, backend: str
+) -> None:
+    model.embed_samples(samples, "hiera")
+    fob.compute_similarity(samples, embeddings="hiera", brain_key=KEY, backend=backend)
+    other.embed_samples(samples, "hiera", overwrite=True)
+    with pytest.raises(ValueError, match=r"another vector of .* than the field"):
+        other.embed_samples(samples, "hiera", brain_key=KEY)
+
+
+def test_overwriting_a_field_warns_of_its_indexes(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    postgres: Postgres,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with configured("pgvector", connection_string=postgres.uri):
+        model.embed_samples(samples, "hiera", brain_key=KEY, backend="pgvector")
+        with caplog.at_level(logging.WARNING):
+            model.embed_samples(samples[:2], "hiera", overwrite=True)
+
+        assert "not those in its indexes ['hiera_sim']" in caplog.text
+        one = samples.first()
+        Image.new("L", (8, 8), 255).save(one.filepath.replace(".png", "-white.png"))
+        one.filepath = one.filepath.replace(".png", "-white.png")
+        one.save()
+        report = model.embed_samples(samples[:1], "hiera", brain_key=KEY, overwrite=True)
+        assert (report.embedded, report.index.added, report.index.rows) == (1, 1, 40)
+        _check(samples)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    ["id text, sample_id text, vector vector(192)", "id text primary key, score int"],
+)
+def test_table_with_other_columns(
+    samples: Any, model: HieraEmbeddingModel, postgres: Postgres, columns: str
+) -> None:
+    postgres.fetch("DROP TABLE IF EXISTS foreign_rows")
+    postgres.fetch(f"CREATE TABLE foreign_rows ({columns})")
+    with (
+        configured("pgvector", connection_string=postgres.uri),
+        pytest.raises(ValueError, match="'foreign_rows' exists with other columns"),
+    ):
+        model.embed_samples(
+            samples,
+            "hiera",
+            brain_key=KEY,
+            backend="pgvector",
+            backend_kwargs={"table_name": "foreign_rows"},
+        )
+
+    assert postgres.fetch("SELECT count(*) FROM foreign_rows") == [(0,)]
+    assert not samples.list_brain_runs()
+    assert "hiera" not in samples.get_field_schema()
+
+
+@pytest.mark.slow
+def test_more_tables_than_fiftyone_finds(
+    samples: Any, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    database = lancedb.connect(tmp_path)
+    for number in range(12):
+        database.create_table(f"a{number:02}", [{"x": number}])
+
+    for name in ("zebra", "a11"):
+        with (
+            configured("lancedb", uri=str(tmp_path)),
+            pytest.raises(ValueError, match="finds 10 tables in a folder"),
+        ):
+            model.embed_samples(
+                samples,
+                "hiera",
+                brain_key=KEY,
+                backend="lancedb",
+                backend_kwargs={"table_name": name},
+            )
+
+    assert not samples.list_brain_runs()
+    assert database.open_table("a11").count_rows() == 1
+
+
+@pytest.mark.slow
+def test_killed_before_the_index_was_made(
+    samples: Any, model: HieraEmbeddingModel, backend: str
+) -> None:
+    config = get_class(get_backend(backend).configured["config_cls"])(
+        embeddings_field="hiera", metric="euclidean"
+    )
+    config.build().register_run(samples, KEY)
+    report = model.embed_samples(samples, "hiera", brain_key=KEY)
+    assert (report.embedded, report.index.rows) == (40, 40)
+    assert samples.get_brain_info(KEY).config.metric == "euclidean"
+    _check(samples)
+
+
+def test_run_of_another_process_is_kept(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with configured("pgvector", connection_string=postgres.uri):
+        model.embed_samples(samples, "hiera", brain_key=KEY, backend="pgvector")
+        find, calls = brain_run._find_config, []
+
+        def find_late(*given: Any) -> Any:
+            calls.append(given)
+            return find(*given) if len(calls) > 3 else None
+
+        monkeypatch.setattr(brain_run, "_find_config", find_late)
+        with pytest.raises(ValueError, match="Cannot open the index"):
+            model.embed_samples(samples, "hiera", brain_key=KEY, backend="pgvector")
+
+        monkeypatch.undo()
+        assert samples.list_brain_runs() == [KEY]
+        _check(samples)
 
 
 @pytest.fixture
