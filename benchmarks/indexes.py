@@ -108,6 +108,8 @@ def _make_dataset(rows: int, folder: Path) -> dict[str, Any]:
     from fiftyone.core.fields import VectorField
 
     from fiftyone_hiera.runs.fiftyone_internals import sample_collection
+    from fiftyone_hiera.runs.pending_index import _MANY, add_pending_index
+    from fiftyone_hiera.runs.target import Target
 
     start = time.perf_counter()
     vectors = make_vectors(rows)
@@ -130,6 +132,10 @@ def _make_dataset(rows: int, folder: Path) -> dict[str, Any]:
                 for vector in vectors[first : first + _AT_ONCE]
             ]
         )
+
+    add_pending_index(Target(dataset, "hiera"))  # as each run does
+    while rows >= _MANY and "hiera_pending" not in dataset.list_indexes():
+        time.sleep(0.1)
 
     return {"seconds": time.perf_counter() - start}
 

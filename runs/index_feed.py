@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import fiftyone.core.utils as fou
 import numpy as np
@@ -206,9 +205,12 @@ def stored_jobs(target: Target) -> Iterator[list[Job]]:
     samples = all_slices(target.dataset)
     pages = Pages(samples, None)
     if not target.has_parts:
-        exists: dict[str, Any] = {target.path: {"$exists": True, "$ne": None}}
-        for documents, _, _ in pages.read(_IMAGES, exists, []):
-            ids = [str(document["_id"]) for document in documents]
+        collection = sample_collection(target.dataset)
+        for documents, after, last in pages.read(_IMAGES, {}, []):
+            # By the indexes of IDs and of what is pending: no embedding is read
+            pending = {"_id": {"$gt": after, "$lte": last}, target.path: None}
+            without = {document["_id"] for document in collection.find(pending, ["_id"])}
+            ids = [str(d["_id"]) for d in documents if d["_id"] not in without]
             yield [Job(id, "", [Part(id, id)]) for id in ids]
 
         return

@@ -151,7 +151,7 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
     }
     packages = {"PIL": "pillow"}
     with_fiftyone = {"fiftyone", "eta", "pymongo", "bson", "pandas"}
-    extras = {"openvino", "psycopg2", "pyarrow", "ray"}
+    extras = {"lancedb", "openvino", "psycopg2", "pyarrow", "ray"}
     own = {"fiftyone_hiera"}
     names = {packages.get(name, name) for name in third_party}
     expected = names - with_fiftyone - extras - own
