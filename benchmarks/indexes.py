@@ -301,7 +301,10 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _tabulate(results: dict[str, Any]) -> list[str]:
+    machine = results["machine"]
     lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, the databases on the same cores.",
+        "",
         "Feeding, in milliseconds a vector, and searching, in milliseconds, the median of "
         f"{_QUERIES}:",
         "",

@@ -136,9 +136,9 @@ class IndexTable:
         """See :class:`VectorTable`."""
         # Some classes insert an ID once more instead of overwriting it
         self.delete([*self.existing(ids)])
-        label_ids = np.array(ids) if self._has_labels else None
+        label_ids = list(ids) if self._has_labels else None
         self._index.add_to_index(
-            vectors, np.array(sample_ids), label_ids=label_ids, reload=False
+            vectors, list(sample_ids), label_ids=label_ids, reload=False
         )
 
     def delete(self, ids: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from digits import Digit
 from fiftyone_hiera.indexes import brain_run
 from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.indexes.brain_run import read_record
-from fiftyone_hiera.indexes.table import open_table
+from fiftyone_hiera.indexes.table import IndexTable, open_table
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs.report import EmbeddingError
 
@@ -672,6 +672,35 @@ def test_run_of_another_process_is_kept(
         monkeypatch.undo()
         assert samples.list_brain_runs() == [KEY]
         _check(samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["milvus", "lancedb"], indirect=True)
+def test_by_fiftyones_class_alone(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(brain_run, "open_table", IndexTable)
+    report = model.embed_samples(
+        samples[:30], "hiera", brain_key=KEY, backend=backend, batch_size=8
+    )
+    assert (report.embedded, report.index.rows) == (30, 30)
+    model.embed_samples(samples[30:35], "hiera")
+    report = model.embed_samples(samples, "hiera", brain_key=KEY)
+    assert (report.embedded, report.index.added, report.index.rows) == (5, 10, 40)
+    _check(samples)
+    model.embed_samples(samples[:3], "hiera", brain_key=KEY, overwrite=True)
+    _check(samples)
+
+    samples.delete_samples(samples[:2].values("id"))
+    with caplog.at_level(logging.WARNING):
+        report = model.embed_samples(samples, "hiera", brain_key=KEY)
+
+    assert (report.index.rows, report.index.removed) == (40, 0)
+    assert "cannot list what is in an index" in caplog.text
 
 
 @pytest.fixture
