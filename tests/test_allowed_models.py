@@ -16,6 +16,7 @@ from operator_calls import COMPUTE, SORT, choices, execute_in_app, resolve
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 NAMES = "FIFTYONE_ZOO_ALLOWED_MODEL_NAMES"
@@ -45,7 +46,15 @@ def _offered(samples: Any) -> list[str]:
 
 
 def test_plugin_declares_the_secrets(plugin: Any) -> None:
-    assert plugin.secrets == [NAMES, LICENSES]
+    assert plugin.secrets[:2] == [NAMES, LICENSES]
+    for name in ("lancedb", "milvus", "pgvector"):
+        pytest.importorskip({"milvus": "pymilvus", "pgvector": "psycopg2"}.get(name, name))
+        backend = get_backend(name)
+        variables = [*map(backend.env_name, backend.credentials)]
+        prefix = backend.env_name("")
+        declared = [secret for secret in plugin.secrets if secret.startswith(prefix)]
+        assert variables[0] in declared
+        assert {*declared} <= {*variables}
 
 
 @pytest.mark.parametrize(

@@ -456,7 +456,7 @@ def test_index_in_a_database(
 ) -> None:
     page = browser.page
 
-    def feed(picture: str, is_grown: bool = False) -> None:
+    def feed(*, is_grown: bool = False) -> None:
         browser.open_operator(COMPUTE)
         browser.choose("facebook/hiera-tiny-224-hf", NANO)
         browser.fill_field("indexed")
@@ -466,13 +466,13 @@ def test_index_in_a_database(
 
         expect(page.get_by_text("empty for 'hiera_similarity_2'")).to_be_visible()
         page.set_viewport_size({"width": 1200, "height": 1520})
-        browser.picture(picture)
+        browser.picture("index")
         page.set_viewport_size(_SIZE)
         expect(browser.execute).to_be_enabled()
         browser.execute.click()
         expect(page.get_by_text(_REPORT)).to_be_visible(timeout=120_000)
 
-    feed("index-form")
+    feed()
     expect(page.get_by_text("has 1,200 rows: 1,200 added, 0 removed")).to_be_visible()
     browser.picture("index-report")
     page.get_by_role("button", name="Done").click()
@@ -482,7 +482,7 @@ def test_index_in_a_database(
     dataset.delete_samples(dataset.exists("indexed").limit(2).values("id"))
     dataset.add_samples([fo.Sample(filepath=str(d.path)) for d in digits[1200:1203]])
     browser.open()
-    feed("index-grown-form", is_grown=True)
+    feed(is_grown=True)
     expect(page.get_by_text("3 embedded, 1,198 skipped")).to_be_visible()
     expect(page.get_by_text("has 1,201 rows: 3 added, 2 removed")).to_be_visible()
     browser.picture("index-grown")

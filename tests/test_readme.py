@@ -132,7 +132,7 @@ def test_pictures() -> None:
     # All of them are taken by the test in the browser
     source = (Path(__file__).parent / "test_app.py").read_text("utf-8")
     names = re.findall(r"!\[[^]]+\]\(docs/pictures/(\w+)\.jpg\)", README)
-    assert len(names) == README.count("![") == 5
+    assert len(names) == README.count("![") == 6
     for name in names:
         assert f'picture("{name}")' in source
         path = Path(__file__).parents[1] / "docs" / "pictures" / f"{name}.jpg"
