@@ -113,3 +113,20 @@ def dataset() -> Iterator[Any]:
     dataset = fo.Dataset()
     yield dataset
     dataset.delete()
+
+
+_crashed: set[str] = set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, report: Any, sched: Any) -> None:
+    """Run a test again whose worker crashed, once.
+
+    About every second whole run on two workers, one crashes with SIGSEGV, always in the
+    same innocent test and never in a smaller run. The cause is in native code and is not
+    known yet.
+    """
+    if crashitem not in _crashed:
+        _crashed.add(crashitem)
+        sched.mark_test_pending(crashitem)
+        report.outcome = "rerun"
