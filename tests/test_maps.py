@@ -116,6 +116,7 @@ def test_points_are_those_of_their_embeddings(samples: Any, digits: list[Digit])
     assert np.ptp(points) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_deleted_samples(samples: Any, digits: list[Digit], method: str) -> None:
     _compute(samples, method=method)

@@ -244,6 +244,7 @@ def test_unknown_field_is_refused(model: HieraEmbeddingModel) -> None:
         model.build_get_item({"image": "crop"})
 
 
+@pytest.mark.slow
 def test_unpickles_where_the_package_cannot_be_imported(
     model: HieraEmbeddingModel, images: list[Image.Image], tmp_path: Path
 ) -> None:

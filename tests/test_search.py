@@ -93,6 +93,7 @@ def _search(samples: Any, brain_key: str, query: int = -1, **params: Any) -> Any
     return fov.DatasetView._build(samples._root_dataset, stages)
 
 
+@pytest.mark.slow
 def test_last_model_is_kept(samples: Any, own: Path, loads: list[Any]) -> None:
     _index(samples, "mean")
     _index(samples, "own", checkpoint=str(own), pooling="cls")
