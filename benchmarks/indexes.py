@@ -215,6 +215,7 @@ def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
     assert change.rows == len(ids)
     result["grow_s"] = time.perf_counter() - start
     feed.close()
+    dataset.clear_cache()
     return result
 
 

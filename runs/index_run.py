@@ -93,8 +93,11 @@ def open_index_feed(
         rebuild=rebuild,
         check_rows=partial(_check_rows, target),
     )
-    with contextlib.closing(IndexFeed(table, target)) as feed:
-        yield feed
+    try:
+        with contextlib.closing(IndexFeed(table, target)) as feed:
+            yield feed
+    finally:
+        dataset.clear_cache()  # of an index that was loaded with the vectors of before
 
 
 def settle_index(
@@ -114,13 +117,15 @@ def settle_index(
 
     try:
         if feed is not None:
-            change = feed.settle()
-        else:
-            rows, _ = target.count_embeddings()
-            change = IndexChange(rows, report.embedded, 0)
+            return feed.settle()
+
+        rows, _ = target.count_embeddings()
+        if rows:
             contents = describe_contents(target, embedder)
-            if rows:
-                register_index(target.dataset, options.index, contents)
+            register_index(target.dataset, options.index, contents)
+            target.dataset.clear_cache()  # as above
+
+        return IndexChange(rows, report.embedded, 0)
     except Exception as error:
         where = f"in {target.path!r}" if target.has_field else "as far as it was fed"
         raise EmbeddingError(
@@ -128,9 +133,6 @@ def settle_index(
             f"is not up to date: {one_line(error)}\nThe same call goes on from there",
             report,
         ) from error
-
-    target.dataset.clear_cache()  # of an index that was loaded with the vectors of before
-    return change
 
 
 def describe_contents(target: Target, embedder: Embedder) -> Contents:
