@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import socket
 import statistics
 import sys
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from chromium import open_chromium
 
 from measure import describe_machine, measure_steps
 
@@ -26,15 +27,6 @@ _PAGES = 3
 _PATIENCE = 60  # seconds
 _AT_ONCE = 5000
 _DATASETS = {"without vectors": False, "with vectors": True}
-_SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
 _SCROLL = """() => [...document.querySelectorAll("*")].find(
     element => element.scrollHeight > element.clientHeight + 200
         && ["auto", "scroll"].includes(getComputedStyle(element).overflowY)
@@ -66,7 +58,6 @@ def main() -> None:
 def _measure(folder: Path, count: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Open the App on each dataset in turns, in a browser without a cache."""
     import fiftyone as fo
-    from playwright.sync_api import sync_playwright
 
     paths = _write_jpegs(folder / "small")
     datasets = {name: _make_dataset(name, count, paths) for name in _DATASETS}
@@ -76,13 +67,8 @@ def _measure(folder: Path, count: int, rounds: int) -> dict[str, list[dict[str, 
 
     options = {"port": port, "address": "localhost", "auto": False}
     session = fo.launch_app(next(iter(datasets.values())), **options)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium is not None, "no chromium here: make test-app installs it"
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in datasets}
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=_SWITCHES) as browser,
-    ):
+    with open_chromium() as browser:
         for number in range(rounds + 1):
             for name, dataset in datasets.items():
                 url = f"http://localhost:{port}/datasets/{dataset.name}"

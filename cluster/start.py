@@ -17,8 +17,8 @@ def start_embedding(
     ray: RayOptions | None,
     *,
     batch_size: int,
-    num_workers: int | None,
-    default_workers: int,
+    local_workers: int,
+    task_workers: int,
     is_video: bool = False,
     in_order: bool = False,
 ) -> Generator[list[Result], None, None]:
@@ -29,9 +29,8 @@ def start_embedding(
         embedder: the embedder
         ray: the cluster; None is this process
         batch_size: the number of images per forward pass
-        num_workers: the number of threads that read, in this process or in each task of the
-            cluster; None is ``default_workers`` here, and 0 there
-        default_workers: see ``num_workers``
+        local_workers: the number of threads that read in this process
+        task_workers: the number in each task of the cluster
         is_video (False): whether the files are videos
         in_order (False): see :func:`fiftyone_hiera.embedding.local.embed_locally`
 
@@ -47,7 +46,7 @@ def start_embedding(
             ray,
             is_video=is_video,
             batch_size=batch_size,
-            num_workers=num_workers or 0,
+            num_workers=task_workers,
         )
 
     return embed_locally(
@@ -55,6 +54,6 @@ def start_embedding(
         embedder,
         is_video=is_video,
         batch_size=batch_size,
-        num_workers=default_workers if num_workers is None else num_workers,
+        num_workers=local_workers,
         in_order=in_order,
     )

@@ -80,13 +80,14 @@ def run(
     try:
         _check(rows, layout, record)
         sink = Sink(rows, layout, format, options.part_size, options.shard, report)
+        workers = options.num_workers
         started = start_embedding(
             sink.read_jobs(),
             embedder,
             options.ray,
             batch_size=options.batch_size or _DEFAULT_BATCH_SIZE,
-            num_workers=options.num_workers,
-            default_workers=os.cpu_count() or 1,
+            local_workers=os.cpu_count() or 1 if workers is None else workers,
+            task_workers=workers or 0,
         )
         with contextlib.closing(started) as results:
             # The record comes after the first of them: nothing is claimed by a run that

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,6 +16,9 @@ from .table import VectorTable, open_table
 
 # The attribute of a run's config that says what its vectors are
 _RECORD = "hiera"
+
+REBUILD = "overwrite=True for the whole dataset rebuilds it; or choose another brain_key"
+"""What to do about an index that a run may not feed."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +190,7 @@ def list_indexes(dataset: Any, contents: Contents) -> list[str]:
     found = []
     for key in dataset.list_brain_runs(type="similarity"):
         config = dataset.get_brain_info(key).config
-        is_same = (
-            getattr(config, "embeddings_field", None) == contents.embeddings_field
-            and config.patches_field == contents.patches_field
-        )
-        if is_same and config.method != SKLEARN:
+        if config.method != SKLEARN and not _other_place(config, contents):
             found.append(key)
 
     return found
@@ -240,31 +238,34 @@ def _check_kind(config: Any, brain_key: str, contents: Contents) -> None:
             "another"
         )
 
-    for name in ("embeddings_field", "patches_field"):
-        found, wanted = getattr(config, name, None), getattr(contents, name)
-        if found != wanted:
-            raise ValueError(
-                f"The index {brain_key!r} has {name} {found!r}, and this run {wanted!r}: "
-                "choose another brain_key"
-            )
+    name = _other_place(config, contents)
+    if name is not None:
+        raise ValueError(
+            f"The index {brain_key!r} has {name} {getattr(config, name, None)!r}, and this "
+            f"run {getattr(contents, name)!r}: choose another brain_key"
+        )
+
+
+def _other_place(config: Any, contents: Contents) -> str | None:
+    """Return which setting says that an index is of another field; None if none does."""
+    names = ("embeddings_field", "patches_field")
+    differ = (n for n in names if getattr(config, n, None) != getattr(contents, n))
+    return next(differ, None)
 
 
 def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     key = options.brain_key
-    rebuild = (
-        "overwrite=True for the whole dataset rebuilds it; or choose another brain_key"
-    )
     if options.backend not in (None, config.method):
         raise ValueError(
             f"The index {key!r} has backend {config.method!r}, not {options.backend!r}: "
-            f"{rebuild}"
+            f"{REBUILD}"
         )
 
     for name, value in options.settings.items():
         found = getattr(config, name, None)
         if name not in get_backend(config.method).credentials and found != value:
             raise ValueError(
-                f"The index {key!r} has {name} {found!r}, not {value!r}: {rebuild}"
+                f"The index {key!r} has {name} {found!r}, not {value!r}: {REBUILD}"
             )
 
     if not _owns(config, contents):
@@ -278,7 +279,7 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
         if contents.embeddings_field is None:
             raise ValueError(
                 f"The index {key!r} has no recorded provenance, and no field that says "
-                f"what its vectors are: {rebuild}"
+                f"what its vectors are: {REBUILD}"
             )
 
         return  # the field's provenance says it
@@ -287,7 +288,7 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     if names:
         raise ValueError(
             f"The index {key!r} holds embeddings computed with different settings. They "
-            f"differ in {', '.join(names)}. Embeddings must not be mixed: {rebuild}"
+            f"differ in {', '.join(names)}. Embeddings must not be mixed: {REBUILD}"
         )
 
 
@@ -310,6 +311,7 @@ def _create(
                 "of this dataset: choose another name"
             )
     except Exception:
+        # The run was just registered, and would stay without its table
         dataset.delete_brain_run(options.brain_key)
         raise
 
@@ -370,7 +372,7 @@ def _make_record(method: str, contents: Contents) -> dict[str, Any]:
 
 def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
     """Load an index; None if its run has no results."""
-    accepted = inspect.signature(config.load_credentials).parameters
+    accepted = get_backend(config.method).credentials
     given = {name: v for name, v in options.settings.items() if name in accepted}
     try:
         return dataset.load_brain_results(

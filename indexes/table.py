@@ -91,11 +91,15 @@ def read_rows(index: Any, ids: Sequence[str]) -> dict[str, Any]:
     Returns:
         a dict from IDs to vectors
     """
-    has_labels = index.config.patches_field is not None
-    name = "label_ids" if has_labels else "sample_ids"
-    vectors, sample_ids, label_ids = index.get_embeddings(**{name: list(ids)})
-    found = label_ids if has_labels else sample_ids
+    vectors, sample_ids, label_ids = index.get_embeddings(**_by_id(index, ids))
+    found = sample_ids if index.config.patches_field is None else label_ids
     return dict(zip(map(str, found), vectors, strict=True))
+
+
+def _by_id(index: Any, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the argument by which the methods of FiftyOne's classes take IDs of rows."""
+    name = "sample_ids" if index.config.patches_field is None else "label_ids"
+    return {name: list(ids)}
 
 
 class IndexTable:
@@ -109,7 +113,6 @@ class IndexTable:
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        self._has_labels = index.config.patches_field is not None
 
     def dim(self) -> int | None:
         """See :class:`VectorTable`; always None, as the classes have no method for it."""
@@ -136,16 +139,13 @@ class IndexTable:
         """See :class:`VectorTable`."""
         # Some classes insert an ID once more instead of overwriting it
         self.delete([*self.existing(ids)])
-        label_ids = list(ids) if self._has_labels else None
-        self._index.add_to_index(
-            vectors, list(sample_ids), label_ids=label_ids, reload=False
-        )
+        keys = {"sample_ids": list(sample_ids), **_by_id(self._index, ids)}
+        self._index.add_to_index(vectors, **keys, reload=False)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`VectorTable`."""
         if ids:
-            name = "label_ids" if self._has_labels else "sample_ids"
-            self._index.remove_from_index(**{name: list(ids)}, reload=False)
+            self._index.remove_from_index(**_by_id(self._index, ids), reload=False)
 
     def finish(self) -> None:
         """See :class:`VectorTable`."""

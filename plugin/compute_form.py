@@ -169,13 +169,13 @@ def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) ->
 
 def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
     """Ask for the field to store the embeddings in."""
-    fields = types.AutocompleteView()
-    for name in _embeddings_fields(plan):
-        fields.add_choice(name, label=name)
-
     if plan.params.index_only:
         _ask_overwrite(inputs)
         return
+
+    fields = types.AutocompleteView()
+    for name in _embeddings_fields(plan):
+        fields.add_choice(name, label=name)
 
     # Described, not set as a default: the App would keep a default when another checkpoint
     # or pooling changes it

@@ -65,7 +65,7 @@ class EmbeddingParams:
         index_only (False): whether to store the embeddings in the index alone
         visualization (False): whether to compute a 2-D visualization
         visualization_brain_key (None): its brain key; None is "hiera_map" or, if
-            that is taken, "hiera_map_2", and so on
+            that is another map, "hiera_map_2", and so on
         visualization_method (None): "umap", "tsne" or "pca"; None is "umap" if it is
             installed, else "pca"
     """

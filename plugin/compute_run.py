@@ -20,11 +20,11 @@ import fiftyone as fo
 
 from ..runs.runner import Step, run_in_steps
 from ..zoo_model import load
-from .brain_runs import name_model
 from .compute_form import check_form
 from .compute_params import parse_params
 from .compute_plan import EmbeddingPlan, make_plan, target_samples
 from .index_form import with_secrets
+from .index_model_name import name_model
 from .local_weights import find_in_zoo, find_on_disk, zoo_folder
 from .maps import compute_visualization
 from .outputs import report_to_dict, show_error, show_progress, show_report

@@ -18,7 +18,6 @@ from fiftyone.brain.visualization import VisualizationResults
 from ..runs.fiftyone_internals import all_slices, dataset_of, label_path
 from ..runs.parts import match_embeddings
 from ..runs.target import Target
-from .brain_keys import deleted_on_error
 
 if TYPE_CHECKING:
     from .compute_plan import EmbeddingPlan  # which imports this module
@@ -111,7 +110,7 @@ def compute_visualization(plan: EmbeddingPlan) -> None:
         grow_map(target, key)
         return
 
-    with deleted_on_error(target.dataset, key):
+    with _deleted_on_error(target.dataset, key):
         results = fob.compute_visualization(
             target.samples,
             patches_field=target.patches_field,
@@ -156,31 +155,21 @@ def _load(dataset: Any, key: str) -> VisualizationResults:
         ids = loaded.label_ids
         path = f"{label_path(dataset, config.patches_field)[1]}.id"
 
-    kept = np.isin(ids, all_slices(dataset).values(path, unwind=True))
+    samples = all_slices(dataset)
+    kept = np.isin(ids, samples.values(path, unwind=True))
     reducer = loaded.reducer_blob
     if config.method == "umap" and not kept.all():
         reducer = _keep_fitted(reducer, kept)
 
-    return _copy(loaded, dataset, key, kept, reducer)
-
-
-def _copy(
-    results: VisualizationResults,
-    dataset: Any,
-    key: str,
-    kept: npt.NDArray[np.bool_],
-    reducer_blob: str | None,
-) -> VisualizationResults:
-    """Copy the points to keep, on samples in all slices of groups."""
-    label_ids = results.label_ids
+    label_ids = loaded.label_ids
     return VisualizationResults(
-        all_slices(dataset),
-        results.config,
+        samples,
+        config,
         key,
-        results.points[kept],
-        sample_ids=results.sample_ids[kept],
+        loaded.points[kept],
+        sample_ids=loaded.sample_ids[kept],
         label_ids=None if label_ids is None else label_ids[kept],
-        reducer_blob=reducer_blob,
+        reducer_blob=reducer,
     )
 
 
@@ -207,6 +196,18 @@ def _without_index(results: VisualizationResults, dataset: Any) -> Iterator[None
     finally:
         if is_indexed:
             results.index_points(field, progress=False)
+
+
+@contextlib.contextmanager
+def _deleted_on_error(dataset: Any, brain_key: str) -> Iterator[None]:
+    # FiftyOne registers a brain run before it computes anything
+    try:
+        yield
+    except BaseException:
+        if brain_key in dataset.list_brain_runs():
+            dataset.delete_brain_run(brain_key)
+
+        raise
 
 
 def _can_grow() -> bool:

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import fiftyone.core.utils as fou
 import numpy as np
-import numpy.typing as npt
-from bson import ObjectId
 
+from ..embedding.embedder import Embeddings
 from ..embedding.jobs import Job, Part
 from ..indexes.brain_run import one_line
 from ..indexes.table import Keys, VectorTable
@@ -22,8 +21,6 @@ from .report import IndexChange
 from .target import Target
 
 logger = logging.getLogger(__name__)
-
-Embeddings = npt.NDArray[np.float32]
 
 # The numbers of samples whose rows are looked up at once
 _IMAGES, _WITH_PARTS = 5000, 500
@@ -130,11 +127,15 @@ class IndexFeed:
                 self._table.close()
 
     def _flush(self) -> None:
-        if self._rows:
-            ids, sample_ids, embeddings = zip(*self._rows, strict=True)
-            self._table.upsert(ids, sample_ids, np.stack(embeddings))
+        self._write(self._rows)
+        self._rows = []
+
+    def _write(self, rows: Sequence[tuple[str, str, Embeddings]]) -> None:
+        if rows:
+            ids, sample_ids, embeddings = zip(*rows, strict=True)
+            vectors = np.stack(embeddings).astype(np.float32, copy=False)
+            self._table.upsert(ids, sample_ids, vectors)
             self._added += len(ids)
-            self._rows = []
 
     def _add_missing(self) -> int:
         """Add the embeddings of the field that the index lacks; return how many it has."""
@@ -152,15 +153,13 @@ class IndexFeed:
     def _add_from_field(self, pairs: Sequence[tuple[str, Part]]) -> None:
         sample_ids, parts = zip(*pairs, strict=True)
         held = self._target.read([*dict.fromkeys(sample_ids)], parts)
-        rows = [
-            (part.id, sample_id, held[part.id])
-            for sample_id, part in pairs
-            if held.get(part.id) is not None  # deleted meanwhile
-        ]
-        if rows:
-            ids, some_ids, embeddings = zip(*rows, strict=True)
-            self._table.upsert(ids, some_ids, np.stack(embeddings).astype(np.float32))
-            self._added += len(ids)
+        self._write(
+            [
+                (part.id, sample_id, held[part.id])
+                for sample_id, part in pairs
+                if held.get(part.id) is not None  # deleted meanwhile
+            ]
+        )
 
     def _remove_others(self) -> int:
         """Remove the rows that are not of this dataset any more."""
@@ -180,23 +179,11 @@ class IndexFeed:
 
     def _not_in_dataset(self, keys: Keys) -> Iterator[str]:
         target = self._target
-        sample_ids = [*{sample_id for _, sample_id in keys}]
+        view = target.select([*{sample_id for _, sample_id in keys}])
         if target.has_field:
-            there = {
-                part.id
-                for job in read_jobs(
-                    target, match_embeddings(target, target.select(sample_ids), True)
-                )
-                for part in job.parts
-            }
-        elif target.has_parts:
-            jobs = read_jobs(target, target.select(sample_ids))
-            there = {part.id for job in jobs for part in job.parts}
-        else:
-            among = {"_id": {"$in": [*map(ObjectId, sample_ids)]}}
-            found = sample_collection(target.dataset).find(among, ["_id"])
-            there = {str(document["_id"]) for document in found}
+            view = match_embeddings(target, view, True)
 
+        there = {part.id for job in read_jobs(target, view) for part in job.parts}
         return (id for id, _ in keys if id not in there)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..embedding.embedder import Embedder
 from ..indexes.brain_run import (
+    REBUILD,
     Contents,
     check_index,
     has_table,
@@ -179,8 +180,7 @@ def _check_rows(target: Target, index: Any, table: VectorTable) -> None:
         if len(row) != len(embedding) or row @ embedding < _SAME * length:
             raise ValueError(
                 f"The index holds another vector of {id} than the field {target.path!r}: "
-                "overwrite=True for the whole dataset rebuilds it; or choose another "
-                "brain_key"
+                f"{REBUILD}"
             )
 
 

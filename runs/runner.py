@@ -157,7 +157,6 @@ def _run_steps(
         shard=options.shard,
         index=None if target.has_field else feed,
     )
-    workers = fou.recommend_thread_pool_workers(options.num_workers)
     results = start_embedding(
         worklist.read_jobs(),
         embedder,
@@ -165,8 +164,8 @@ def _run_steps(
         batch_size=(
             options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
         ),
-        num_workers=options.num_workers and workers,
-        default_workers=workers,
+        local_workers=fou.recommend_thread_pool_workers(options.num_workers),
+        task_workers=options.num_workers or 0,
         is_video=target.media_type == fom.VIDEO,
         in_order=not options.skip_failures,
     )

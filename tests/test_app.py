@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 import fiftyone as fo
 import numpy as np
 import pytest
+from chromium import open_chromium
 from fiftyone.operators.delegated import DelegatedOperationService
 from index_servers import Postgres, configured
 from PIL import Image
@@ -27,7 +27,7 @@ import fiftyone_hiera
 from digits import Digit
 
 pytest.importorskip("playwright")
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 pytestmark = pytest.mark.app
 
@@ -36,16 +36,6 @@ COMPUTE = "Compute Hiera embeddings"
 SORT = "Sort by Hiera similarity to an image"
 
 _PICTURES = Path(os.environ.get("PICTURES") or Path(__file__).parents[1] / ".app")
-_SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-]
-
 
 _LEGEND = 320  # how many pixels of the map it may cover, from the top
 _SIZE: Any = {"width": 1400, "height": 1000}
@@ -162,12 +152,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium is not None, "no chromium here: make test-app installs it"
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=_SWITCHES) as browser,
-    ):
+    with open_chromium() as browser:
         yield browser.new_page(viewport=_SIZE)
 
 
