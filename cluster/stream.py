@@ -111,17 +111,18 @@ class Stream:
 
         Args:
             patience: after so many seconds without a result, others are sent, as those
-                on their way may be lost
+                on their way may be lost; before the first result, which waits for the
+                encoders to start, six times as many
 
         Yields:
             blocks of embeddings; None while there is none
         """
-        last = time.monotonic()
+        last, limit = time.monotonic(), 6 * patience
         while True:
             try:
                 item = self._results.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                if time.monotonic() - last > patience:
+                if time.monotonic() - last > limit:
                     self._ledger.make_room()
                     last = time.monotonic()
 
@@ -134,7 +135,7 @@ class Stream:
             if isinstance(item, BaseException):
                 raise item
 
-            last = time.monotonic()
+            last, limit = time.monotonic(), patience
             yield item
 
     def _send(self) -> None:
