@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import HieraConfig
-
 from .hiera.checkpoint_kinds import (
     ABSWIN,
     AUTOENCODER,
@@ -15,6 +13,7 @@ from .hiera.checkpoint_kinds import (
     HIERA_MODEL,
     Architecture,
 )
+from .hiera.configuration import Configuration
 from .hiera.hub import BundledFile, HubFile
 from .images.preprocessing import Preprocessing, for_image_size
 
@@ -68,10 +67,10 @@ class Checkpoint:
         return [self.pooling] if self.pooling else [*self.architecture.poolings]
 
     @property
-    def config(self) -> HieraConfig:
-        """The transformers configuration."""
-        return HieraConfig(
-            architectures=[self.architecture.name],
+    def config(self) -> Configuration:
+        """The configuration."""
+        return Configuration(
+            architecture=self.architecture.name,
             depths=self.depths,
             embed_dim=self.embed_dim,
             num_heads=self.num_heads,

@@ -33,6 +33,7 @@ from network import GMACS, LAYOUTS, import_package, make_hiera
 import_package()
 
 from fiftyone_hiera.hiera.backbone import Backbone  # noqa: E402
+from fiftyone_hiera.hiera.configuration import read_configuration  # noqa: E402
 from fiftyone_hiera.hiera.engines import ENGINES, Run, has_openvino  # noqa: E402  # needs it
 
 BASELINE = "transformers float32"
@@ -141,7 +142,8 @@ def _ours(
             if engine == "openvino" and (device.type != "cpu" or not has_openvino()):
                 continue
 
-            backbone = Backbone(hiera.config).eval().requires_grad_(False).to(device)
+            config = read_configuration(hiera.config.to_dict())
+            backbone = Backbone(config).eval().requires_grad_(False).to(device)
             backbone.load_state_dict(hiera.state_dict(), strict=False)
             run = start(backbone, dtype, (224, 224))
             forwards[f"ours, {engine} {name}"] = partial(_last_stage, run)

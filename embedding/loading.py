@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HieraConfig
 
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import AUTO, DTYPES, Settings, parse_settings
 from ..hiera.checkpoint_kinds import expected_shapes
+from ..hiera.configuration import Configuration
 from ..hiera.encoder import load_encoder
 from ..hiera.hub import (
     BundledFile,
@@ -39,12 +39,12 @@ class LoadedCheckpoint:
     """A checkpoint with its weights.
 
     Args:
-        config: the transformers configuration
+        config: the configuration
         weights: the file of the weights
         embedder: what computes embeddings; its network is built when it is needed
     """
 
-    config: HieraConfig
+    config: Configuration
     weights: WeightsFile
     embedder: Embedder
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing
-from .backbone import POSITIONS, Backbone, at_size, grid_size, stage_dim
+from .backbone import POSITIONS, Backbone
+from .configuration import Configuration, at_size, grid_size, stage_dim
 from .state_dict import Shapes, shapes_of
 from .weights_file import read_metadata
 
@@ -42,7 +42,7 @@ _PARTS = {
 }
 
 
-def expected_shapes(config: HieraConfig) -> Shapes:
+def expected_shapes(config: Configuration) -> Shapes:
     """Return the shapes of a file's tensors by birder's names."""
     backbone = shapes_of(Backbone(config))
     del backbone[POSITIONS]
@@ -59,7 +59,7 @@ def expected_shapes(config: HieraConfig) -> Shapes:
 def read_backbone(
     tensors: Mapping[str, torch.Tensor],
     names: Iterable[str],
-    config: HieraConfig,
+    config: Configuration,
     image_size: tuple[int, int],
 ) -> dict[str, torch.Tensor]:
     """Rename the backbone's tensors and join its position embeddings.

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
-from .backbone import at_size, grid_size, resize_positions
+from .backbone import resize_positions
+from .configuration import Configuration, at_size, grid_size
 from .weights_file import WeightsFile
 
 _SEED = 51
@@ -32,6 +32,7 @@ class Autoencoder:
 
     Args:
         network: transformers' ``HieraForPreTraining``
+        config: its configuration
         normalize: from pixels to the input of the network
         num_masks: the number of masks
 
@@ -39,9 +40,15 @@ class Autoencoder:
         ValueError: if the masks are too few to mask every unit
     """
 
-    def __init__(self, network: Any, normalize: Normalization, num_masks: int) -> None:
-        config: HieraConfig = network.config
+    def __init__(
+        self,
+        network: Any,
+        config: Configuration,
+        normalize: Normalization,
+        num_masks: int,
+    ) -> None:
         self._network = network
+        self._is_normalized = config.normalize_pixel_loss
         self._grid = grid_size(config, len(config.depths))
         self._normalize = normalize
         self._side = network.decoder.pred_stride
@@ -72,7 +79,7 @@ class Autoencoder:
         """
         inputs = self._normalize(pixels)
         targets = self._to_patches(inputs)
-        if self._network.config.normalize_pixel_loss:
+        if self._is_normalized:
             mean, std = _statistics(targets)
             targets = (targets - mean) / std
 
@@ -108,7 +115,7 @@ class Autoencoder:
             total += reconstructed * is_masked.unsqueeze(-1)
 
         patches = total / self._counts.unsqueeze(-1)
-        if self._network.config.normalize_pixel_loss:
+        if self._is_normalized:
             mean, std = _statistics(self._to_patches(inputs))
             patches = patches * std + mean
 
@@ -185,7 +192,7 @@ def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tenso
 
 
 def load_autoencoder(
-    config: HieraConfig,
+    config: Configuration,
     weights: WeightsFile,
     preprocessing: Preprocessing,
     num_masks: int,
@@ -194,7 +201,7 @@ def load_autoencoder(
     """Load a masked autoencoder from a local safetensors file.
 
     Args:
-        config: the transformers configuration of a ``HieraForPreTraining``
+        config: the configuration of a ``HieraForPreTraining``
         weights: the file
         preprocessing: the preprocessing; if its crop has another size than the
             configuration, position embeddings are interpolated
@@ -216,11 +223,12 @@ def load_autoencoder(
         tensors[name] = resize_positions(tensors[name], old, new)
 
     with torch.device("meta"):
-        network = HieraForPreTraining(resized)
+        network = HieraForPreTraining(resized.to_transformers())
 
     network.load_state_dict(tensors, strict=True, assign=True)
     network.eval().requires_grad_(False).float().to(device)
-    return Autoencoder(network, Normalization(preprocessing, device), num_masks)
+    normalize = Normalization(preprocessing, device)
+    return Autoencoder(network, resized, normalize, num_masks)
 
 
 def _statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,14 +12,14 @@ for which fast kernels exist.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import HieraConfig
+
+from .configuration import Configuration, grid_size, stage_dim
 
 POSITIONS = "embeddings.position_embeddings"
 """The name of the position embeddings in the state dict."""
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     """A Hiera without a head and without its final LayerNorm.
 
     Args:
-        config: the transformers configuration
+        config: the configuration
         stages (None): the stages whose tokens are returned, from 1, ascending. By
             default, the last. Stages after the last of these are not computed
 
@@ -39,19 +39,17 @@ class Backbone(nn.Module):
 
     order: torch.Tensor
 
-    def __init__(self, config: HieraConfig, stages: Sequence[int] | None = None) -> None:
+    def __init__(self, config: Configuration, stages: Sequence[int] | None = None) -> None:
         super().__init__()
         unit = [
             stride * side
             for stride, side in zip(
-                _pair(config.patch_stride), _pair(config.masked_unit_size), strict=True
+                config.patch_stride, config.masked_unit_size, strict=True
             )
         ]
-        if any(
-            side % step for side, step in zip(_pair(config.image_size), unit, strict=True)
-        ):
+        if any(side % step for side, step in zip(config.image_size, unit, strict=True)):
             raise ValueError(
-                f"Invalid image_size: {_pair(config.image_size)}. This checkpoint takes "
+                f"Invalid image_size: {config.image_size}. This checkpoint takes "
                 f"multiples of {unit}"
             )
 
@@ -109,7 +107,7 @@ class Backbone(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, config: HieraConfig) -> None:
+    def __init__(self, config: Configuration) -> None:
         super().__init__()
         shape = (1, math.prod(grid_size(config, 1)), config.embed_dim)
         self.patch_embeddings = _PatchEmbeddings(config)
@@ -121,21 +119,21 @@ class _Embeddings(nn.Module):
 
 
 class _PatchEmbeddings(nn.Module):
-    def __init__(self, config: HieraConfig) -> None:
+    def __init__(self, config: Configuration) -> None:
         super().__init__()
         self.projection = nn.Conv2d(
-            config.num_channels,
+            3,
             config.embed_dim,
-            kernel_size=_pair(config.patch_size),
-            stride=_pair(config.patch_stride),
-            padding=_pair(config.patch_padding),
+            kernel_size=config.patch_size,
+            stride=config.patch_stride,
+            padding=config.patch_padding,
         )
 
 
 class _Encoder(nn.Module):
     """The stages, over tokens (N, units * T, D); tokens of a mask unit are adjacent."""
 
-    def __init__(self, config: HieraConfig) -> None:
+    def __init__(self, config: Configuration) -> None:
         super().__init__()
         units = math.prod(grid_size(config, 1)) // math.prod(config.masked_unit_size)
         self.stages = nn.ModuleList()
@@ -183,7 +181,7 @@ class _Stage(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, config: HieraConfig, attention: _Attention) -> None:
+    def __init__(self, config: Configuration, attention: _Attention) -> None:
         super().__init__()
         dim_in, dim = attention.qkv.in_features, attention.proj.out_features
         self.layernorm_before = nn.LayerNorm(dim_in, eps=config.layer_norm_eps)
@@ -280,29 +278,6 @@ class _Mlp(nn.Module):
         return hidden
 
 
-def grid_size(config: HieraConfig, stage: int) -> tuple[int, int]:
-    """Return the (height, width) of a stage, in tokens."""
-    pools = min(stage - 1, config.num_query_pool)
-    sizes = zip(
-        *map(_pair, (config.image_size, config.patch_stride, config.query_stride)),
-        strict=True,
-    )
-    height, width = (side // patch // pool**pools for side, patch, pool in sizes)
-    return height, width
-
-
-def at_size(config: HieraConfig, image_size: tuple[int, int]) -> HieraConfig:
-    """Return the same configuration for images of another (height, width)."""
-    resized = copy.copy(config)
-    resized.image_size = list(image_size)
-    return resized
-
-
-def stage_dim(config: HieraConfig, stage: int) -> int:
-    """Return the length of a stage's tokens."""
-    return int(config.embed_dim * config.embed_dim_multiplier ** (stage - 1))
-
-
 def resize_positions(
     positions: torch.Tensor, old: tuple[int, int], new: tuple[int, int]
 ) -> torch.Tensor:
@@ -332,12 +307,7 @@ def _split(tokens: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     return split
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else value
-    return first, second
-
-
-def _unit_order(config: HieraConfig, stage: int) -> torch.Tensor:
+def _unit_order(config: Configuration, stage: int) -> torch.Tensor:
     """Return the raster indices of a stage's tokens in the order of the network.
 
     The mask units follow one another. Within a mask unit, the index of a token has a
@@ -354,8 +324,14 @@ def _unit_order(config: HieraConfig, stage: int) -> torch.Tensor:
          8  9 | 10 11
         12 13 | 14 15
 
-    >>> config = HieraConfig(
-    ...     image_size=(16, 16), depths=(1, 1, 1), masked_unit_size=(4, 4), num_query_pool=2
+    >>> config = Configuration(
+    ...     depths=(1, 1, 1),
+    ...     embed_dim=8,
+    ...     num_heads=(1, 1, 1),
+    ...     image_size=(16, 16),
+    ...     masked_unit_size=(4, 4),
+    ...     masked_unit_attention=(True, True, False),
+    ...     num_query_pool=2,
     ... )
     >>> _unit_order(config, 1).view(4, 4)  # the first digit is the row
     tensor([[ 0,  2,  8, 10],
@@ -370,7 +346,7 @@ def _unit_order(config: HieraConfig, stage: int) -> torch.Tensor:
     tensor([0, 1, 2, 3])
 
     Args:
-        config: the transformers configuration
+        config: the configuration
         stage: the stage, from 1
 
     Returns:

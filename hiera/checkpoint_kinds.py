@@ -12,17 +12,17 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import HieraConfig
 
 from ..images.preprocessing import Preprocessing
 from . import abswin
-from .backbone import Backbone, stage_dim
+from .backbone import Backbone
+from .configuration import Configuration, stage_dim
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
 from .state_dict import Shapes, resize_backbone, shapes_of
 
 ReadBackbone: TypeAlias = Callable[
-    [Mapping[str, torch.Tensor], Iterable[str], HieraConfig, tuple[int, int]],
+    [Mapping[str, torch.Tensor], Iterable[str], Configuration, tuple[int, int]],
     Mapping[str, torch.Tensor],
 ]
 
@@ -52,7 +52,7 @@ class Architecture:
 
     name: str
     produces: str
-    shapes: Callable[[HieraConfig], Shapes]
+    shapes: Callable[[Configuration], Shapes]
     norm: str
     prefix: str = ""
     read_backbone: ReadBackbone = resize_backbone
@@ -63,24 +63,23 @@ class Architecture:
     config: Callable[[], dict[str, Any]] = dict
 
 
-def get_architecture(config: HieraConfig) -> Architecture:
-    """Return the architecture of a transformers configuration."""
-    return ARCHITECTURES[(config.architectures or [HIERA_MODEL.name])[0]]
+def get_architecture(config: Configuration) -> Architecture:
+    """Return the architecture of a configuration."""
+    return ARCHITECTURES[config.architecture]
 
 
-def expected_shapes(config: HieraConfig) -> Shapes:
+def expected_shapes(config: Configuration) -> Shapes:
     """Return the shapes of all tensors in the file of a checkpoint."""
     with torch.device("meta"):
         return get_architecture(config).shapes(config)
 
 
-def class_names(config: HieraConfig) -> list[str]:
+def class_names(config: Configuration) -> list[str]:
     """Return the names of a classifier's classes, in the order of its logits."""
-    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
-    return [names[index] for index in range(len(names))]
+    return [config.id2label[index] for index in range(len(config.id2label))]
 
 
-def _encoder_shapes(config: HieraConfig, prefix: str = "") -> Shapes:
+def _encoder_shapes(config: Configuration, prefix: str = "") -> Shapes:
     norm = nn.LayerNorm(stage_dim(config, len(config.depths)))
     return {
         **shapes_of(Backbone(config), prefix),
@@ -88,15 +87,15 @@ def _encoder_shapes(config: HieraConfig, prefix: str = "") -> Shapes:
     }
 
 
-def _classifier_shapes(config: HieraConfig) -> Shapes:
+def _classifier_shapes(config: Configuration) -> Shapes:
     linear = nn.Linear(stage_dim(config, len(config.depths)), len(class_names(config)))
     return {**_encoder_shapes(config, "hiera."), **shapes_of(linear, "classifier.")}
 
 
-def _autoencoder_shapes(config: HieraConfig) -> Shapes:
+def _autoencoder_shapes(config: Configuration) -> Shapes:
     from transformers import HieraForPreTraining  # slow to import
 
-    return shapes_of(HieraForPreTraining(config))
+    return shapes_of(HieraForPreTraining(config.to_transformers()))
 
 
 HIERA_MODEL = Architecture(

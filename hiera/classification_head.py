@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
-from transformers import HieraConfig
 
 from .checkpoint_kinds import class_names
+from .configuration import Configuration
 from .encoder import Encoder
 from .pooling import pooler
 from .weights_file import WeightsFile
@@ -19,7 +19,7 @@ Classifier: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 def load_classifier(
-    config: HieraConfig, weights: WeightsFile, encoder: Encoder
+    config: Configuration, weights: WeightsFile, encoder: Encoder
 ) -> Classifier:
     """Load the head of a fine-tuned checkpoint.
 
@@ -27,7 +27,7 @@ def load_classifier(
     LayerNorm and a linear layer.
 
     Args:
-        config: the transformers configuration of a ``HieraForImageClassification``
+        config: the configuration of a ``HieraForImageClassification``
         weights: the file
         encoder: the encoder of the same file
 

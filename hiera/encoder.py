@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import HieraConfig
 
 from ..images.preprocessing import Normalization, Preprocessing
-from .backbone import Backbone, at_size, grid_size, stage_dim
+from .backbone import Backbone
 from .checkpoint_kinds import get_architecture
+from .configuration import Configuration, at_size, grid_size, stage_dim
 from .engines import ENGINES, Run
 from .weights_file import WeightsFile
 
@@ -126,7 +126,7 @@ class Encoder:
 
 
 def load_encoder(
-    config: HieraConfig,
+    config: Configuration,
     weights: WeightsFile,
     preprocessing: Preprocessing,
     *,
@@ -137,7 +137,7 @@ def load_encoder(
     """Build an encoder from a weights file.
 
     Args:
-        config: the transformers configuration; its ``architectures`` is one
+        config: the configuration; its ``architectures`` is one
             of :data:`hiera.checkpoint_kinds.ARCHITECTURES`, none is ``HieraModel``
         weights: the file; it is read again when other stages are asked for later
         preprocessing: the preprocessing; if its crop has another size than the

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
-from transformers import HieraConfig
 
-from .backbone import POSITIONS, at_size, grid_size, resize_positions
+from .backbone import POSITIONS, resize_positions
+from .configuration import Configuration, at_size, grid_size
 
 Shapes: TypeAlias = Mapping[str, list[int]]
 """The shapes of tensors by name."""
@@ -18,7 +18,7 @@ Shapes: TypeAlias = Mapping[str, list[int]]
 def resize_backbone(
     tensors: Mapping[str, torch.Tensor],
     names: Iterable[str],
-    config: HieraConfig,
+    config: Configuration,
     image_size: tuple[int, int],
 ) -> dict[str, torch.Tensor]:
     """Select the backbone's tensors and resize its position embeddings.

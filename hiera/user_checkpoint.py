@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from transformers import HieraConfig
-
 from ..images.preprocessing import Preprocessing, for_image_size, from_file
 from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
+from .configuration import Configuration, read_configuration
 from .hub import WEIGHTS_NAME, HubFile, fetch, fetch_optional, verify_download
 
 _CONFIG_NAME = "config.json"
@@ -39,14 +38,14 @@ class LocalCheckpoint:
     """A checkpoint on disk.
 
     Args:
-        config: the transformers configuration
+        config: the configuration
         weights: the path of the safetensors file
         preprocessing: the preprocessing
         revision (None): the commit on the hub, if known
         verify (None): raises an error if a sha256 is not that of the weights
     """
 
-    config: HieraConfig
+    config: Configuration
     weights: Path
     preprocessing: Preprocessing
     revision: str | None = None
@@ -115,7 +114,7 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
     # Small files first, so that nothing large is downloaded only to be refused
     config_path, preprocessor_path, fetch_weights = files
     config = _read_config(config_path)
-    image_size = _pair(config.image_size)
+    image_size = config.image_size
     preprocessing = (
         from_file(preprocessor_path) if preprocessor_path else for_image_size(image_size)
     )
@@ -153,7 +152,7 @@ def _on_disk(path: Path) -> _Files:
     )
 
 
-def _read_config(path: Path) -> HieraConfig:
+def _read_config(path: Path) -> Configuration:
     try:
         config: Any = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -186,12 +185,7 @@ def _read_config(path: Path) -> HieraConfig:
     if "norm_pix_loss" in config:
         config.setdefault("normalize_pixel_loss", config["norm_pix_loss"])
 
-    return HieraConfig.from_dict(config)
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-
-    height, width = size
-    return height, width
+    try:
+        return read_configuration(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -9,12 +9,19 @@ import torch
 from safetensors.torch import save_file
 from transformers import HieraConfig, HieraForImageClassification, HieraModel
 
+from fiftyone_hiera.hiera.configuration import Configuration, read_configuration
+
 TINY = {"depths": (1, 1, 2, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)}
 
 
 def make_config(**kwargs: Any) -> HieraConfig:
     """Return a configuration; by default one that computes in milliseconds."""
     return HieraConfig(**{**TINY, "image_size": (64, 64), **kwargs})
+
+
+def configuration(config: HieraConfig) -> Configuration:
+    """Return the same in this package's form."""
+    return read_configuration(config.to_dict())
 
 
 def randomize(model: torch.nn.Module, seed: int = 51) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_hiera import make_config, make_hiera
+from random_hiera import configuration, make_config, make_hiera
 from transformers import HieraBackbone
 from transformers.models.hiera.modeling_hiera import unroll
 
@@ -39,7 +39,7 @@ def test_tokens_equal_transformers(layout: dict[str, Any], is_fused: bool) -> No
     config = make_config(**layout)
     hiera = make_hiera(config)
     stages = range(1, len(config.depths) + 1)
-    backbone = Backbone(config, stages).eval()
+    backbone = Backbone(configuration(config), stages).eval()
     backbone.load_state_dict(hiera.state_dict(), strict=False)  # less the final norm
     backbone.fuse_attention(is_fused)
 
@@ -57,7 +57,7 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
     stages = (1, 2, 3, 4)
     config = make_config(out_features=[f"stage{stage}" for stage in stages])
     hiera = make_hiera(config)
-    ours = Backbone(config, stages).eval()
+    ours = Backbone(configuration(config), stages).eval()
     ours.load_state_dict(hiera.state_dict(), strict=False)
     backbone = HieraBackbone(config).eval()
     missing, _ = backbone.load_state_dict(hiera.state_dict(), strict=False)
@@ -94,7 +94,7 @@ def test_tokens_equal_transformers_backbone_with_its_own_in_order() -> None:
 def test_only_wanted_stages_are_computed(
     monkeypatch: pytest.MonkeyPatch, stages: tuple[int, ...]
 ) -> None:
-    backbone = Backbone(make_config(), stages).eval()
+    backbone = Backbone(configuration(make_config()), stages).eval()
     for stage in backbone.encoder.stages[max(stages) :]:
         monkeypatch.setattr(stage, "forward", None)
 
@@ -111,7 +111,7 @@ def test_only_wanted_stages_are_computed(
 )
 def test_what_no_hiera_does_is_refused(layout: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Backbone(make_config(**layout))
+        Backbone(configuration(make_config(**layout)))
 
 
 def test_worked_example_of_the_order() -> None:

@@ -14,11 +14,22 @@ import pytest
 import torch
 from hub_server import HubServer
 from pil_processor import META
-from random_hiera import make_classifier, make_config, make_hiera, save_checkpoint
+from random_hiera import (
+    configuration,
+    make_classifier,
+    make_config,
+    make_hiera,
+    save_checkpoint,
+)
 
 from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
+from fiftyone_hiera.hiera.configuration import read_configuration
 from fiftyone_hiera.hiera.encoder import load_encoder
-from fiftyone_hiera.hiera.user_checkpoint import find_checkpoint, open_checkpoint
+from fiftyone_hiera.hiera.user_checkpoint import (
+    _REQUIRED_KEYS,
+    find_checkpoint,
+    open_checkpoint,
+)
 from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import Preprocessing, for_image_size
 
@@ -38,7 +49,7 @@ def test_folder_and_file(folder: Path) -> None:
     for checkpoint in (folder, folder / "model.safetensors"):
         local = open_checkpoint(str(checkpoint))
         assert local.weights == folder / "model.safetensors"
-        assert local.config.depths == [1, 1, 2, 1]
+        assert local.config.depths == (1, 1, 2, 1)
         assert local.preprocessing == for_image_size((64, 64))
 
 
@@ -86,6 +97,12 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
         ({"architectures": ["HieraBackbone"]}, r"architecture 'HieraBackbone'"),
         ({"architectures": ["birder.Hiera"]}, r"'birder.Hiera'.*\['HieraModel', [^]]*g'\]"),
         ({"num_channels": 1}, r"num_channels is 1, not 3"),
+        ({"embed_dim": "96"}, r"invalid embed_dim: '96'"),
+        ({"depths": 4}, r"invalid depths: 4"),
+        ({"patch_size": [7, 7, 7]}, r"invalid patch_size: \(7, 7, 7\)"),
+        ({"num_heads": [1, 2]}, r"different lengths: .*\(1, 2\)"),
+        ({"num_query_pool": 4}, r"num_query_pool = 4 is not less than"),
+        ({"masked_unit_size": [4, 4]}, r"masked_unit_size = \(4, 4\) is not a multiple"),
     ],
     ids=str,
 )
@@ -95,6 +112,14 @@ def test_other_configs_are_refused(
     _edit(folder, **changes)
     with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
         open_checkpoint(str(folder))
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    config = make_config(architectures=["HieraModel"])
+    required = {name: getattr(config, name) for name in _REQUIRED_KEYS}
+    ours = read_configuration(required)
+    assert ours == configuration(config)
+    assert configuration(ours.to_transformers()) == ours
 
 
 @pytest.mark.parametrize(
@@ -153,7 +178,7 @@ def test_hub_id(folder: Path, tmp_path: Path, with_preprocessor: bool) -> None:
                 command, env=environment, capture_output=True, text=True, timeout=120
             )
             assert result.returncode == 0, result.stderr
-            assert "[1, 1, 2, 1] (64, 64)" in result.stdout
+            assert "(1, 1, 2, 1) (64, 64)" in result.stdout
             assert bool(hub.requests) == (attempt == "downloads")
 
 

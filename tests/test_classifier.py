@@ -325,7 +325,7 @@ def test_entries_know_their_classes(tmp_path: Path) -> None:
 
     config = CHECKPOINTS["facebook/hiera-tiny-224-in1k-hf"].config
     assert class_names(config) == imagenet_classes()
-    assert config.num_labels == 1000
+    assert config.to_transformers().num_labels == 1000
 
 
 def test_classifier_of_another_size_is_refused(checkpoint: str) -> None:

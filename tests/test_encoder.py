@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from random_hiera import (
+    configuration,
     make_classifier,
     make_config,
     make_hiera,
@@ -68,8 +69,9 @@ def encoder(
     config: HieraConfig, hiera: HieraModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Encoder:
     path = save_weights(tmp_path_factory.mktemp("weights") / "model.safetensors", hiera)
-    file = WeightsFile(path, expected_shapes(config))
-    return load_encoder(config, file, for_image_size((224, 224)))
+    own = configuration(config)
+    file = WeightsFile(path, expected_shapes(own))
+    return load_encoder(own, file, for_image_size((224, 224)))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +198,9 @@ def test_poolings_differ(embeddings: dict[str, torch.Tensor]) -> None:
 )
 def test_real_layout_has_the_stated_parameters(checkpoint: Checkpoint) -> None:
     with torch.device("meta"):
-        network = getattr(transformers, checkpoint.architecture.name)(checkpoint.config)
+        network = getattr(transformers, checkpoint.architecture.name)(
+            checkpoint.config.to_transformers()
+        )
 
     assert sum(p.numel() for p in network.parameters()) == checkpoint.parameters
     hiera = getattr(network, "hiera", network)
@@ -222,9 +226,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 def _load(path: Path, config: HieraConfig | None = None, **kwargs: Any) -> Encoder:
-    config = config or make_config()
-    file = WeightsFile(path, expected_shapes(config))
-    return load_encoder(config, file, for_image_size((64, 64)), **kwargs)
+    own = configuration(config or make_config())
+    file = WeightsFile(path, expected_shapes(own))
+    return load_encoder(own, file, for_image_size((64, 64)), **kwargs)
 
 
 def test_missing_tensor_is_refused(weights: Path) -> None:
@@ -312,8 +316,9 @@ def test_weights_of_another_dtype_are_converted(weights: Path) -> None:
 @pytest.mark.parametrize("size", [(64, 96), (128, 128), (32, 32), (96, 64)], ids=str)
 def test_other_sizes_equal_transformers(weights: Path, size: tuple[int, int]) -> None:
     hiera = make_hiera(make_config())
-    file = WeightsFile(weights, expected_shapes(make_config()))
-    encoder = load_encoder(make_config(), file, for_image_size((64, 64)).at(size))
+    config = configuration(make_config())
+    file = WeightsFile(weights, expected_shapes(config))
+    encoder = load_encoder(config, file, for_image_size((64, 64)).at(size))
     pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     inputs = encoder.normalize(pixels)
     expected = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state

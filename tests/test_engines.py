@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from random_hiera import make_config, make_hiera, save_checkpoint
+from random_hiera import configuration, make_config, make_hiera, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fiftyone_hiera
 from fiftyone_hiera.embedding import loading
-from fiftyone_hiera.hiera.backbone import Backbone, grid_size
+from fiftyone_hiera.hiera.backbone import Backbone
+from fiftyone_hiera.hiera.configuration import grid_size
 from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
@@ -268,8 +269,9 @@ class _LargestTensor(TorchDispatchMode):
 def test_memory_does_not_grow_with_the_square_of_the_tokens(dtype: torch.dtype) -> None:
     size = (768, 512)
     config = make_config(image_size=size)
-    down, across = grid_size(config, 3)
-    backbone = Backbone(config).eval()
+    own = configuration(config)
+    down, across = grid_size(own, 3)
+    backbone = Backbone(own).eval()
     backbone.load_state_dict(make_hiera(config).state_dict(), strict=False)
     run = run_torch(backbone, dtype, size)
     with _LargestTensor() as largest:
