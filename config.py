@@ -20,7 +20,7 @@ from .hiera.pooling import POOLINGS
 from .hiera.user_checkpoint import find_checkpoint
 from .images.preprocessing import Preprocessing
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """The version of this package."""
 
 DTYPES = {
@@ -175,7 +175,8 @@ class Settings:
         AUTO,
         "Dtype",
         "The dtype of attention and MLPs; embeddings are float32 in each case. "
-        '"auto" is bfloat16 on CPUs with AVX512-BF16, float32 elsewhere',
+        '"auto" is bfloat16 on CPUs with AVX512-BF16 and on NVIDIA GPUs from compute '
+        "capability 8.0 on, float32 elsewhere",
         [AUTO, *DTYPES],
     )
     engine: str = _option(
@@ -376,7 +377,7 @@ def _choose_dtype(dtype: str, device: str) -> str:
         return dtype
 
     # By the machine alone, so that it never changes there
-    return "bfloat16" if device == "cpu" and has_bfloat16() else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def _choose_engine(engine: str, dtype: str, device: str) -> str:

@@ -107,15 +107,31 @@ class Backbone(nn.Module):
 
 
 class _Embeddings(nn.Module):
+    """The patch embedding, as a convolution or as a matrix product."""
+
     def __init__(self, config: Configuration) -> None:
         super().__init__()
         shape = (1, math.prod(grid_size(config, 1)), config.embed_dim)
         self.patch_embeddings = _PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.empty(shape))
+        self.is_unfolded = False
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        patches: torch.Tensor = self.patch_embeddings.projection(pixels)
-        return patches.flatten(2).transpose(1, 2) + self.position_embeddings
+        projection = self.patch_embeddings.projection
+        if self.is_unfolded:
+            columns = functional.unfold(
+                pixels,
+                projection.kernel_size,
+                padding=projection.padding,
+                stride=projection.stride,
+            )
+            patches = functional.linear(
+                columns.transpose(1, 2), projection.weight.flatten(1), projection.bias
+            )
+        else:
+            patches = projection(pixels).flatten(2).transpose(1, 2)
+
+        return patches + self.position_embeddings
 
 
 class _PatchEmbeddings(nn.Module):

@@ -36,6 +36,9 @@ def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int
     device = backbone.order.device
     backbone.reduce(dtype)
 
+    # By default, cuDNN's convolutions compute float32 in TF32; matrix products do not
+    backbone.embeddings.is_unfolded = device.type == "cuda"
+
     # On CPUs, fused attention in reduced dtypes is slower than separate operations, but its
     # memory does not grow with the square of the number of tokens
     is_large = math.prod(image_size) > _LARGE
@@ -277,8 +280,22 @@ def _openvino_core() -> Any:
     return import_openvino().Core()
 
 
-def has_bfloat16() -> bool:
-    """Return whether the CPU has bfloat16 instructions (AVX512-BF16)."""
+def has_bfloat16(device: str = "cpu") -> bool:
+    """Return whether a device computes in bfloat16 by hardware.
+
+    These are CPUs with AVX512-BF16, and NVIDIA's GPUs from compute capability 8.0 (Ampere)
+    on.
+
+    Args:
+        device ("cpu"): the name of a torch device
+    """
+    if device.startswith("cuda"):
+        is_nvidia = torch.version.hip is None  # AMD's capabilities count otherwise
+        return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+
+    if device != "cpu":
+        return False
+
     if hasattr(torch.cpu, "get_capabilities"):  # in newer releases of torch
         return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 

@@ -33,15 +33,20 @@ _LAYOUTS: list[dict[str, Any]] = [
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize(
+    ("is_fused", "is_unfolded"), [(True, False), (False, False), (True, True)]
+)
 @pytest.mark.parametrize("layout", _LAYOUTS, ids=str)
-def test_tokens_equal_transformers(layout: dict[str, Any], is_fused: bool) -> None:
+def test_tokens_equal_transformers(
+    layout: dict[str, Any], is_fused: bool, is_unfolded: bool
+) -> None:
     config = make_config(**layout)
     hiera = make_hiera(config)
     stages = range(1, len(config.depths) + 1)
     backbone = Backbone(configuration(config), stages).eval()
     backbone.load_state_dict(hiera.state_dict(), strict=False)  # less the final norm
     backbone.fuse_attention(is_fused)
+    backbone.embeddings.is_unfolded = is_unfolded
 
     pixels = torch.randn(2, 3, *config.image_size)
     output = hiera(pixels, output_hidden_states=True)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from fiftyone.zoo.models import RemoteZooModelsManifest
 from write_manifest import build_manifest
-from write_options import options_table
 
 from fiftyone_hiera import config
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
@@ -261,10 +260,6 @@ def test_provenance_has_every_option_that_changes_embeddings() -> None:
     assert sorted([*recorded, *others, "checkpoint"]) == sorted(OPTIONS)
 
 
-def test_readme_has_their_table() -> None:
-    assert options_table() in (ROOT / "README.md").read_text("utf-8")
-
-
 def test_options_are_not_changed() -> None:
     options = {"pooling": "cls", "device": None}
     parse_settings(TINY, options)
@@ -346,7 +341,7 @@ def _pretend(
     monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, has_openvino: bool
 ) -> None:
     """Pretend to be on a machine with a GPU, and perhaps with the others."""
-    monkeypatch.setattr(config, "has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(config, "has_bfloat16", lambda device="cpu": has_bfloat16)
     monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
     monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
 
@@ -363,7 +358,8 @@ def _pretend(
         ({"dtype": "float32"}, True, True, ("float32", "openvino")),
         ({"engine": "torch"}, True, True, ("bfloat16", "torch")),
         ({"engine": "openvino"}, False, True, ("float32", "openvino")),
-        ({"device": "cuda"}, True, True, ("float32", "torch")),
+        ({"device": "cuda"}, True, True, ("bfloat16", "torch")),
+        ({"device": "cuda"}, False, True, ("float32", "torch")),
     ],
     ids=str,
 )

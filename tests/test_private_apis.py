@@ -215,3 +215,25 @@ def test_torch_without_its_private_function(monkeypatch: pytest.MonkeyPatch) -> 
     assert has_bfloat16()
     capabilities.clear()
     assert not has_bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "expected"),
+    [
+        ((7, 5), None, False),
+        ((8, 0), None, True),
+        ((9, 0), None, True),
+        ((9, 4), "6", False),
+    ],
+    ids=str,
+)
+def test_bfloat16_of_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    hip: str | None,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert has_bfloat16("cuda:1") is expected
+    assert not has_bfloat16("mps")
