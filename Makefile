@@ -1,5 +1,6 @@
 PYTHON ?= python3
-MODEL ?= hiera-nano-digits
+PHOTOS ?=
+MODEL ?= hiera-nano-$(if $(PHOTOS),photos,digits)
 IMAGES ?=
 APP ?=
 
@@ -18,7 +19,7 @@ EXTRAS_scale := demo test ray
 # Embed images, search them and draw their map, with nothing but this checkout
 .PHONY: demo
 demo: .venv/.demo
-	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(APP),--app)
+	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(PHOTOS),--photos) $(if $(APP),--app)
 
 # Lint, type-check and run all tests but the slow ones and those in the App
 .PHONY: test
@@ -49,6 +50,16 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/heads.py
+
+# Test and measure on an NVIDIA GPU
+.PHONY: bench-gpu
+bench-gpu: .venv/.bench
+	$(BIN)/pytest tests/test_cuda.py
+	$(BIN)/python benchmarks/forward.py --device cuda --compile \
+		--variants tiny small base base-plus large huge \
+		--dtypes float32 bfloat16 float16 --batch-sizes 64 256 1024
+	$(BIN)/python benchmarks/jobs.py
+	$(BIN)/python benchmarks/report.py --forward .bench/forward-cuda.json
 
 # Measure runs with many samples, and on Ray
 .PHONY: bench-scale

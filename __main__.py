@@ -1,4 +1,4 @@
-"""The command line: ``python -m fiftyone_hiera embed`` and ``embed-files``."""
+"""The command line: ``python -m fiftyone_hiera embed``, ``embed-files``, ``--version``."""
 
 from __future__ import annotations
 
@@ -64,9 +64,22 @@ def _fail(reason: object, status: int) -> int:
     return status
 
 
+class _ShowVersion(argparse.Action):
+    """Import the version only when it is asked for: that takes seconds."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from fiftyone_hiera.config import VERSION
+
+        print(f"fiftyone-hiera {VERSION}")
+        parser.exit()
+
+
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m fiftyone_hiera", description="Compute embeddings with a Hiera model."
+    )
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="show the version and exit"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

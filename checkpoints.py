@@ -352,6 +352,27 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             source="examples/train_nano_digits.py of this source",
             license="Apache 2.0",
         ),
+        Checkpoint(
+            name="hiera-nano-photos",
+            filename="hiera-nano-photos.safetensors",
+            weights=BundledFile(
+                Path(__file__).with_name("assets") / "hiera-nano-photos.safetensors",
+                "2134c8badfc58ba01380bba5576d81f129f2b5cf1255092ae4219ddde2a65ca2",
+            ),
+            depths=(1, 1, 2, 1),
+            embed_dim=24,
+            num_heads=(1, 2, 4, 8),
+            image_size=64,
+            parameters=665_736,
+            trained="trained without labels on parts of 15 photographs, for demonstration",
+            training_data=(
+                "photographs of scikit-image and scikit-learn",
+                "https://scikit-image.org/docs/stable/api/skimage.data.html",
+            ),
+            author="fiftyone-hiera",
+            source="examples/train_nano_photos.py of this source",
+            license="Apache 2.0",
+        ),
     )
 }
 """The entries of the zoo by name."""

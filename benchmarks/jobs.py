@@ -263,18 +263,23 @@ def _measure_processes(
 ) -> dict[str, Any]:
     """What it takes to start, and what memory, in processes of their own."""
     import fiftyone.zoo as foz
+    import torch
 
     digits = write_jpegs(folder / "pictures", "VGA", 1)
     with served_archive(folder / "served") as url:
         foz.register_zoo_model_source(url, overwrite=True)
 
-    results: dict[str, Any] = {"start": {}, "memory": {}, "sizes": {}, "samples": {}}
+    results: dict[str, Any] = {
+        "first_vector": {},
+        "memory": {},
+        "sizes": {},
+        "samples": {},
+    }
     dataset = _make_dataset(files["VGA"])
     options: dict[str, Any] = {"checkpoint": str(tiny)}
-    for engine in ("torch", "openvino"):
-        results["start"][engine] = _run_alone(
-            dataset.name, "load", {**options, "engine": engine}
-        )
+    engines = ("torch",) if torch.cuda.is_available() else ("torch", "openvino")
+    for engine in engines:
+        results["first_vector"][engine] = _run("first_vector.py", engine, str(tiny))
         for way in ("native", "runner"):
             results["memory"][f"{way}, {engine}"] = _run_alone(
                 dataset.name, way, {**options, "engine": engine}
@@ -295,10 +300,12 @@ def _measure_processes(
 
 
 def _run_alone(dataset: str, way: str, options: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, str(_HERE / "one_job.py"), dataset, way]
-    done = subprocess.run(
-        [*command, json.dumps(options)], capture_output=True, text=True, check=False
-    )
+    return _run("one_job.py", dataset, way, json.dumps(options))
+
+
+def _run(script: str, *arguments: str) -> dict[str, float]:
+    command = [sys.executable, str(_HERE / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
 

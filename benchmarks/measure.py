@@ -115,9 +115,6 @@ def synchronize(device: torch.device) -> None:
 
 def describe_machine() -> dict[str, Any]:
     """Describe what a result depends on."""
-    import_package()
-    from fiftyone_hiera.hiera.engines import has_bfloat16
-
     packages = {}
     for name in (
         "torch",
@@ -135,11 +132,27 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "bfloat16_instructions": has_bfloat16(),
+        "kind": _kind(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "packages": packages,
     }
+
+
+def _kind() -> str:
+    """Return the GPU's name, or the fastest instructions of the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().replace(" ", "-")
+
+    flags = ""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+
+    for kind in ("AMX-BF16", "AVX512-BF16", "AVX512F", "AVX2"):
+        if kind.lower().replace("-", "_") in flags:
+            return kind
+
+    return platform.machine()
 
 
 def _cpu_name() -> str:

@@ -1,27 +1,65 @@
-"""From the results of forward.py and jobs.py to tables and a plot."""
+"""From the results of forward.py and jobs.py to tables with a column per kind of machine.
+
+A column is a JSON file of ``docs/figures``. Only that of this machine's kind is replaced.
+"""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 
 from documents import insert, table  # needs the path
+from plot import plot
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 Result = Mapping[str, Any]
+Rows = dict[str, str]
+
+# Aims by kind of machine: to transformers, to the ceiling, and to FiftyOne's integration
+_AIMS = {
+    "AVX512-BF16": {
+        "forward, cosine >= 0.9999, to transformers": 2.8,
+        "the same, of the ceiling": 0.75,
+        "forward, cosine >= 0.999999, to transformers": 1.45,
+        "compute_embeddings, to the integration": 2.8,
+        "embed_samples, to the integration": 3.2,
+        "12 MP with fast_decoding, to without": 2.7,
+    },
+    "AMX-BF16": {
+        "forward, cosine >= 0.9999, to transformers": 5.5,
+        "the same, of the ceiling": 0.55,
+        "forward, cosine >= 0.999999, to transformers": 1.6,
+        "compute_embeddings, to the integration": 4.0,
+        "embed_samples, to the integration": 5.5,
+        "12 MP with fast_decoding, to without": 3,
+    },
+}
+# How the titles of the main tables begin
+_MAIN = ("Speed of ", "What was aimed for")
+
+_LIMITS = {
+    "memory beyond imports and weights, at most": (600, "MB"),
+    "its growth with 9,000 more samples": (50, "MB"),
+    "loading tiny by torch": (1, "s"),
+    "loading tiny by openvino": (1, "s"),
+    "from python to the first vector, less the imports of FiftyOne and torch": (2, "s"),
+}
 
 
 def main() -> None:
-    """Write the tables and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the column of this machine's kind, the tables and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
     parser.add_argument("--forward", type=Path, help="default: forward-cpu.json in there")
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
+    parser.add_argument("--docs", type=Path, default=_ROOT / "docs")
     args = parser.parse_args()
 
     path = args.forward or args.folder / "forward-cpu.json"
@@ -29,126 +67,144 @@ def main() -> None:
     # On a machine without FiftyOne there are no jobs
     path = args.folder / "jobs.json"
     jobs = json.loads(path.read_text("utf-8")) if path.exists() else None
-    text = "\n".join(_write(forward, jobs))
-    (args.folder / "figures.md").write_text(text, "utf-8")
-    plot = args.folder / "performance.png"
-    _plot(forward, jobs, plot)
-    if args.into is not None:
-        insert(text, "figures", args.into)
-        pictures = args.into.parent / "pictures"
-        (pictures / plot.name).write_bytes(plot.read_bytes())
 
-    print(text)
+    columns = args.docs / "figures"
+    kind = forward["machine"]["kind"]
+    column = {"machine": _describe(forward["machine"]), "tables": _tables(forward, jobs)}
+    text = json.dumps(column, indent=2, ensure_ascii=False)
+    (columns / f"{kind}.json").write_text(f"{text}\n", "utf-8")
+    for page, is_main in (("performance.md", True), ("measurements.md", False)):
+        text = "\n".join(_merge(columns, is_main=is_main))
+        insert(text, "figures", args.docs / page)
+
+    plot(forward, jobs, args.docs / "pictures" / "performance.png")
 
 
-def _write(forward: Result, jobs: Result | None) -> Iterator[str]:
-    machine = forward["machine"]
+def _describe(machine: Result) -> str:
     packages = ", ".join(f"{name} {v}" for name, v in machine["packages"].items())
-    has = "with" if machine["bfloat16_instructions"] else "without"
-    yield f"Machine: {machine['cpu']}, {machine['cores']} cores, {has} bfloat16 "
-    yield f"instructions; {machine['gpu'] or 'no GPU'}. Python {machine['python']}, "
-    yield f"{packages}.\n"
+    today = datetime.date.today().isoformat()
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores; {machine['gpu'] or 'no GPU'}; "
+        f"{today}; Python {machine['python']}, {packages}"
+    )
 
-    for run in forward["runs"]:
-        yield f"### Forward, {run['variant']}, batches of {run['batch_size']}\n"
+
+def _merge(folder: Path, *, is_main: bool) -> Iterator[str]:
+    """Yield the lines of the tables, with a column for each file of a folder.
+
+    Args:
+        folder: the folder
+        is_main: whether to yield the tables of speed and aims, or the others
+    """
+    columns = {
+        path.stem: json.loads(path.read_text("utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
+    if is_main:
+        for kind, column in columns.items():
+            yield f"- **{kind}**: {column['machine']}."
+
+        yield ""
+
+    for title in _ordered(column["tables"] for column in columns.values()):
+        if is_main != title.startswith(_MAIN):
+            continue
+
+        tables = {
+            kind: column["tables"][title]
+            for kind, column in columns.items()
+            if title in column["tables"]
+        }
+        yield f"### {title}\n"
         yield from table(
-            ["", "images/s", "to transformers", "of the ceiling", "peak MB", "cosine"],
+            ["", *tables],
             (
-                [
-                    name,
-                    f"{result['images_per_second']:.1f}",
-                    f"{result['ratio']:.2f} x",
-                    f"{result['of_ceiling']:.2f}",
-                    f"{result['peak_mb']:.0f}" if "peak_mb" in result else "",
-                    f"{result['cosine']:.7f}" if "cosine" in result else "",
-                ]
-                for name, result in run["contenders"].items()
+                [name, *(rows.get(name, "") for rows in tables.values())]
+                for name in _ordered(tables.values())
             ),
         )
 
+
+def _ordered(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of all mappings, in the order of the longest first."""
+    longest_first = sorted(mappings, key=len, reverse=True)
+    return [*dict.fromkeys(key for mapping in longest_first for key in mapping)]
+
+
+def _tables(forward: Result, jobs: Result | None) -> dict[str, Rows]:
+    tables: dict[str, Rows] = {}
+    for run in forward["runs"]:
+        of = f"{run['variant']}, batches of {run['batch_size']}"
+        contenders = run["contenders"].items()
+        tables[
+            f"Speed of the forward pass, {of}: images/s, to transformers, of the ceiling"
+        ] = {
+            name: f"{_rate(result)}, {result['of_ceiling']:.2f}"
+            for name, result in contenders
+        }
+        tables[f"Forward pass, {of}: memory in MB, cosine to float32"] = {
+            name: f"{result['peak_mb']:.0f}"
+            + (f", {result['cosine']:.7f}" if "cosine" in result else "")
+            for name, result in contenders
+            if "peak_mb" in result
+        }
+
     if jobs is not None:
-        yield from _write_jobs(jobs)
-        yield from _write_aims(forward, jobs)
+        tables |= _job_tables(jobs)
+        values = _values(forward, jobs)
+        kind = forward["machine"]["kind"]
+        tables["What was aimed for"] = {
+            name: _compare(name, value, kind) for name, value in values.items()
+        }
+
+    return tables
 
 
-def _write_jobs(jobs: Result) -> Iterator[str]:
-    yield f"### Whole jobs, tiny, batches of {jobs['batch_size']}, VGA\n"
-    yield from table(
-        ["", "images/s", "to the integration"],
-        ([_name(n, r), *_rates(r)] for n, r in jobs["jobs"].items()),
-    )
-    share = jobs["jobs"]["ours, embed_samples, auto"]["images_per_second"] / _allowed(jobs)
-    yield (
-        f"Reading and the network, one after the other on all cores, allow "
-        f"{_allowed(jobs):.1f} images/s; `embed_samples` reaches {share:.2f} of that.\n"
-    )
-    yield "### Whole runs by `embed_samples`, by size of the JPEGs\n"
-    yield from table(
-        ["", "images/s", "with fast_decoding", ""],
-        (
-            [
-                size,
-                f"{result['exact']['images_per_second']:.1f}",
-                f"{result['fast_decoding']['images_per_second']:.1f}",
-                f"{result['fast_decoding']['ratio']:.2f} x",
-            ]
+def _job_tables(jobs: Result) -> dict[str, Rows]:
+    tables = {
+        f"Speed of whole jobs, tiny, VGA, batches of {jobs['batch_size']}: "
+        "images/s, to the integration": {
+            name.removeprefix("part: "): _rate(result)
+            for name, result in jobs["jobs"].items()
+        },
+        "`embed_samples` by size of the JPEGs: images/s, with fast_decoding": {
+            size: f"{result['exact']['images_per_second']:.1f}, "
+            f"{_rate(result['fast_decoding'])}"
             for size, result in jobs["sizes"].items()
-        ),
-    )
-
-    yield "### Reading: from a file to the network's input\n"
+        },
+    }
     for size, results in jobs["reading"].items():
-        yield f"{size}:\n"
-        yield from table(
-            ["", "images/s", "to transformers"],
-            ([name, *_rates(result)] for name, result in results.items()),
-        )
+        title = f"Reading {size}, from a file to the network's input: images/s"
+        tables[title] = {name: _rate(result) for name, result in results.items()}
         fast = results["ours, fast_decoding"]
-        yield (
-            f"With `fast_decoding` the pixels differ by {fast['mean_difference']:.3f} grey "
-            f"levels on average, by {fast['largest_difference']:.0f} at most.\n"
+        tables[title]["fast_decoding differs by (grey levels: mean, most)"] = (
+            f"{fast['mean_difference']:.3f}, {fast['largest_difference']:.0f}"
         )
 
-    yield "### Writing vectors of 768 numbers\n"
-    yield from table(
-        ["", "vectors/s", "to SaveContext"],
-        ([name, *_rates(result)] for name, result in jobs["writing"].items()),
-    )
-    yield from _write_processes(jobs["processes"])
-
-
-def _write_processes(processes: Result) -> Iterator[str]:
-    yield "### Starting, in a process of its own, after the imports\n"
-    yield from table(
-        ["engine", "seconds to load tiny"],
-        ([name, f"{r['load_seconds']:.2f}"] for name, r in processes["start"].items()),
-    )
-    yield "### Memory, tiny, batches of 32, in a process of its own\n"
-    yield from table(
-        ["", "after loading, MB", "more while embedding, MB"],
-        (
-            [name, f"{result['loaded_mb']:.0f}", f"{result['more_mb']:.0f}"]
+    processes = jobs["processes"]
+    return {
+        **tables,
+        "Writing vectors of 768 numbers: vectors/s, to SaveContext": {
+            name: _rate(result) for name, result in jobs["writing"].items()
+        },
+        "From `python` to the first vector of tiny, seconds": {
+            f"{engine}: {step}": f"{seconds:.2f}"
+            for engine, steps in processes["first_vector"].items()
+            for step, seconds in steps.items()
+        },
+        "Memory, tiny, batches of 32: MB after loading, more while embedding": {
+            name: f"{result['loaded_mb']:.0f}, {result['more_mb']:.0f}"
             for name, result in processes["memory"].items()
-        ),
-    )
-    yield "### Memory by size of the JPEGs: `embed_samples`, tiny, batches of 32\n"
-    yield from table(
-        ["", "more while embedding, MB"],
-        ([size, f"{result['more_mb']:.0f}"] for size, result in processes["sizes"].items()),
-    )
-    yield "### By number of samples: `embed_samples`, nano, one JPEG many times\n"
-    yield from table(
-        ["samples", "seconds", "ms a sample", "more memory, MB"],
-        (
-            [
-                count,
-                f"{result['embed_seconds']:.1f}",
-                f"{1000 * result['embed_seconds'] / int(count):.2f}",
-                f"{result['more_mb']:.0f}",
-            ]
+        },
+        "Memory of `embed_samples` by size of the JPEGs: more MB while embedding": {
+            size: f"{result['more_mb']:.0f}" for size, result in processes["sizes"].items()
+        },
+        "`embed_samples`, nano, one JPEG many times: ms a sample, more MB": {
+            f"{count} samples": f"{1000 * result['embed_seconds'] / int(count):.2f}, "
+            f"{result['more_mb']:.0f}"
             for count, result in processes["samples"].items()
-        ),
-    )
+        },
+    }
 
 
 def _allowed(jobs: Result) -> float:
@@ -161,8 +217,8 @@ def _allowed(jobs: Result) -> float:
     return 1 / seconds
 
 
-def _write_aims(forward: Result, jobs: Result) -> Iterator[str]:
-    """Say what this machine reaches of what was aimed for."""
+def _values(forward: Result, jobs: Result) -> dict[str, float]:
+    """Return what this machine reaches of what was aimed for."""
     runs = next(run for run in forward["runs"] if run["variant"] == "tiny")["contenders"]
     exact, fast = (
         max(
@@ -175,104 +231,50 @@ def _write_aims(forward: Result, jobs: Result) -> Iterator[str]:
         )
         for cosine in (0.999999, 0.9999)
     )
-    ceilings = {
-        dtype: max(
-            result["ratio"]
-            for name, result in runs.items()
-            if name.startswith("matrix product") and name.endswith(dtype)
-        )
-        for dtype in ("float32", "bfloat16")
-    }
     native, runner = (
         jobs["jobs"][f"ours, {way}, auto"]
         for way in ("compute_embeddings", "embed_samples")
     )
     processes = jobs["processes"]
     more = [result["more_mb"] for result in processes["memory"].values()]
-    (few, before), (many, after) = list(processes["samples"].items())[-2:]
-    growth = after["more_mb"] - before["more_mb"]
-    aims = [
-        ("forward, cosine >= 0.999999, to transformers", exact["ratio"], 2.2, "x"),
-        ("forward, cosine >= 0.9999, to transformers", fast["ratio"], 4.5, "x"),
-        ("the same, of the ceiling", fast["of_ceiling"], 0.75, ""),
-        ("compute_embeddings, to the integration", native["ratio"], 3.5, "x"),
-        ("embed_samples, to the integration", runner["ratio"], 4.5, "x"),
-        (
-            "embed_samples, of what its parts allow",
-            runner["images_per_second"] / _allowed(jobs),
-            0.8,
-            "",
+    before, after = [result["more_mb"] for result in processes["samples"].values()][-2:]
+    first = processes["first_vector"]
+    return {
+        "forward, cosine >= 0.999999, to transformers": exact["ratio"],
+        "forward, cosine >= 0.9999, to transformers": fast["ratio"],
+        "the same, of the ceiling": fast["of_ceiling"],
+        "compute_embeddings, to the integration": native["ratio"],
+        "embed_samples, to the integration": runner["ratio"],
+        "embed_samples, of what its parts allow": runner["images_per_second"]
+        / _allowed(jobs),
+        "12 MP with fast_decoding, to without": jobs["sizes"]["12 MP"]["fast_decoding"][
+            "ratio"
+        ],
+        "memory beyond imports and weights, at most": max(more),
+        "its growth with 9,000 more samples": after - before,
+        **{f"loading tiny by {name}": steps["load"] for name, steps in first.items()},
+        "from python to the first vector, less the imports of FiftyOne and torch": max(
+            sum(steps.values()) - steps["import fiftyone, torch, torchvision"]
+            for steps in first.values()
         ),
-        (
-            "12 MP with fast_decoding, to without",
-            jobs["sizes"]["12 MP"]["fast_decoding"]["ratio"],
-            3,
-            "x",
-        ),
-        ("memory beyond imports and weights, at most", max(more), -600, "MB"),
-        (f"its growth from {few} to {many} samples", growth, -50, "MB"),
-        ("loading tiny by torch", processes["start"]["torch"]["load_seconds"], -2, "s"),
-    ]
-    yield "### What was aimed for\n"
-    yield from table(
-        ["", "aim", "here", ""],
-        (
-            [
-                what,
-                f"{'under' if aim < 0 else ''} {abs(aim):g} {unit}".strip(),
-                f"{value:.3g} {unit}".strip(),
-                "reached" if (value < -aim if aim < 0 else value >= aim) else "missed",
-            ]
-            for what, value, aim, unit in aims
-        ),
-    )
-    yield (
-        f"A matrix product alone is {ceilings['float32']:.2f} x as fast as transformers in "
-        f"float32 here, and {ceilings['bfloat16']:.2f} x in bfloat16: on this machine no "
-        "network can be faster than that.\n"
-    )
+    }
 
 
-def _name(name: str, result: Result) -> str:
-    if "engine" not in result:
-        return name
+def _compare(name: str, value: float, kind: str) -> str:
+    if name in _LIMITS:
+        limit, unit = _LIMITS[name]
+        verdict = "reached" if value < limit else "missed"
+        return f"{value:.3g} {unit}; under {limit} {unit}: {verdict}"
 
-    return f"{name} ({result['dtype']}, {result['engine']})"
+    aim = _AIMS.get(kind, {}).get(name)
+    if aim is None:
+        return f"{value:.3g}"
+
+    return f"{value:.3g}; {aim:g}: {'reached' if value >= aim else 'missed'}"
 
 
-def _rates(result: Result) -> list[str]:
-    return [f"{result['images_per_second']:.1f}", f"{result['ratio']:.2f} x"]
-
-
-def _plot(forward: Result, jobs: Result | None, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    bars = [
-        (f"Forward, {run['variant']}, batches of {run['batch_size']}", run["contenders"])
-        for run in forward["runs"]
-    ]
-    if jobs is not None:
-        bars.append(("Whole jobs, tiny, VGA", jobs["jobs"]))
-
-    size = (6.5 * len(bars), 5)
-    figure, axes = pyplot.subplots(
-        1, len(bars), figsize=size, layout="constrained", squeeze=False
-    )
-    for axis, (title, results) in zip(axes[0], bars, strict=True):
-        left_out = ("matrix product", "part: ")
-        names = [name for name in results if not name.startswith(left_out)]
-        rates = [results[name]["images_per_second"] for name in names]
-        colors = ["#f4731b" if name.startswith("ours") else "#999999" for name in names]
-        drawn = axis.barh(names, rates, color=colors)
-        axis.bar_label(drawn, fmt="%.1f", padding=3)
-        axis.invert_yaxis()
-        axis.set_title(f"{title}: images/s")
-        axis.spines[["top", "right"]].set_visible(False)
-
-    figure.savefig(path, dpi=110)
+def _rate(result: Result) -> str:
+    return f"{result['images_per_second']:.1f}, {result['ratio']:.2f} x"
 
 
 if __name__ == "__main__":

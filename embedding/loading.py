@@ -121,7 +121,15 @@ def _inform(message: str) -> None:
 
 
 def _open_entry(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
-    path, verify = (weights, None) if weights else _find_weights(checkpoint, None)
+    file = checkpoint.weights
+    verify: Callable[[str], None] | None = None
+    if weights is None:
+        path, verify = _find_weights(checkpoint, None)
+    else:
+        path = weights
+        if isinstance(file, BundledFile):
+            verify = partial(verify_bundled, file, path)
+
     preprocessing = checkpoint.preprocessing
     read_preprocessing = checkpoint.architecture.read_preprocessing
     if read_preprocessing is not None:
@@ -146,7 +154,7 @@ def _find_weights(
     """
     file = checkpoint.weights
     if isinstance(file, BundledFile):
-        return file.path, partial(verify_bundled, file)
+        return file.path, partial(verify_bundled, file, file.path)
 
     if find_cached(file) is None:
         _inform(f"The weights of {checkpoint.name} are licensed {checkpoint.license}")

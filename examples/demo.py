@@ -1,6 +1,7 @@
 """The main job, start to finish: embed images, search them, draw their map.
 
     make demo
+    make demo PHOTOS=1
     make demo MODEL=facebook/hiera-tiny-224-hf IMAGES=path/to/folder
 
 Everything it writes lies in .demo/, a database of its own included, except
@@ -29,17 +30,20 @@ _NEIGHBORS = 8
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="hiera-nano-digits")
-    parser.add_argument("--images", type=Path, help="default: scikit-learn's digits")
+    parser.add_argument("--model", help="default: the nano checkpoint for these images")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--images", type=Path, help="default: scikit-learn's digits")
+    images.add_argument("--photos", action="store_true", help="embed parts of photographs")
     parser.add_argument("--app", action="store_true", help="open the App at the end")
     args = parser.parse_args()
+    args.model = args.model or f"hiera-nano-{'photos' if args.photos else 'digits'}"
 
     use_own_fiftyone(_DEMO, default_app_address="localhost")
     os.environ["MPLCONFIGDIR"] = str(_DEMO / "matplotlib")
     import fiftyone as fo
     import fiftyone.zoo as foz
 
-    if args.images is not None and args.model == "hiera-nano-digits":
+    if (args.images or args.photos) and args.model == "hiera-nano-digits":
         print(
             "Note: hiera-nano-digits knows digits only; for photos, choose another MODEL."
         )
@@ -52,7 +56,7 @@ def main() -> None:
         names = "\n    ".join(foz.list_zoo_models(source=url))
         raise SystemExit(f"Unknown model {args.model!r}. Valid are:\n    {names}")
 
-    dataset = _load_dataset(args.images)
+    dataset = _load_dataset(args.images, args.photos)
     field = re.sub(r"\W", "_", args.model.rpartition("/")[2])
     try:
         _embed(dataset, args.model, field)
@@ -60,7 +64,8 @@ def main() -> None:
         raise SystemExit(str(error)) from error
 
     if args.images is None:
-        print(f"5-NN accuracy on unseen digits: {_accuracy(dataset, field):.1%}")
+        unseen = "parts of the photographs" if args.photos else "digits"
+        print(f"5-NN accuracy on unseen {unseen}: {_accuracy(dataset, field):.1%}")
 
     map_path = _draw_map(dataset, field, _DEMO / f"{dataset.name}-map.png")
     query_path = _draw_query(dataset, field, _DEMO / f"{dataset.name}-query.png")
@@ -80,16 +85,22 @@ def main() -> None:
 def _variables(args: argparse.Namespace) -> list[str]:
     """Return the variables of make that stand for the arguments."""
     images = [] if args.images is None else [f"IMAGES={args.images}"]
-    return [f"MODEL={args.model}", *images]
+    photos = ["PHOTOS=1"] if args.photos else []
+    return [f"MODEL={args.model}", *images, *photos]
 
 
-def _load_dataset(images: Path | None) -> Any:
+def _load_dataset(images: Path | None, has_photos: bool) -> Any:
     """Return a persistent dataset that holds every image, old or new."""
     import fiftyone as fo
 
     from digits import write_digits
+    from photographs import write_photographs
 
-    if images is None:
+    if has_photos:
+        name = "photographs"
+        views = write_photographs(_DEMO / "photographs")
+        found = {str(view.path): (view.photograph, [view.split]) for view in views}
+    elif images is None:
         name = "digits"
         digits = write_digits(_DEMO / "digits")
         found = {str(d.path): (str(d.label), [d.split]) for d in digits}
@@ -165,7 +176,7 @@ def _embed(dataset: Any, model_name: str, field: str) -> None:
 
 
 def _accuracy(dataset: Any, field: str) -> float:
-    """Return how often the 5 nearest training digits vote for the right digit."""
+    """Return how often the 5 nearest images for training vote for the right label."""
     import numpy as np
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -183,9 +194,10 @@ def _draw_map(dataset: Any, field: str, path: Path) -> Path:
     classes = [labels[sample_id] for sample_id in results.sample_ids]
 
     figure, axes = plt.subplots(figsize=(8, 7), layout="constrained")
-    for label in sorted(set(classes)):
+    palette = plt.colormaps["tab20" if len(set(classes)) > 10 else "tab10"]
+    for number, label in enumerate(sorted(set(classes))):
         points = results.points[[c == label for c in classes]]
-        axes.scatter(*points.T, s=6, label=label)
+        axes.scatter(*points.T, s=6, color=palette(number % palette.N), label=label)
 
     if 1 < len(set(classes)) <= 20:
         axes.legend(

@@ -115,18 +115,17 @@ class _Embeddings(nn.Module):
         self.patch_embeddings = _PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.empty(shape))
         self.is_unfolded = False
+        self._unfold = nn.Unfold(
+            config.patch_size, padding=config.patch_padding, stride=config.patch_stride
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         projection = self.patch_embeddings.projection
         if self.is_unfolded:
-            columns = functional.unfold(
-                pixels,
-                projection.kernel_size,
-                padding=projection.padding,
-                stride=projection.stride,
-            )
             patches = functional.linear(
-                columns.transpose(1, 2), projection.weight.flatten(1), projection.bias
+                self._unfold(pixels).transpose(1, 2),
+                projection.weight.flatten(1),
+                projection.bias,
             )
         else:
             patches = projection(pixels).flatten(2).transpose(1, 2)

@@ -75,6 +75,20 @@ def run_openvino(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
 ) -> Run:
     """Convert the backbone to OpenVINO; its own weights are no longer needed."""
+    model = convert_openvino(backbone, dtype, image_size)
+    return _Compiled(model, torch.zeros(2, 3, *image_size))
+
+
+def convert_openvino(
+    backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
+) -> Any:
+    """Convert the backbone to an ``openvino.Model``.
+
+    Args:
+        backbone: a float32 backbone on the CPU
+        dtype: the dtype of attention and MLPs
+        image_size: the (height, width) of the input in pixels
+    """
     import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -89,9 +103,7 @@ def run_openvino(
         # As openvino.convert_model() does, but faster
         decoder = TorchScriptPythonDecoder(traced, shared_memory=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
-        model = frontend.convert(frontend.load(decoder))
-
-    return _Compiled(model, torch.zeros(2, 3, *image_size))
+        return frontend.convert(frontend.load(decoder))
 
 
 class _Compiled:

@@ -84,11 +84,12 @@ class BundledFile:
     sha256: str
 
 
-def verify_bundled(file: BundledFile, actual: str) -> None:
-    """Verify the sha256 of a bundled file.
+def verify_bundled(file: BundledFile, path: Path, actual: str) -> None:
+    """Verify the sha256 of a bundled file or a copy of it.
 
     Args:
         file: the file
+        path: the path of what was read
         actual: the sha256 of its bytes
 
     Raises:
@@ -96,7 +97,7 @@ def verify_bundled(file: BundledFile, actual: str) -> None:
     """
     if actual != file.sha256:
         raise DownloadError(
-            f"{file.path}: expected sha256 {file.sha256}, found {actual}. Register this "
+            f"{path}: expected sha256 {file.sha256}, found {actual}. Register this "
             "source again, with overwrite=True"
         )
 

@@ -55,7 +55,7 @@ def test_manifest_is_the_table() -> None:
 def test_entries() -> None:
     kinds = ("hf", "hf-cls", "in1k-hf", "mae-hf")
     expected = {f"facebook/hiera-{v}-224-{kind}" for v in VARIANTS for kind in kinds}
-    assert set(CHECKPOINTS) == expected | {BIRDER, "hiera-nano-digits"}
+    assert set(CHECKPOINTS) == expected | {BIRDER, "hiera-nano-digits", "hiera-nano-photos"}
     assert all(name.endswith(("-hf", "-cls")) for name in list(CHECKPOINTS)[:12])
     assert "in1k" not in "".join(list(CHECKPOINTS)[:12])
 

@@ -1,4 +1,4 @@
-"""The document about indexes: what its code finds among planted samples."""
+"""The page about duplicates: what its code finds among planted samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 
 from digits import Digit
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "indexes.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "duplicates.md"
 ORIGINALS = 600
 PLANTED = 20  # of each kind
 
@@ -96,7 +96,8 @@ def _sample(path: Path, planted: str, split: str, source: str | None = None) -> 
 @pytest.fixture(scope="module")
 def names(dataset: Any) -> dict[str, Any]:
     """What the document's code leaves."""
-    blocks = re.findall(r"```python\n(.*?)```", _section(), re.DOTALL)
+    text = DOCUMENT.read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 4
     names: dict[str, Any] = {"dataset": dataset}
     for block in blocks:
@@ -131,7 +132,7 @@ def test_near_duplicates(dataset: Any, names: dict[str, Any]) -> None:
 
 
 def test_table_of_thresholds(dataset: Any) -> None:
-    head, _, *rows = re.findall(r"^\| .* \|$", _section(), re.M)[:7]
+    head, _, *rows = re.findall(r"^\| .* \|$", DOCUMENT.read_text("utf-8"), re.M)[:7]
     columns = [_find(dataset, float(cell)) for cell in head.split("|")[2:-1]]
     for row, planted in zip(rows, [*KINDS, "digit"], strict=True):
         written = [int(cell) for cell in row.split("|")[2:-1]]
@@ -221,11 +222,6 @@ def _draw(dataset: Any, names: dict[str, Any], path: Path) -> None:
         one.set_axis_off()
 
     figure.savefig(path, dpi=100)
-
-
-def _section() -> str:
-    _, _, text = DOCUMENT.read_text("utf-8").partition("## Duplicates and outliers\n")
-    return re.split(r"\n## ", text)[0]
 
 
 def _ids(dataset: Any, planted: str) -> set[str]:

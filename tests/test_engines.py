@@ -14,20 +14,25 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from random_hiera import configuration, make_config, make_hiera, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import HieraModel
 
 import fiftyone_hiera
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.embedding import loading
 from fiftyone_hiera.hiera.backbone import Backbone
-from fiftyone_hiera.hiera.configuration import grid_size
+from fiftyone_hiera.hiera.configuration import at_size, grid_size
 from fiftyone_hiera.hiera.engines import has_bfloat16, run_torch
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from photographs import write_photographs
 
 Embeddings = npt.NDArray[np.float32]
 
 NANO = "hiera-nano-digits"
 _BATCH = 128
+_VIEW = 128  # pixels
 
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16(), reason="this CPU has no bfloat16 instructions"
@@ -112,6 +117,34 @@ def test_fidelity(
     single = np.concatenate([_embed(model, one[None]) for one in few])
     assert _cosines(single, embeddings[:9]).min() > 0.999999
     assert np.abs(single - embeddings[:9]).max() < (1e-4 if dtype == "float32" else 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "dtype", "least_cosine", "least_agreement"),
+    [
+        ("openvino", "float32", 0.999999, 0.999),
+        pytest.param("openvino", "bfloat16", 0.9999, 0.99, marks=needs_bfloat16),
+    ],
+)
+def test_fidelity_on_photographs(
+    tmp_path: Path, engine: str, dtype: str, least_cosine: float, least_agreement: float
+) -> None:
+    torch.manual_seed(51)
+    layout = CHECKPOINTS["facebook/hiera-tiny-224-hf"].config
+    config = at_size(layout, (_VIEW, _VIEW))
+    checkpoint = save_checkpoint(tmp_path, HieraModel(config.to_transformers()))
+    options: dict[str, Any] = {"checkpoint": str(checkpoint)}
+    exact = fiftyone_hiera.load_model(NANO, engine="torch", dtype="float32", **options)
+    views = write_photographs(tmp_path / "views", 2000)
+    pixels = torch.stack([exact.transforms(Image.open(view.path)) for view in views])
+    expected = _embed(exact, pixels)
+
+    reduced = fiftyone_hiera.load_model(NANO, engine=engine, dtype=dtype, **options)
+    embeddings = _embed(reduced, pixels)
+    assert not np.array_equal(embeddings, expected), "it was computed as usual"
+    assert _cosines(embeddings, expected).min() >= least_cosine
+    assert _agreement(embeddings, expected) >= least_agreement
 
 
 @pytest.mark.slow

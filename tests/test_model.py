@@ -299,9 +299,13 @@ def test_changed_weights_of_this_source_are_refused(
 
 
 def test_weights_of_another_entry_are_refused(nano: Path) -> None:
-    for name in set(CHECKPOINTS) - {"hiera-nano-digits"}:
+    same_shapes = {"hiera-nano-digits", "hiera-nano-photos"}
+    for name in set(CHECKPOINTS) - same_shapes:
         with pytest.raises(ValueError, match="does not hold the weights of this model"):
             fiftyone_hiera.load_model(name, str(nano))
+
+    with pytest.raises(DownloadError, match=rf"{nano}: expected sha256 2134c8ba"):
+        fiftyone_hiera.load_model("hiera-nano-photos", str(nano))
 
 
 def test_options_are_checked_before_weights_are_touched() -> None:

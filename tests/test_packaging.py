@@ -1,30 +1,26 @@
-"""``pip install .``: the same folder as an installed package."""
+"""The checkout as an archive and as a plugin; what its files say about each other."""
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from oldest import oldest
 
+from fiftyone_hiera.__main__ import main
+from fiftyone_hiera.config import VERSION
 from sandbox import served_archive
 
 ROOT = Path(__file__).parents[1]
-
-_EMBED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import fiftyone_hiera
-from PIL import Image
-
-embedding = fiftyone_hiera.load_model("hiera-nano-digits").embed(Image.new("RGB", (9, 9)))
-print(fiftyone_hiera.__file__, *embedding.shape)
-"""
 
 # As FiftyOne 1.10 registers a plugin that it downloaded
 _REGISTER = """
@@ -74,38 +70,84 @@ def test_plugin_as_older_fiftyones_name_it(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].split() == ["5", "nano"]  # two by their old URI
 
 
-@pytest.mark.slow
-def test_wheel(tmp_path: Path) -> None:
-    # setuptools leaves its traces in the folder that it builds
-    checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    options = ["--no-deps", "--no-build-isolation", "--no-index"]
-    built, installed = tmp_path / "built", tmp_path / "installed"
-    subprocess.run(
-        [*pip, "wheel", *options, "--wheel-dir", str(built), str(checkout)], check=True
-    )
-    (wheel,) = built.iterdir()
-    subprocess.run(
-        [*pip, "install", *options, "--target", str(installed), str(wheel)], check=True
-    )
+def _read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
 
-    with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
 
-    folders = [ROOT, *(init.parent for init in ROOT.glob("*/__init__.py"))]
-    modules = [module for folder in folders for module in folder.glob("*.py")]
-    data = [ROOT / "manifest.json", *ROOT.glob("assets/*.safetensors")]
-    expected = {f"fiftyone_hiera/{path.relative_to(ROOT)}" for path in [*modules, *data]}
-    assert names == expected
+def _project() -> dict[str, Any]:
+    return tomllib.loads(_read("pyproject.toml"))["project"]
 
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", _EMBED, str(installed)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    module = installed / "fiftyone_hiera" / "__init__.py"
-    assert done.stdout.splitlines()[-1].split() == [str(module), "192"]
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load(_read("CITATION.cff"))
+    plugin = yaml.safe_load(_read("fiftyone.yml"))
+    newest = re.search(r"^## \[([\d.]+)\] - ([\d-]+)$", _read("CHANGELOG.md"), re.M)
+    assert newest is not None
+    stated = [one["version"] for one in (_project(), citation, plugin)]
+    assert [*stated, newest[1]] == [VERSION] * 4
+    assert str(citation["date-released"]) == newest[2]
+
+
+def test_command_line_shows_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"fiftyone-hiera {VERSION}\n"
+
+
+def test_changelog_links_every_release() -> None:
+    changelog = _read("CHANGELOG.md")
+    links = re.findall(r"^\[(\S+)\]: https://", changelog, re.M)
+    assert re.findall(r"^## \[(\S+)\]", changelog, re.M) == links
+
+
+def test_homepage_is_the_same_everywhere() -> None:
+    homepage = _project()["urls"]["Homepage"]
+    assert yaml.safe_load(_read("CITATION.cff"))["repository-code"] == homepage
+    assert yaml.safe_load(_read("fiftyone.yml"))["url"] == homepage
+
+
+@pytest.fixture(scope="module")
+def jobs() -> dict[str, Any]:
+    """The jobs of continuous integration."""
+    return yaml.safe_load(_read(".github/workflows/ci.yml"))["jobs"]
+
+
+def test_workflow_tests_the_classified_pythons(jobs: dict[str, Any]) -> None:
+    tested = jobs["test"]["strategy"]["matrix"]["python"]
+    classifiers = "\n".join(_project()["classifiers"])
+    assert re.findall(r"Python :: (3\.\d+)", classifiers) == tested
+
+
+def test_workflow_runs_what_exists(jobs: dict[str, Any]) -> None:
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    commands = "\n".join(step.get("run", "") for step in steps)
+
+    # Targets with % stand for those of every extra
+    targets = re.findall(r"^([\w.%/-]+):", _read("Makefile"), re.M)
+    extras = re.findall(r"^EXTRAS_(\w+) :=", _read("Makefile"), re.M)
+    known = {target.replace("%", extra) for target in targets for extra in extras}
+    made = set(re.findall(r"\bmake (\S+)", commands))
+    assert made and made <= known
+
+    options = tomllib.loads(_read("pyproject.toml"))["tool"]["pytest"]["ini_options"]
+    markers = {marker.partition(":")[0] for marker in options["markers"]}
+    marked = set(re.findall(r"pytest\b.* -m (\S+)", commands))
+    assert marked and marked <= markers
+
+    programs = set(re.findall(r"\.ci/\w+|scripts/\w+\.py", commands))
+    assert ".ci/run" in programs
+    assert all((ROOT / program).is_file() for program in programs)
+
+
+def test_oldest_packages_are_the_lower_ends() -> None:
+    constraints = dict(one.split("==") for one in oldest())
+    assert constraints["torch"] == "2.6"
+    assert constraints["ray"] == "2.55"
+    assert constraints.keys() >= {_name(one) for one in _project()["dependencies"]}
+    assert not constraints.keys() & {"pytest", "scikit-learn"}
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w-]", requirement)[0]

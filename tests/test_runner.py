@@ -132,7 +132,7 @@ def test_provenance_is_recorded(samples: Any, model: HieraEmbeddingModel) -> Non
     assert samples.get_field("hiera").info == {
         "mine": "kept",
         "provenance_version": 2,
-        "made_with": "fiftyone-hiera 0.1.0",
+        "made_with": "fiftyone-hiera 0.2.0",
         "checkpoint": NANO,
         "revision": "unknown",
         "sha256": "9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
