@@ -320,7 +320,7 @@ def test_pictures() -> None:
         for name in re.findall(r"!\[[^]]+\]\((?!https)(\S+)\)", path.read_text("utf-8")):
             picture = path.parent / name
             assert picture.suffix != ".jpg" or f'picture("{picture.stem}")' in source
-            limit = 5_000_000 if picture.suffix == ".webp" else 200_000
+            limit = 3_000_000 if picture.suffix == ".webp" else 200_000
             assert picture.stat().st_size < limit
 
 
