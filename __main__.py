@@ -79,7 +79,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "python -m fiftyone_hiera", description="Compute embeddings with a Hiera model."
     )
     parser.add_argument(
-        "--version", action=_ShowVersion, nargs=0, help="show the version and exit"
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        default=argparse.SUPPRESS,  # the others are passed on
+        help="show the version and exit",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -60,8 +60,8 @@ def test_plugin_declares_the_secrets(plugin: Any) -> None:
 @pytest.mark.parametrize(
     ("secret", "value", "offered"),
     [
-        (LICENSES, "MIT, Apache 2.0", [BIRDER, NANO]),
-        (LICENSES, "Apache 2.0", [BIRDER, NANO]),
+        (LICENSES, "MIT, Apache 2.0", [BIRDER, NANO, "hiera-nano-photos"]),
+        (LICENSES, "Apache 2.0", [BIRDER, NANO, "hiera-nano-photos"]),
         (NAMES, f"other, {NANO}", [NANO]),
         # The weights are offered once, under the first of their names that is allowed
         (NAMES, f"{TINY},{TINY}-cls", [TINY]),
