@@ -53,7 +53,7 @@ def check_index_options(target: Target, embedder: Embedder, options: RunOptions)
             raise ValueError("Nothing to store in: give an embeddings_field or a brain_key")
 
         if options.overwrite:
-            _warn_of_indexes(target, embedder)
+            _warn_of_indexes(target, embedder, "are overwritten in")
 
         return
 
@@ -114,6 +114,11 @@ def settle_index(
         EmbeddingError: if that fails; the embeddings are stored
     """
     if options.index is None:
+        if report.embedded:
+            target.dataset.clear_cache()  # of indexes that have read the field before
+            if not options.overwrite:
+                _warn_of_indexes(target, embedder, "were added to")
+
         return None
 
     try:
@@ -147,12 +152,12 @@ def describe_contents(target: Target, embedder: Embedder) -> Contents:
     )
 
 
-def _warn_of_indexes(target: Target, embedder: Embedder) -> None:
+def _warn_of_indexes(target: Target, embedder: Embedder, change: str) -> None:
     keys = list_indexes(target.dataset, describe_contents(target, embedder))
     if keys:
         logger.warning(
-            "The embeddings in %r are overwritten, but not those in its indexes %s: give a "
-            "brain_key to overwrite both",
+            "Embeddings %s %r, but not its indexes %s: give a brain_key to change both",
+            change,
             target.path,
             keys,
         )

@@ -129,7 +129,7 @@ def _speed_table() -> str:
         [name, *(jobs.get(job, "") for jobs in figures.values())]
         for job, name in _JOBS.items()
     ]
-    return _markdown(["whole job: images/s, to the first", *figures], rows)
+    return _markdown(["whole job: images/s, relative to the first row", *figures], rows)
 
 
 def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:

@@ -105,7 +105,7 @@ def test_readme(zoo_user: ZooUser, images: Path, monkeypatch: pytest.MonkeyPatch
     result = """
 session.close()
 query = dataset.first()
-view = dataset.sort_by_similarity(query.id, k=10, brain_key="hiera_sim")
+view = dataset.sort_by_similarity(query.id, k=10, brain_key="hiera_similarity")
 result = [
     dataset.first().hiera.shape,
     view.first().id == query.id and len(view) == 10,

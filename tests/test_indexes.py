@@ -564,7 +564,14 @@ def test_index_made_by_fiftyone_of_other_vectors(
         other.embed_samples(samples, "hiera", brain_key=KEY)
 
 
-def test_overwriting_a_field_warns_of_its_indexes(
+def test_index_in_memory_is_read_again(samples: Any, model: HieraEmbeddingModel) -> None:
+    model.embed_samples(samples[:10], "hiera", brain_key=KEY, backend="sklearn")
+    assert len(samples.sort_by_similarity(samples.first().id, brain_key=KEY)) == 10
+    model.embed_samples(samples, "hiera")
+    assert len(samples.sort_by_similarity(samples.last().id, brain_key=KEY)) == 40
+
+
+def test_a_field_warns_of_its_indexes(
     samples: Any,
     model: HieraEmbeddingModel,
     postgres: Postgres,
@@ -575,7 +582,17 @@ def test_overwriting_a_field_warns_of_its_indexes(
         with caplog.at_level(logging.WARNING):
             model.embed_samples(samples[:2], "hiera", overwrite=True)
 
-        assert "not those in its indexes ['hiera_sim']" in caplog.text
+        assert "overwritten in 'hiera', but not its indexes ['hiera_sim']" in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model.embed_samples(samples, "hiera")
+
+        assert not caplog.text, "nothing was embedded"
+        samples[:2].set_field("hiera", None).save("hiera")
+        with caplog.at_level(logging.WARNING):
+            model.embed_samples(samples, "hiera")
+
+        assert "added to 'hiera', but not its indexes ['hiera_sim']" in caplog.text
         one = samples.first()
         Image.new("L", (8, 8), 255).save(one.filepath.replace(".png", "-white.png"))
         one.filepath = one.filepath.replace(".png", "-white.png")
