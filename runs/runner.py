@@ -141,6 +141,9 @@ def _run(
         yield from _run_steps(target, embedder, options, progress, report, claim, feed)
         report.index = settle_index(target, embedder, options, feed, report)
 
+    # FiftyOne's reloads for another run in this process may have lost it from memory
+    target.find_field()
+
 
 def _run_steps(
     target: Target,

@@ -128,7 +128,7 @@ def test_app(zoo_user: ZooUser, images: Path) -> None:
 
     (operator,) = blocks(ROOT / "docs" / "app.md", "python")
     dataset = f'dataset = fo.Dataset.from_images_dir("{images}", name="app")\n'
-    code = dataset + operator + "\nresult = dataset.first().hiera_cls.shape"
+    code = dataset + operator + "\nresult = dataset.first().hiera_new.shape"
     assert zoo_user.python(code.replace(TINY, NANO)) == [192]
 
 

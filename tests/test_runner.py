@@ -58,6 +58,23 @@ def _check(samples: Any, model: HieraEmbeddingModel, field: str = "hiera") -> No
     assert np.abs(np.stack(stored) - expected).max() < 1e-4
 
 
+def test_field_that_was_lost_from_memory(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Target.store
+
+    def store_and_lose(target: Target, *args: Any) -> Any:
+        stored = store(target, *args)
+        if samples.get_field("hiera") is not None:
+            samples._sample_doc_cls._undeclare_field("hiera")  # as reloads elsewhere may
+
+        return stored
+
+    monkeypatch.setattr(Target, "store", store_and_lose)
+    model.embed_samples(samples, "hiera", batch_size=64)
+    _check(samples, model)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "num_workers"), [(None, None), (1, 9), (16, 0), (64, 2)]
 )
