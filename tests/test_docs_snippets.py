@@ -6,6 +6,7 @@ Names of checkpoints, paths and URLs are those of the tests.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,14 +175,14 @@ def test_clone_in_the_zoo(zoo_user: ZooUser) -> None:
     assert command == f"git clone /path/to/checkout {zoo_dir}"
     # A clone has what is committed; this has what is tested
     clone = zoo_user.home / "own-zoo" / "fiftyone_hiera"
-    clone.parent.mkdir()
-    clone.symlink_to(ROOT)
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     code = f"""
 fo.config.model_zoo_dir = {str(clone.parent)!r}
 model = foz.load_zoo_model(NANO)
 result = [foz.list_zoo_model_sources(), model.embedding_dim]
 """
     assert zoo_user.python(code) == [[], 192]
+    assert (clone / f"{NANO}.safetensors").exists()
 
 
 def test_embedding(samples: Any, images: Path, load: Any) -> None:

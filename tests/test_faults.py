@@ -227,23 +227,25 @@ def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     none, *some = (
         run_with(10, "torch"),
         run_with(500, "torch"),
-        run_with(700, "openvino"),
+        run_with(300, "openvino"),
     )
     (stopped,) = none.said()
     assert stopped["error"].startswith("Out of memory at a single image")
     assert stopped["stored"] == 0
     none.wait()
 
-    for process in some:
+    for process, is_halved in zip(some, (True, False), strict=True):
         assert next(process.said()) == {"embedded": 48}
         _, log = process.wait()
-        assert "Out of memory at a batch size of 48: continuing with 24" in log
+        # OpenVINO takes a few images of a batch at a time
+        halved = "Out of memory at a batch size of 48: continuing with 24" in log
+        assert halved or not is_halved
 
     unlimited = fiftyone_hiera.load_model(
         "hiera-nano-digits", checkpoint=checkpoint, dtype="float32"
     )
     samples.reload()
-    for field in ("torch_500", "openvino_700"):
+    for field in ("torch_500", "openvino_300"):
         paths, stored = samples.exists(field).values(["filepath", field])
         assert len(paths) == 48
         embeddings = unlimited.embed_all([Image.open(path) for path in paths])
