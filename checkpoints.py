@@ -303,6 +303,28 @@ def _meta_checkpoints() -> Iterator[Checkpoint]:
                 )
 
 
+def _nano_checkpoint(
+    kind: str, *, sha256: str, trained: str, training_data: tuple[str, str]
+) -> Checkpoint:
+    """Return an entry whose weights come with this source."""
+    filename = f"hiera-nano-{kind}.safetensors"
+    return Checkpoint(
+        name=f"hiera-nano-{kind}",
+        filename=filename,
+        weights=BundledFile(Path(__file__).with_name("assets") / filename, sha256),
+        depths=(1, 1, 2, 1),
+        embed_dim=24,
+        num_heads=(1, 2, 4, 8),
+        image_size=64,
+        parameters=665_736,
+        trained=trained,
+        training_data=training_data,
+        author="fiftyone-hiera",
+        source=f"examples/train_nano_{kind}.py of this source",
+        license="Apache 2.0",
+    )
+
+
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
@@ -331,47 +353,23 @@ CHECKPOINTS: dict[str, Checkpoint] = {
             license="Apache 2.0",
             architecture=ABSWIN,
         ),
-        Checkpoint(
-            name="hiera-nano-digits",
-            filename="hiera-nano-digits.safetensors",
-            weights=BundledFile(
-                Path(__file__).with_name("assets") / "hiera-nano-digits.safetensors",
-                "9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
-            ),
-            depths=(1, 1, 2, 1),
-            embed_dim=24,
-            num_heads=(1, 2, 4, 8),
-            image_size=64,
-            parameters=665_736,
+        _nano_checkpoint(
+            "digits",
+            sha256="9acba5f0399ad6a7d8c4cbb0f9ddbc7755537ab071b1079cf1aa9a8e85b6045c",
             trained="trained with labels on 1,200 handwritten digits, for demonstration",
             training_data=(
                 "scikit-learn digits",
                 "https://scikit-learn.org/stable/datasets/toy_dataset.html",
             ),
-            author="fiftyone-hiera",
-            source="examples/train_nano_digits.py of this source",
-            license="Apache 2.0",
         ),
-        Checkpoint(
-            name="hiera-nano-photos",
-            filename="hiera-nano-photos.safetensors",
-            weights=BundledFile(
-                Path(__file__).with_name("assets") / "hiera-nano-photos.safetensors",
-                "2134c8badfc58ba01380bba5576d81f129f2b5cf1255092ae4219ddde2a65ca2",
-            ),
-            depths=(1, 1, 2, 1),
-            embed_dim=24,
-            num_heads=(1, 2, 4, 8),
-            image_size=64,
-            parameters=665_736,
+        _nano_checkpoint(
+            "photos",
+            sha256="2134c8badfc58ba01380bba5576d81f129f2b5cf1255092ae4219ddde2a65ca2",
             trained="trained without labels on parts of 15 photographs, for demonstration",
             training_data=(
                 "photographs of scikit-image and scikit-learn",
                 "https://scikit-image.org/docs/stable/api/skimage.data.html",
             ),
-            author="fiftyone-hiera",
-            source="examples/train_nano_photos.py of this source",
-            license="Apache 2.0",
         ),
     )
 }

@@ -8,7 +8,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 import torch
-from test_engines import _agreement, _cosines, _embed
+from test_engines import _agreement, _cosines, _embed, _prepare_digits
 
 import fiftyone_hiera
 from digits import Digit
@@ -22,12 +22,7 @@ NANO = "hiera-nano-digits"
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    """The 1,797 digits, as the encoder takes them."""
-    from sklearn.datasets import load_digits
-
-    model = _load("cpu")
-    images = (load_digits().images * 15.9).astype(np.uint8)
-    return torch.stack([model.transforms(image) for image in images])
+    return _prepare_digits(_load("cpu"))
 
 
 @pytest.fixture(scope="module")

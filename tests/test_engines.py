@@ -41,7 +41,11 @@ needs_bfloat16 = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pixels(model: HieraEmbeddingModel) -> torch.Tensor:
-    """The 1,797 digits, as the encoder takes them."""
+    return _prepare_digits(model)
+
+
+def _prepare_digits(model: HieraEmbeddingModel) -> torch.Tensor:
+    """Return the 1,797 digits, as the encoder takes them."""
     from sklearn.datasets import load_digits
 
     images = (load_digits().images * 15.9).astype(np.uint8)
