@@ -8,6 +8,7 @@ import fiftyone as fo
 from fiftyone.core.odm.utils import validate_field_name
 
 from ..runs.fiftyone_internals import label_path
+from ..runs.schema import add_field
 
 _DESCRIPTION = "Distances from the last search by similarity"
 
@@ -67,6 +68,6 @@ def empty_field(dataset: Any, path: str) -> None:
         path: the path of the field
     """
     if dataset.get_field(path) is None:
-        dataset.add_sample_field(path, fo.FloatField, description=_DESCRIPTION)
+        add_field(dataset, path, fo.FloatField, _DESCRIPTION)
     else:
         dataset.clear_sample_field(path)

@@ -85,6 +85,22 @@ def dataset_id(dataset: Any) -> Any:
     return dataset._doc.id
 
 
+def show_field(dataset: Any, path: str) -> None:
+    """Show a field of the database in the dataset in memory.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+    """
+    is_of_frames = path.startswith("frames.")
+    documents = dataset._frame_doc_cls if is_of_frames else dataset._sample_doc_cls
+    path = path.removeprefix("frames.")
+    with schema_lock:
+        stored = documents._get_field_doc(path, reload=True)
+        _, parent, _, _ = documents._parse_path(path)
+        parent._declare_field(dataset, path, stored)
+
+
 def show_info(dataset: Any, path: str, info: dict[str, Any]) -> None:
     """Show the info of a field that was written to the database in the dataset in memory.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+import fiftyone.core.fields as fof
 import fiftyone.core.odm as foo
 
 from ..embedding.provenance import Provenance, provenance_in
-from .fiftyone_internals import dataset_id, show_info
+from .fiftyone_internals import dataset_id, show_field, show_info
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,42 @@ def find_stored_field(dataset: Any, path: str) -> StoredField | None:
     return StoredField(place, names, document.get("info"), is_read_only)
 
 
+def add_field(
+    dataset: Any, path: str, ftype: type[fof.Field], description: str | None = None
+) -> None:
+    """Add a field to a dataset, if it does not exist yet.
+
+    It is one update of one document. FiftyOne's own methods write the list of all fields
+    as they read it a moment before, and lose those that other processes add meanwhile.
+
+    Args:
+        dataset: the dataset
+        path: the path of the field
+        ftype: its type, a subclass of :class:`fiftyone.core.fields.Field`
+        description (None): its description
+
+    Raises:
+        ValueError: if the field that it would be in was deleted or is read-only
+    """
+    name = path.rpartition(".")[2]
+    document = foo.SampleFieldDocument(
+        name=name,
+        ftype=f"{ftype.__module__}.{ftype.__qualname__}",
+        db_field=name,
+        description=description,
+        created_at=datetime.now(UTC),
+    ).to_mongo()
+    absent = {"$not": {"$elemMatch": {"name": name}}}
+    while find_stored_field(dataset, path) is None:
+        place, names = _find_siblings(dataset, path)
+        foo.get_db_conn().datasets.update_one(
+            {"_id": dataset_id(dataset), **names, place: absent},
+            {"$push": {place: document}, "$currentDate": {"last_modified_at": True}},
+        )
+
+    show_field(dataset, path)
+
+
 def read_provenance(dataset: Any, path: str) -> Provenance:
     """Read the provenance of a field from the database.
 
@@ -110,3 +148,19 @@ def replace_info(dataset: Any, path: str, field: StoredField, info: dict[str, An
 
     show_info(dataset, path, info)
     return True
+
+
+def _find_siblings(dataset: Any, path: str) -> tuple[str, dict[str, str]]:
+    """Return where the fields beside a new one are, and the names that they are in."""
+    parent = path.rpartition(".")[0]
+    if parent in ("", "frames"):
+        return "frame_fields" if parent else "sample_fields", {}
+
+    found = find_stored_field(dataset, parent)
+    if found is None:
+        raise ValueError(f"The field {parent!r} was deleted")
+
+    if found.is_read_only:
+        raise ValueError(f"The field {parent!r} is read-only")
+
+    return f"{found.place}.fields", found.names

@@ -23,8 +23,9 @@ from .fiftyone_internals import (
     is_generated,
     label_path,
     schema_lock,
+    show_field,
 )
-from .schema import find_stored_field
+from .schema import add_field, find_stored_field
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -117,21 +118,15 @@ class Target:
             if find_stored_field(self.dataset, self.path) is None:
                 return False
 
-            self.dataset.reload()
+            show_field(self.dataset, self.path)
             self._check_field()
             return True
 
     def add_field(self) -> None:
         """Add the field to the dataset, if it does not exist yet."""
         with schema_lock:
-            if self.find_field():
-                return
-
-            name = self.path.removeprefix(self.frames_prefix)
-            if self.frames_prefix:
-                self.dataset.add_frame_field(name, fof.VectorField)
-            else:
-                self.dataset.add_sample_field(name, fof.VectorField)
+            if not self.find_field():
+                add_field(self.dataset, self.path, fof.VectorField)
 
     def select(self, sample_ids: Sequence[str]) -> fov.DatasetView:
         """Return a view of samples by ID.

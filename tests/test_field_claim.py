@@ -124,6 +124,52 @@ def test_second_claim_is_refused(
     first.confirm()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("patches_field", [None, "parts"])
+def test_fields_that_processes_add_at_once_are_all_kept(
+    samples: Any, tmp_path: Path, patches_field: str | None
+) -> None:
+    """FiftyOne saves fields as whole lists, and loses those that others just added."""
+    _label(samples)
+    start = tmp_path / "start"
+    code = """
+        from fiftyone_hiera.runs.target import Target
+
+        dataset = fo.load_dataset({name!r})
+        say(ready=True)
+        while not Path({start!r}).exists():
+            time.sleep(0.001)
+
+        for number in range(40):
+            Target(dataset, f"{process}_{{number}}", {patches_field!r}).add_field()
+            assert Target(dataset, f"{process}_{{number}}", {patches_field!r}).find_field()
+    """
+    names = ("first", "second")
+    processes = [
+        OtherProcess(
+            code.format(
+                name=samples.name,
+                start=str(start),
+                process=name,
+                patches_field=patches_field,
+            ),
+            tmp_path,
+        )
+        for name in names
+    ]
+    for process in processes:
+        assert next(process.said()) == {"ready": True}
+
+    start.touch()
+    for process in processes:
+        process.wait()
+
+    samples.reload()
+    prefix = "parts.detections." if patches_field else ""
+    paths = {f"{prefix}{name}_{number}" for name in names for number in range(40)}
+    assert paths <= samples.get_field_schema(fo.VectorField, flat=True).keys()
+
+
 def test_lost_claim_is_taken_again(
     samples: Any, model: HieraEmbeddingModel, other: HieraEmbeddingModel
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from digits import Digit
 from fiftyone_hiera.hiera.engines import has_bfloat16
 from fiftyone_hiera.runs import fiftyone_internals as internals
+from fiftyone_hiera.runs.schema import add_field
 
 _ROOT = Path(__file__).parents[1]
 
@@ -30,6 +31,11 @@ _USED_IN = {
     "_get_label_field_path": "runs/fiftyone_internals.py",
     "_serialize": "runs/fiftyone_internals.py",
     "_doc": "runs/fiftyone_internals.py",
+    "_sample_doc_cls": "runs/fiftyone_internals.py",
+    "_frame_doc_cls": "runs/fiftyone_internals.py",
+    "_get_field_doc": "runs/fiftyone_internals.py",
+    "_parse_path": "runs/fiftyone_internals.py",
+    "_declare_field": "runs/fiftyone_internals.py",
     "_stages": "runs/fiftyone_internals.py",
     "_pipeline": "runs/fiftyone_internals.py",
     "_sample_collection": "runs/fiftyone_internals.py",
@@ -176,6 +182,40 @@ def test_document_of_a_dataset(dataset: Any) -> None:
     dataset.add_sample_field("hiera", fo.VectorField)
     internals.show_info(dataset, "hiera", {"mine": 1})
     assert dataset.get_field("hiera").info == {"mine": 1}
+
+
+@pytest.mark.parametrize("path", ["hiera", "frames.hiera", "parts.detections.hiera"])
+def test_fields_are_added_as_fiftyone_adds_them(path: str) -> None:
+    documents = []
+    for add in (add_field, _add_with_fiftyone):
+        samples = fo.Dataset()
+        name = "video.mp4" if path.startswith("frames.") else "image.png"
+        samples.add_sample(fo.Sample(filepath=name, parts=fo.Detections()))
+        add(samples, path, fo.VectorField, "Mine")
+        field = samples.get_field(path)
+        assert (type(field), field.description) == (fo.VectorField, "Mine")
+        fields = samples._doc.to_dict()
+        documents.append(_undated(fields["sample_fields"] + (fields["frame_fields"] or [])))
+        samples.delete()
+
+    assert documents[0] == documents[1]
+
+
+def _add_with_fiftyone(samples: Any, path: str, ftype: Any, description: str) -> None:
+    is_of_frames = path.startswith("frames.")
+    add = samples.add_frame_field if is_of_frames else samples.add_sample_field
+    add(path.removeprefix("frames."), ftype, description=description)
+
+
+def _undated(fields: Any) -> Any:
+    return [
+        {
+            **field,
+            "created_at": field["created_at"] is None,
+            "fields": _undated(field["fields"]),
+        }
+        for field in fields
+    ]
 
 
 def test_pillow(digits: list[Digit], tmp_path: Path) -> None:
