@@ -124,6 +124,22 @@ def test_second_claim_is_refused(
     first.confirm()
 
 
+def test_field_of_another_process_is_found(
+    samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(samples, "hiera")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("fiftyone_hiera.runs.schema.show_field", lambda *_: None)
+        target.add_field()
+
+    assert samples.get_field("hiera") is None
+    sample = samples.first()
+    sample.tags.append("unsaved")
+    assert target.find_field()
+    assert isinstance(samples.get_field("hiera"), fo.VectorField)
+    assert samples.first().tags == ["unsaved"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("patches_field", [None, "parts"])
 def test_fields_that_processes_add_at_once_are_all_kept(
