@@ -6,7 +6,7 @@ are only looked at once, at the end. Takes a minute on two CPU cores:
 
     python examples/train_nano_digits.py
 
-It prints the number of parameters and the sha256 for the table in config.py.
+It prints the number of parameters and the sha256 for the table in checkpoints.py.
 """
 
 from __future__ import annotations
