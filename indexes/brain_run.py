@@ -340,7 +340,7 @@ def _compute(
     dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
 ) -> Any:
     key = options.brain_key
-    settings = _with_defaults(backend, options, contents)
+    settings = _with_defaults(backend, options)
     record = _make_record(backend.name, contents)
     try:
         return fob.compute_similarity(
@@ -405,16 +405,14 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _with_defaults(
-    backend: Backend, options: IndexOptions, contents: Contents
-) -> dict[str, Any]:
+def _with_defaults(backend: Backend, options: IndexOptions) -> dict[str, Any]:
     """Add the settings whose defaults in FiftyOne are not good enough."""
     settings = dict(options.settings)
     defaults = {"metric": "cosine"}  # Milvus' is "dotproduct", which prefers long vectors
     if backend.name == "pgvector":
         # FiftyOne's default is the same for all indexes of a dataset, of which each new
         # one drops the one before
-        defaults["index_name"] = f"hiera-{contents.dataset_id}-{options.brain_key}"[:63]
+        defaults["index_name"] = f"hiera-{uuid.uuid4().hex}"
 
     for name, value in defaults.items():
         if name in backend.settings and name not in backend.configured:

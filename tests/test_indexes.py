@@ -495,11 +495,12 @@ def test_two_runs_on_one_index(
 def test_two_indexes_of_a_dataset(
     samples: Any, model: HieraEmbeddingModel, postgres: Postgres
 ) -> None:
+    keys = [f"{'a_long_brain_key_' * 3}{number}" for number in (1, 2)]
     with configured("pgvector", connection_string=postgres.uri):
-        for key in (KEY, "second"):
+        for key in keys:
             model.embed_samples(samples, "hiera", brain_key=key, backend="pgvector")
 
-        for key in (KEY, "second"):
+        for key in keys:
             config = samples.get_brain_info(key).config
             query = "SELECT count(*) FROM pg_indexes WHERE tablename = %s"
             assert postgres.fetch(query, config.table_name) == [(2,)]
