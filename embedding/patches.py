@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import eta.core.geometry as etag
 import numpy as np
 import numpy.typing as npt
 
@@ -36,6 +35,9 @@ def extract_patch(
     Raises:
         ValueError: if the patch is empty
     """
+    # A second of imports, which whole images do without
+    import eta.core.geometry as etag
+
     x, y, width, height = box
     bounding_box = etag.BoundingBox.from_coords(x, y, x + width, y + height)
     if alpha is not None:

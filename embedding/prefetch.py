@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import eta.core.video as etav
 import numpy as np
 import torch
 
@@ -151,6 +150,9 @@ def _read_image(job: Job, preprocessing: Preprocessing) -> list[Read]:
 
 
 def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:
+    # A second of imports, which images do without
+    import eta.core.video as etav
+
     frames: dict[int | None, list[Part]] = {}
     for part in job.parts:
         frames.setdefault(part.frame_number, []).append(part)

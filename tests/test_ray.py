@@ -332,7 +332,7 @@ def test_requirement() -> None:
 def test_workers_do_without_fiftyone() -> None:
     code = (
         "import sys, fiftyone_hiera.cluster.stages; "
-        "assert not {'fiftyone', 'pymongo'} & {*sys.modules}"
+        "assert not {'fiftyone', 'pymongo', 'eta', 'transformers'} & {*sys.modules}"
     )
     environment = {"PYTHONPATH": _SOURCES}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
