@@ -68,7 +68,7 @@ class _ShowVersion(argparse.Action):
     """Import the version only when it is asked for: that takes seconds."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from fiftyone_hiera.config import VERSION
+        from fiftyone_hiera.embedding.version import VERSION
 
         print(f"fiftyone-hiera {VERSION}")
         parser.exit()

@@ -20,9 +20,6 @@ from .hiera.pooling import POOLINGS
 from .hiera.user_checkpoint import find_checkpoint
 from .images.preprocessing import Preprocessing
 
-VERSION = "0.2.0"
-"""The version of this package."""
-
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

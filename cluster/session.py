@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..config import VERSION
+from ..embedding.version import VERSION
 from .options import RayOptions
 
 _LOCAL = "local"

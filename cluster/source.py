@@ -10,11 +10,11 @@ from ..embedding.embedder import Embedder
 from ..embedding.jobs import Job
 from ..embedding.results import Failed, Result, check_row
 from .blocks import AnswerBlock
+from .encoding import embed_block
 from .ledger import Ledger
 from .options import RayOptions
 from .session import Actors, connect
 from .spec import describe_encoder
-from .stages import embed_block
 from .stream import Stream, StreamSettings, read_one_by_one
 
 # After so many seconds without a result, blocks on their way may be lost

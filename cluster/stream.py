@@ -25,10 +25,11 @@ from ray.util.queue import Queue
 from ..embedding.jobs import Job
 from ..images.preprocessing import Preprocessing
 from .blocks import AnswerBlock, pack_jobs, unpack_answers
+from .encoding import EncodeBlocks
 from .ledger import Ledger
+from .reading import read_block
 from .session import Actors, own_node
 from .spec import EncoderSpec
-from .stages import EncodeBlocks, read_block
 
 # How long to wait for a result before the caller gets control
 _POLL_SECONDS = 0.2

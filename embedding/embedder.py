@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..config import Settings
@@ -15,8 +13,7 @@ from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pooling import POOLINGS
 from ..images.preprocessing import Preprocessing
 from .provenance import Origin, Provenance, provenance_of
-
-Embeddings = npt.NDArray[np.float32]
+from .results import Embeddings
 
 
 class Embedder:

@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..images.decoding import ImageLike, read_image
-from ..images.preprocessing import Preprocessing
+from ..images.preprocessing import PixelArray, Preprocessing
 from ..images.refusals import check_is_file
 from .jobs import Job, Part
 from .patches import ImageArray, extract_patch
@@ -33,13 +32,13 @@ class Input:
     Args:
         job: the file
         part: the part
-        pixels: a uint8 tensor of shape (3, H, W)
+        pixels: a uint8 array of shape (3, H, W)
         warnings (()): the warnings about the file
     """
 
     job: Job
     part: Part
-    pixels: torch.Tensor
+    pixels: PixelArray
     warnings: Sequence[str] = ()
 
 
@@ -205,7 +204,7 @@ def _prepare(
 ) -> Read:
     try:
         cropped: ImageLike = image if part.box is None else _crop(image, part)
-        return Input(job, part, preprocessing(cropped), warnings)
+        return Input(job, part, preprocessing.to_pixels(cropped), warnings)
     except Exception as error:  # noqa: BLE001  # one failure costs one part
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
         reason = str(error) or type(error).__name__

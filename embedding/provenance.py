@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints import Checkpoint
-from ..config import LAST_STAGE, VERSION, Settings
+from ..config import LAST_STAGE, Settings
 from ..images.preprocessing import Preprocessing
+from .version import VERSION
 
 Provenance = dict[str, Any]
 """The settings by name, of types that JSON and MongoDB have."""

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from .embedder import Embeddings
 from .jobs import Job, Part
+
+Embeddings = npt.NDArray[np.float32]
+"""N embeddings, of shape (N, D), or one, of shape (D,)."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from ..images.preprocessing import Normalization, Preprocessing
+from ..images.preprocessing import Preprocessing
 from .backbone import resize_positions
 from .configuration import Configuration, at_size, grid_size
+from .normalization import Normalization
 from .weights_file import WeightsFile
 
 _SEED = 51

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..images.preprocessing import Normalization, Preprocessing
+from ..images.preprocessing import Preprocessing
 from .backbone import Backbone
 from .checkpoint_kinds import get_architecture
 from .configuration import Configuration, at_size, grid_size, stage_dim
 from .engines import ENGINES, Run
+from .normalization import Normalization
 from .weights_file import WeightsFile
 
 

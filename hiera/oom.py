@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Pixels: TypeAlias = "torch.Tensor | Sequence[torch.Tensor]"
-"""The encoder's input for N images, as one tensor or as N."""
+Pixels: TypeAlias = "torch.Tensor | Sequence[torch.Tensor | npt.NDArray[np.uint8]]"
+"""The encoder's input for N images, as one tensor or as N tensors or arrays."""
 
 Arrays: TypeAlias = Sequence[npt.NDArray[np.float32]]
 
@@ -39,7 +39,10 @@ _PATIENCE = 8
 
 def stack(pixels: Pixels) -> torch.Tensor:
     """Return the pixels of N images as one tensor of shape (N, 3, H, W)."""
-    return pixels if isinstance(pixels, torch.Tensor) else torch.stack([*pixels])
+    if isinstance(pixels, torch.Tensor):
+        return pixels
+
+    return torch.stack([torch.as_tensor(image) for image in pixels])
 
 
 class Halving:

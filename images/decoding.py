@@ -22,19 +22,22 @@ from __future__ import annotations
 import io
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from . import jpeg
 from .monkeypatch import Override
 from .refusals import check_is_file, describe_content
 from .uris import is_uri, open_uri
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 log_warning = logger.warning
@@ -143,8 +146,8 @@ def to_rgb(image: ImageLike) -> Image.Image:
         path = getattr(image, "filename", "")
         return _pil_to_rgb(image, describe_source(path) if path else "image", log_warning)
 
-    if isinstance(image, torch.Tensor):
-        if image.dtype != torch.uint8:
+    if _is_tensor(image):
+        if str(image.dtype) != "torch.uint8":
             raise ValueError(
                 f"An image tensor must be uint8, found {image.dtype}. For tensors that "
                 "model.transforms returned, set model.preprocess = False"
@@ -162,6 +165,11 @@ def to_rgb(image: ImageLike) -> Image.Image:
         "An image must be a PIL image, a numpy array or a torch tensor, found "
         f"{type(image).__name__}"
     )
+
+
+def _is_tensor(image: object) -> TypeGuard[torch.Tensor]:
+    torch = sys.modules.get("torch")  # without which there are no tensors
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _open(source: Source) -> BinaryIO:

@@ -4,10 +4,11 @@ The steps are those of transformers' ``BitImageProcessorPil`` with the settings 
 Meta's Hiera repositories: resize the shortest edge to 256, bicubic; center crop of 224,
 odd margins truncated; scale by 1/255; normalize by ImageNet's mean and standard
 deviation. The crop stays uint8 until it is on the encoder's device, a quarter of the
-bytes to transfer; :class:`Normalization` then computes the same float32 values.
+bytes to transfer; ``hiera/normalization.py`` then computes the same float32 values.
 
 The fast variant (option ``fast_decoding``) decodes large JPEGs at reduced size and
-resizes with torch's SIMD kernels.
+resizes with torch's SIMD kernels. Nothing else here imports torch: processes that only
+read would spend 0.5 GB and seconds on it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
-from torch.nn import functional
 
 from .decoding import ImageLike, Warn, log_warning, read_image, to_rgb
 from .pickling import Portable
+
+if TYPE_CHECKING:
+    import torch
+
+PixelArray = npt.NDArray[np.uint8]
+"""An image as the encoder takes it, of shape (3, height, width)."""
 
 # If an image would have more pixels once resized, only the part inside the crop is
 # resized: all of a 30000x1 px image would take 8 GB
@@ -92,19 +98,34 @@ class Preprocessing(Portable):
         Returns:
             a uint8 tensor of shape (3, height, width)
         """
+        import torch
+
+        return torch.from_numpy(self.to_pixels(image))
+
+    def to_pixels(self, image: ImageLike) -> PixelArray:
+        """Resize and crop an image to the encoder's input, as an array.
+
+        Args:
+            image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
+
+        Returns:
+            a uint8 array of shape (3, height, width)
+        """
         rgb = to_rgb(image)
         resized = self._resized_size(rgb.size)
         crop = self._crop(resized)
         if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
             cropped = _resize_crop(rgb, resized, crop, self.resample)
         elif self.is_fast and self.resample in _TORCH_MODES:
-            pixels = _resize_fast(rgb, resized, _TORCH_MODES[self.resample])
+            whole = _resize_fast(rgb, resized, _TORCH_MODES[self.resample])
             left, top, right, bottom = crop
-            return pixels[:, top:bottom, left:right].contiguous()
+            return whole[:, top:bottom, left:right].copy()
         else:
             cropped = rgb.resize(resized, self.resample).crop(crop)
 
-        return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
+        pixels = np.empty((3, *self.crop_size), np.uint8)
+        pixels[...] = np.asarray(cropped).transpose(2, 0, 1)
+        return pixels
 
     def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return the part of an image that is inside the crop.
@@ -236,61 +257,22 @@ def from_file(path: Path) -> Preprocessing:
     )
 
 
-class Normalization:
-    """Scale uint8 pixels to [0, 1] and normalize each channel.
-
-    Args:
-        preprocessing: the preprocessing, which has the mean and standard deviation
-        device: the device of the network
-    """
-
-    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._device = device
-        self._mean, self._std = (
-            torch.tensor(values, device=device).view(3, 1, 1)
-            for values in (preprocessing.mean, preprocessing.std)
-        )
-
-        # A tensor: some devices divide by a Python scalar by multiplying with its rounded
-        # reciprocal
-        self._full_scale = torch.full_like(self._mean, 255.0)
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalize a batch of images.
-
-        Args:
-            pixels: a uint8 tensor of shape (N, 3, H, W) on any device
-
-        Returns:
-            a float32 tensor of shape (N, 3, H, W) on the network's device
-        """
-        pixels = pixels.to(self._device, non_blocking=True)
-        return pixels.float().div_(self._full_scale).sub_(self._mean).div_(self._std)
-
-    def undo(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Convert a normalized batch back to uint8 pixels.
-
-        Args:
-            inputs: a float32 tensor of shape (N, 3, H, W)
-
-        Returns:
-            a uint8 tensor of shape (N, 3, H, W)
-        """
-        pixels = self._full_scale * (inputs * self._std + self._mean)
-        return pixels.round().clamp(0, 255).to(torch.uint8)
-
-
-def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> torch.Tensor:
+def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> PixelArray:
     """Resize an image to (width, height) with torch.
 
     torch's filter weights have 16 bits, Pillow's 22: some values differ by one gray
     level.
 
     Returns:
-        a uint8 tensor of shape (3, height, width)
+        a uint8 array of shape (3, height, width)
     """
+    import torch
+    from torch.nn import functional
+
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
-    return functional.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0]
+    resized = functional.interpolate(pixels, size[::-1], mode=mode, antialias=True)[0]
+    array: PixelArray = resized.numpy()
+    return array
 
 
 def _resize_crop(

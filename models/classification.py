@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..embedding.embedder import Embedder, Embeddings
+from ..embedding.embedder import Embedder
+from ..embedding.results import Embeddings
 from ..hiera.classification_head import Classifier
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike

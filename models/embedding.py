@@ -15,7 +15,8 @@ import torch
 
 from ..cluster.options import RayOptions, to_ray_options
 from ..embedding.arguments import check_progress
-from ..embedding.embedder import Embedder, Embeddings
+from ..embedding.embedder import Embedder
+from ..embedding.results import Embeddings
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing

@@ -15,8 +15,8 @@ import fiftyone.core.utils as fou
 import numpy as np
 
 from ..embedding.arguments import check_boolean
-from ..embedding.embedder import Embeddings
 from ..embedding.jobs import Part
+from ..embedding.results import Embeddings
 from ..files.arrow import pa, pq
 from ..files.layout import Layout
 from ..files.record import Record, read_record

@@ -17,9 +17,9 @@ import numpy as np
 from pymongo.errors import PyMongoError
 
 from ..cluster.start import start_embedding
-from ..embedding.embedder import Embedder, Embeddings
+from ..embedding.embedder import Embedder
 from ..embedding.jobs import Part
-from ..embedding.results import Embedded, Failed
+from ..embedding.results import Embedded, Embeddings, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_run import check_index_options, open_index_feed, settle_index

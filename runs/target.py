@@ -12,10 +12,10 @@ import fiftyone.core.media as fom
 import fiftyone.core.validation as fova
 import fiftyone.core.view as fov
 import numpy as np
-import numpy.typing as npt
 from fiftyone.core.odm.utils import validate_field_name
 
 from ..embedding.jobs import Part
+from ..embedding.results import Embeddings
 from .fiftyone_internals import (
     all_slices,
     dataset_of,
@@ -26,8 +26,6 @@ from .fiftyone_internals import (
     show_field,
 )
 from .schema import add_field, find_stored_field
-
-Embeddings = npt.NDArray[np.float32]
 
 _FRAMES = "frames."
 PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)

@@ -18,7 +18,8 @@ from transformers import HieraForImageClassification
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.hiera.imagenet import imagenet_classes
-from fiftyone_hiera.images.preprocessing import Normalization, for_image_size
+from fiftyone_hiera.hiera.normalization import Normalization
+from fiftyone_hiera.images.preprocessing import for_image_size
 from fiftyone_hiera.models.classification import HieraClassifierModel, LabelFilter
 
 _NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]

@@ -24,12 +24,12 @@ from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from fiftyone_hiera.config import (
     AUTO,
     OPTIONS,
-    VERSION,
     Options,
     Settings,
     parse_settings,
 )
 from fiftyone_hiera.embedding import provenance
+from fiftyone_hiera.embedding.version import VERSION
 from fiftyone_hiera.hiera import engines
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.hub import BundledFile

@@ -20,6 +20,7 @@ from operator_calls import COMPUTE, SORT, choices, make_context, resolve, resolv
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.embedding.version import VERSION
 from fiftyone_hiera.hiera.hub import HubFile
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
@@ -444,7 +445,7 @@ def test_placement_and_icons(plugin: Any) -> None:
 
 def test_plugin_file(plugin: Any) -> None:
     assert plugin.name == "@fiftyone-hiera/hiera"
-    assert plugin.version == fiftyone_hiera.config.VERSION
+    assert plugin.version == VERSION
     assert plugin.author == "The fiftyone-hiera authors"
     assert plugin.url.endswith("/fiftyone-hiera")
     assert plugin.license == CHECKPOINTS[NANO].license == "Apache 2.0"

@@ -19,9 +19,9 @@ from transformers import HieraModel
 import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera.hub import DownloadError
+from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.images.pickling import import_package
-from fiftyone_hiera.images.preprocessing import Normalization
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 

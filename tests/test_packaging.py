@@ -17,7 +17,7 @@ import yaml
 from oldest import oldest
 
 from fiftyone_hiera.__main__ import main
-from fiftyone_hiera.config import VERSION
+from fiftyone_hiera.embedding.version import VERSION
 from sandbox import served_archive
 
 ROOT = Path(__file__).parents[1]

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from pil_processor import META, PilProcessor
 
+from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Normalization,
     Preprocessing,
     for_image_size,
     from_file,

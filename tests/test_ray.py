@@ -329,10 +329,33 @@ def test_requirement() -> None:
 
 
 @has_ray
-def test_workers_do_without_fiftyone() -> None:
-    code = (
-        "import sys, fiftyone_hiera.cluster.stages; "
-        "assert not {'fiftyone', 'pymongo', 'eta', 'transformers'} & {*sys.modules}"
+def test_workers_import_what_they_need(digits: list[Digit]) -> None:
+    read = (
+        "job = Job('1', sys.argv[1], [Part('1', '1')])",
+        "preprocessing = {'resize_size': (73, 73), 'crop_size': (64, 64)}",
+        "options = {'is_video': False, 'num_workers': 2, 'block_size': 8}",
+        "(table,) = read_block(pack_jobs([job]), preprocessing=preprocessing, **options)",
+        "assert unpack_answers(table)[0].array.shape == (1, 3, 64, 64)",
     )
+    _run_without(
+        {"fiftyone", "pymongo", "eta", "torch"},
+        "import fiftyone_hiera.cluster.session",
+        "from fiftyone_hiera.cluster.reading import read_block",
+        "from fiftyone_hiera.cluster.blocks import pack_jobs, unpack_answers",
+        "from fiftyone_hiera.embedding.jobs import Job, Part",
+        *read,
+        argument=str(digits[0].path),
+    )
+    _run_without(
+        {"fiftyone", "pymongo", "eta", "transformers"},
+        "import fiftyone_hiera.cluster.encoding",
+    )
+
+
+def _run_without(modules: set[str], *lines: str, argument: str = "") -> None:
+    """Run code in another process, and check that it does not import some modules."""
+    code = "\n".join(["import sys", *lines, f"assert not {modules} & {{*sys.modules}}"])
     environment = {"PYTHONPATH": _SOURCES}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code, argument], env=environment, check=True, timeout=60
+    )

@@ -234,9 +234,9 @@ def test_other_version(
     other = tmp_path / "fiftyone_hiera"
     ignored = shutil.ignore_patterns(".*", "tests", "__pycache__")
     shutil.copytree(Path(_SOURCES) / "fiftyone_hiera", other, ignore=ignored)
-    config = other / "config.py"
-    text = config.read_text("utf-8")
-    config.write_text(text.replace('VERSION = "', 'VERSION = "9.'), "utf-8")
+    version = other / "embedding" / "version.py"
+    text = version.read_text("utf-8")
+    version.write_text(text.replace('VERSION = "', 'VERSION = "9.'), "utf-8")
     cluster = _Cluster(str(tmp_path))
     try:
         with pytest.raises(ValueError, match=r"has version 9\.\S+ of fiftyone_hiera"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fiftyone_hiera.config import VERSION
+from fiftyone_hiera.embedding.version import VERSION
 
 ROOT = Path(__file__).parents[1]
 _NAME = f"fiftyone_hiera-{VERSION}"

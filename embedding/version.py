@@ -1,0 +1,3 @@
+"""The version of this package, which provenance records."""
+
+VERSION = "0.2.0"
