@@ -65,6 +65,7 @@ bench-gpu: .venv/.bench
 .PHONY: bench-scale
 bench-scale: .venv/.scale
 	PYTHONPATH=$(SOURCES) $(BIN)/python benchmarks/scale.py
+	PYTHONPATH=$(SOURCES) $(BIN)/python benchmarks/ray_runs.py
 
 # Measure the backends of similarity indexes
 .PHONY: bench-index

@@ -1,10 +1,9 @@
-"""How a run behaves with many samples: its worklist, its writing, and runs on Ray."""
+"""How a run behaves with many samples: its worklist and its writing."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shutil
 import statistics
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import describe_machine, measure_steps, memory
-from network import import_package, save_checkpoint
+from network import import_package
 from pictures import write_jpegs
 
 _HERE = Path(__file__).resolve().parent
@@ -35,7 +34,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", nargs="+", type=int, default=[100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2000, help="of the runs on Ray")
     parser.add_argument("--folder", type=Path, default=Path(".bench"))
     parser.add_argument("--into", type=Path, help="a document whose figures to replace")
     args = parser.parse_args()
@@ -52,7 +50,6 @@ def main() -> None:
     }
     steps["writing"] = partial(_measure_writing, path)
     steps["files"] = partial(_measure_files, folder / "files")
-    steps["ray"] = partial(_measure_ray, folder, args.images)
     measure_steps(results, steps, folder / "scale.json")
     if args.into is not None:
         insert("\n".join(_tabulate(results)), "figures", args.into)
@@ -256,50 +253,6 @@ def _measure_files(folder: Path) -> dict[str, float]:
     return result
 
 
-def _measure_ray(folder: Path, count: int, rounds: int = 2) -> dict[str, Any]:
-    """Measure runs of tiny here and on a local cluster, in turns.
-
-    The rate is that of the images by which a run is longer than another; what remains of
-    its time is its start.
-    """
-    import fiftyone as fo
-
-    import fiftyone_hiera
-    from fiftyone_hiera.cluster.options import RayOptions
-
-    paths = write_jpegs(folder / "pictures", "VGA", 128)
-    checkpoint = save_checkpoint("tiny", folder / "tiny")
-    model = fiftyone_hiera.load_model(
-        "facebook/hiera-tiny-224-hf", checkpoint=str(checkpoint)
-    )
-    cycle = itertools.islice(itertools.cycle(paths), count)
-    dataset = _add_samples(fo.Dataset(), [*cycle])
-    cpus = os.cpu_count() or 1
-    contenders: dict[str, Any] = {
-        "here": None,
-        "Ray, one actor": RayOptions(num_actors=1, num_cpus=1),
-        "Ray, two actors": RayOptions(num_actors=2, num_cpus=0.5),
-    }
-    few = dataset[: count // 4]
-    result: dict[str, Any] = {"cpus": cpus, "images": count}
-    for name, ray in [*contenders.items()] * rounds:
-        short, long = (_time_run(model, samples, ray) for samples in (few, dataset))
-        rate = (count - len(few)) / (long - short)
-        run = {"seconds": long, "images_per_second": rate, "start_s": long - count / rate}
-        result.setdefault(name, []).append(run)
-
-    dataset.delete()
-    return result
-
-
-def _time_run(model: Any, samples: Any, ray: Any) -> float:
-    """Time a run, from the call to the report."""
-    start = time.perf_counter()
-    report = model.embed_samples(samples, "hiera", overwrite=True, verify=0, ray=ray)
-    assert report.embedded == len(samples)
-    return time.perf_counter() - start
-
-
 def _tabulate(results: dict[str, Any]) -> Iterator[str]:
     """Yield the figures as text."""
     machine = results["machine"]
@@ -339,16 +292,6 @@ def _tabulate(results: dict[str, Any]) -> Iterator[str]:
         )
         + ".\n"
     )
-    ray = results["ray"]
-    here = statistics.median(run["images_per_second"] for run in ray["here"])
-    rows = []
-    for name, runs in ray.items():
-        if isinstance(runs, list):
-            rate = statistics.median(run["images_per_second"] for run in runs)
-            start = statistics.median(run["start_s"] for run in runs)
-            rows.append([name, f"{start:.1f} s", f"{rate:.1f}", f"{rate / here:.2f} x"])
-
-    yield from table(["tiny, VGA files", "start", "images/s", "to here"], rows)
 
 
 if __name__ == "__main__":
