@@ -57,7 +57,7 @@ def _images() -> list[Image.Image]:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("size", [224, 320], ids=str)
+@pytest.mark.parametrize("size", [224, pytest.param(320, marks=pytest.mark.slow)], ids=str)
 def test_embedding_is_birders(network: Any, weights: Path, size: int) -> None:
     import copy
 

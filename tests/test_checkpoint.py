@@ -148,9 +148,8 @@ print(local.config.depths, local.preprocessing.crop_size, local.weights)
 """
 
 
-@pytest.mark.parametrize(
-    "with_preprocessor", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("with_preprocessor", [False, True])
 def test_hub_id(folder: Path, tmp_path: Path, with_preprocessor: bool) -> None:
     names = ["config.json", "model.safetensors"]
     if with_preprocessor:

@@ -29,7 +29,7 @@ from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import for_image_size
 
 _META = [c for c in CHECKPOINTS.values() if c.name.endswith("-224-hf")]
-_TOO_LARGE = 100_000_000
+_TOO_LARGE = 60_000_000
 # The others differ from these in the number of blocks and heads, and in width
 _FAST = {f"facebook/hiera-{variant}-224-hf" for variant in ("tiny", "base-plus", "large")}
 _VARIANTS = [
@@ -50,7 +50,7 @@ def variant(request: pytest.FixtureRequest) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def config(variant: Checkpoint) -> HieraConfig:
-    """The variant's real layout; of the two largest, fewer blocks a stage."""
+    """The variant's real layout; of the three largest, fewer blocks a stage."""
     small = variant.parameters < _TOO_LARGE
     return HieraConfig(
         depths=variant.depths if small else (1, 1, 2, 1),

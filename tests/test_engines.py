@@ -91,8 +91,8 @@ def _unit(embeddings: Embeddings) -> Embeddings:
 @pytest.mark.parametrize(
     ("engine", "dtype", "least_cosine", "least_agreement"),
     [
-        ("torch", "bfloat16", 0.9999, 0.99),
-        ("torch", "float16", 0.99999, 0.995),
+        pytest.param("torch", "bfloat16", 0.9999, 0.99, marks=pytest.mark.slow),
+        pytest.param("torch", "float16", 0.99999, 0.995, marks=pytest.mark.slow),
         ("openvino", "float32", 0.999999, 0.999),
         pytest.param("openvino", "bfloat16", 0.9999, 0.99, marks=needs_bfloat16),
     ],
