@@ -69,7 +69,7 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trace
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_only_the_bad_files_fail(
     dataset: Any,
     model: HieraEmbeddingModel,
@@ -493,7 +493,9 @@ def test_large_image_is_embedded_with_a_warning(photo: Image.Image, tmp_path: Pa
     assert "large.png' is very large: 90 MP" in said
 
 
-@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000)])
+@pytest.mark.parametrize(
+    "size", [(30_000, 1), pytest.param((1, 30_000), marks=pytest.mark.slow)]
+)
 def test_elongated_image_takes_little_memory(
     photo: Image.Image, tmp_path: Path, size: tuple[int, int]
 ) -> None:

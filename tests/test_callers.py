@@ -101,7 +101,7 @@ def _run_pipeline(samples: Any, *stages: dict[str, Any], in_app: bool = False) -
         pytest.skip(f"this FiftyOne does not run pipelines: {error}")
 
 
-@pytest.mark.parametrize("in_app", [False, True])
+@pytest.mark.parametrize("in_app", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pipeline(samples: Any, others: None, in_app: bool) -> None:
     _run_pipeline(
         samples,

@@ -161,6 +161,7 @@ def test_embed_all_fail(dataset: Any) -> None:
     assert "All inputs failed (3 of 3)" in logged
 
 
+@pytest.mark.slow
 def test_embed_files(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["embed-files", manifest, out, *_EXACT, "--part-size", 8]

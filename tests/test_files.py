@@ -417,12 +417,9 @@ class _Process:
         return self.process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "counts"),
-    [
-        pytest.param(signal.SIGKILL, [24, 44, 72], marks=pytest.mark.slow),
-        (signal.SIGINT, [72]),
-    ],
+    ("number", "counts"), [(signal.SIGKILL, [24, 44, 72]), (signal.SIGINT, [72])]
 )
 def test_killed_and_run_again(
     manifest: Path,
@@ -527,6 +524,7 @@ def test_record(manifest: Path, tmp_path: Path, model: HieraEmbeddingModel) -> N
     }
 
 
+@pytest.mark.slow
 def test_without_pyarrow(manifest: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -89,8 +89,12 @@ def _check(samples: Any, pooling: str, field: str) -> None:
             (),
             {"model_name": NANO, "embedding_type": "cls", "field_name": "vectors"},
         ),
-        ((), {"model_name": NANO, "embedding_types": "cls", "emb_field": "vectors"}),
-        ((NANO, "vectors", "cls"), {}),
+        pytest.param(
+            (),
+            {"model_name": NANO, "embedding_types": "cls", "emb_field": "vectors"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param((NANO, "vectors", "cls"), {}, marks=pytest.mark.slow),
         ((NANO,), {"embeddings_field": "vectors", "pooling": "cls", "batch_size": 7}),
     ],
     ids=str,
@@ -527,7 +531,14 @@ def _index_model(samples: Any) -> Any:
     return _module("query_model").use_index_model(samples, "key", allowed)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        "cls",
+        pytest.param("mean", marks=pytest.mark.slow),
+        pytest.param("pooler", marks=pytest.mark.slow),
+    ],
+)
 def test_search(samples: Any, digits: list[Digit], pooling: str) -> None:
     key = {"similarity_brain_key": "key"}
     foo.get_operator(COMPUTE)(samples, NANO, "vectors", pooling, **key)
@@ -550,7 +561,11 @@ def test_search(samples: Any, digits: list[Digit], pooling: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"pooling": "cls"}, {"pooling": "pooler", "normalize": True}],
+    [
+        {"pooling": "pooler", "normalize": True},
+        pytest.param({"pooling": "cls"}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_search_in_indexes_without_a_field(samples: Any, options: dict[str, Any]) -> None:

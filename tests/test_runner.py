@@ -187,13 +187,18 @@ def _another_checkpoint(nano: Path, folder: Path) -> str:
     "options",
     [
         {"pooling": "cls"},
-        {"normalize": True},
-        {"dtype": "bfloat16"},
-        {"fast_decoding": True},
-        {"stage": 3},
-        {"image_size": (96, 64)},
-        {"squash": True},
         "checkpoint",
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"normalize": True},
+                {"dtype": "bfloat16"},
+                {"fast_decoding": True},
+                {"stage": 3},
+                {"image_size": (96, 64)},
+                {"squash": True},
+            )
+        ),
     ],
 )
 def test_field_with_other_settings_is_refused(
@@ -514,7 +519,7 @@ _needs_ffmpeg = pytest.mark.skipif(
 
 
 @_needs_ffmpeg
-@pytest.mark.parametrize("num_workers", [None, 0])
+@pytest.mark.parametrize("num_workers", [None, pytest.param(0, marks=pytest.mark.slow)])
 def test_frames(
     dataset: Any, model: HieraEmbeddingModel, tmp_path: Path, num_workers: int | None
 ) -> None:
