@@ -276,22 +276,19 @@ def _tabulate(results: dict[str, Any]) -> Iterator[str]:
         rows.append([label, *(f"{value:.1f} {unit}" for value in values)])
 
     yield from table(["", *counts], rows)
-    yield ""
-    writing = [
-        f"{rate:,.0f} {name.partition(', ')[2]}"
+    rows = [
+        [f"on samples, {name.partition(', ')[2]}", f"{rate:,.0f}", ""]
         for name, rate in results["writing"].items()
     ]
-    yield f"Vectors stored per second by one process: {', '.join(writing)}.\n"
     files = results["files"]
-    yield (
-        "By `embed_files`: "
-        + ", ".join(
-            f"{files[f'vectors_per_second, {dtype}']:,.0f} in {dtype}, "
-            f"{files[f'bytes_per_vector, {dtype}']:,.0f} bytes each"
-            for dtype in ("float32", "float16")
+    for dtype in ("float32", "float16"):
+        rate, size = (
+            f"{files[f'{key}, {dtype}']:,.0f}"
+            for key in ("vectors_per_second", "bytes_per_vector")
         )
-        + ".\n"
-    )
+        rows.append([f"by `embed_files`, {dtype}", rate, size])
+
+    yield from table(["stored by one process", "vectors/s", "bytes each"], rows)
 
 
 if __name__ == "__main__":

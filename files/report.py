@@ -47,9 +47,12 @@ class FilesReport:
             f"images/s  {self.images_per_second:>13,.1f}",
             *(f"- {example}" for example in self.examples),
         ]
-        if self.failed > len(self.examples):
-            rest = self.failed - len(self.examples)
-            lines.append(f"... and {rest:,} more, all in the column 'error' of the output")
+        rest = self.failed - len(self.examples)
+        if rest:
+            some = (
+                f"... and {rest:,} more" if self.examples else f"- {rest:,} failed earlier"
+            )
+            lines.append(f"{some}, all in the column 'error' of the output")
 
         return "\n".join(lines)
 

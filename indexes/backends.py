@@ -10,17 +10,19 @@ from typing import Any
 
 import eta.core.utils as etau
 import fiftyone.brain as fob
+from sklearn.neighbors import VALID_METRICS
 
 SKLEARN = "sklearn"
 """The backend that reads the vectors from the dataset's field, and has no table."""
 
-# What FiftyOne's classes import by backend, and the distributions that have it
+# What FiftyOne's classes import by backend, and the distributions that have it; with
+# versions where those of pyproject.toml were tested
 _PACKAGES = {
     "elasticsearch": ("elasticsearch", "elasticsearch"),
-    "lancedb": ("lancedb", "lancedb"),
-    "milvus": ("pymilvus", "pymilvus"),
+    "lancedb": ("lancedb", '"lancedb>=0.40,<1"'),
+    "milvus": ("pymilvus", '"pymilvus>=3,<4"'),
     "mosaic": ("databricks.ai_search", "databricks-ai-search"),
-    "pgvector": ("psycopg2", "psycopg2-binary"),
+    "pgvector": ("psycopg2", '"psycopg2-binary>=2.9,<3"'),
     "pinecone": ("pinecone", "pinecone-client"),
     "qdrant": ("qdrant_client", "qdrant-client"),
     "redis": ("redis", "redis"),
@@ -85,6 +87,11 @@ class Backend:
 
         config = {**self.configured, **settings}
         etau.get_class(config.pop("config_cls"))(**config)
+        metric = settings.get("metric")
+        if self.name == SKLEARN and metric is not None:  # whose class checks at a search
+            valid = sorted(VALID_METRICS["brute"])
+            if metric not in valid:
+                raise ValueError(f"Invalid metric {metric!r}. Valid are {valid}")
 
 
 def list_backends() -> list[str]:

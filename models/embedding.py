@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import fiftyone.core.collections as foc
 import fiftyone.core.models as fom
@@ -31,11 +31,14 @@ from .datasets import ImageGetItem
 
 _NO_LABELS = (
     "This model generates embeddings, not labels. Instead of apply_model() and predict(), "
-    "call dataset.compute_embeddings(model, embeddings_field=...), "
-    "dataset.compute_patch_embeddings(model, patches_field, ...) or "
+    "call model.embed_samples(dataset, embeddings_field, patches_field=...) or "
     "model.embed_all(images). For heatmaps, load it with output='heatmap'; for labels, "
     "load a checkpoint with 'in1k' in its name"
 )
+_OF_OTHER_MODELS = {
+    "fit_heatmap": ": load the model with output='heatmap'",
+    "reconstruct": ": load a checkpoint with 'mae' in its name",
+}
 
 
 class HieraEmbeddingModel(
@@ -60,6 +63,14 @@ class HieraEmbeddingModel(
 
         # FiftyOne reads this to decide whether to pin memory
         self._using_gpu = embedder.encoder.device.type == "cuda"
+
+    if not TYPE_CHECKING:  # which would take all names as known
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+                f"{_OF_OTHER_MODELS.get(name, '')}"
+            )
 
     def __enter__(self) -> HieraEmbeddingModel:
         """Check that the method of FiftyOne that enters this context can use the model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -260,6 +261,9 @@ def _describe(provenance: Provenance, other: Provenance, names: list[str]) -> st
     }
     if "preprocessing" in shown:
         shown["preprocessing"] = _difference(provenance, other)
+
+    if re.fullmatch("[0-9a-f]{64}", str(shown.get("sha256"))):
+        shown["sha256"] = shown["sha256"][:10]  # as docs/weights.md has them
 
     return ", ".join(f"{name} {value}" for name, value in shown.items())
 

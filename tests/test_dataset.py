@@ -219,7 +219,7 @@ def test_apply_model_raises_before_the_first_sample(
     passes: list[Any] = []
     monkeypatch.setattr(model, "predict_all", passes.append)
     for view in (samples, samples.to_patches("patches")):
-        with pytest.raises(NotImplementedError, match="compute_embeddings"):
+        with pytest.raises(NotImplementedError, match="embed_samples"):
             view.apply_model(model, "labels", num_workers=0)
 
     assert not passes
@@ -231,5 +231,5 @@ def test_apply_model_to_videos_stores_nothing(
     dataset: fo.Dataset, model: HieraEmbeddingModel
 ) -> None:
     dataset.add_sample(fo.Sample(filepath="/video.mp4"))
-    with pytest.raises(NotImplementedError, match="compute_embeddings"):
+    with pytest.raises(NotImplementedError, match="embed_samples"):
         dataset.apply_model(model, "frames.labels")

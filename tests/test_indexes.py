@@ -336,6 +336,15 @@ def test_sklearn(samples: Any, model: HieraEmbeddingModel, digits: list[Digit]) 
             {"brain_key": KEY, "backend": "lancedb", "backend_kwargs": {"metric": "l3"}},
             "Unsupported metric 'l3'",
         ),
+        (
+            {
+                "embeddings_field": "hiera",
+                "brain_key": KEY,
+                "backend": "sklearn",
+                "backend_kwargs": {"metric": "l3"},
+            },
+            r"Invalid metric 'l3'. Valid are \[.*'cosine'",
+        ),
         ({"brain_key": KEY, "backend_kwargs": "metric"}, "Invalid backend_kwargs 'metric'"),
         ({"brain_key": "a_map"}, "is taken by a run of type 'visualization'"),
         ({"brain_key": "of_x"}, "has embeddings_field 'x', and this run None"),

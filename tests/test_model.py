@@ -201,8 +201,18 @@ def test_predict_names_the_methods_to_call(
     model: HieraEmbeddingModel, images: list[Image.Image]
 ) -> None:
     for call in (lambda: model.predict(images[0]), lambda: model.predict_all(images)):
-        with pytest.raises(NotImplementedError, match="compute_embeddings"):
+        with pytest.raises(NotImplementedError, match="embed_samples"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("fit_heatmap", "output='heatmap'"), ("reconstruct", "'mae'"), ("x", "")],
+)
+def test_methods_of_other_models(model: HieraEmbeddingModel, name: str, hint: str) -> None:
+    assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match=rf"no attribute {name!r}.*{hint}"):
+        getattr(model, name)
 
 
 def test_properties(model: HieraEmbeddingModel) -> None:
