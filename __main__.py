@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import fiftyone_hiera
+from fiftyone_hiera.embedding.version import VERSION
 
 _FAILED, _INVALID, _INTERRUPTED = 1, 2, 130
 """The exit statuses."""
+
+_HINT = "Here, overwrite=True is --overwrite, and pooling='cls' is --option pooling=cls"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted: the same command resumes there", _INTERRUPTED)
     except ValueError as error:
-        return _fail(error, _INVALID)
+        has_advice = "overwrite=True" in str(error)
+        return _fail(f"{error}\n{_HINT}" if has_advice else error, _INVALID)
     except (RuntimeError, OSError, ImportError) as error:
         return _fail(error, _FAILED)
 
@@ -64,27 +68,11 @@ def _fail(reason: object, status: int) -> int:
     return status
 
 
-class _ShowVersion(argparse.Action):
-    """Import the version only when it is asked for: that takes seconds."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from fiftyone_hiera.embedding.version import VERSION
-
-        print(f"fiftyone-hiera {VERSION}")
-        parser.exit()
-
-
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m fiftyone_hiera", description="Compute embeddings with a Hiera model."
     )
-    parser.add_argument(
-        "--version",
-        action=_ShowVersion,
-        nargs=0,
-        default=argparse.SUPPRESS,  # the others are passed on
-        help="show the version and exit",
-    )
+    parser.add_argument("--version", action="version", version=f"fiftyone-hiera {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     embed = commands.add_parser("embed", help="embed the samples of a FiftyOne dataset")

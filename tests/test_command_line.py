@@ -101,6 +101,7 @@ def test_embed(samples: Any, model: HieraEmbeddingModel) -> None:
     status, printed, logged = _run(*arguments, "--option", "pooling=cls")
     assert (status, printed) == (2, "")
     assert "differ in pooling" in logged
+    assert "overwrite=True is --overwrite" in logged
 
 
 @pytest.mark.slow
