@@ -149,7 +149,7 @@ def test_requirements_name_every_import(manifest: RemoteZooModelsManifest) -> No
         name for name in imported if name and name not in sys.stdlib_module_names
     }
     packages = {"PIL": "pillow"}
-    with_fiftyone = {"fiftyone", "eta", "pymongo", "bson", "pandas"}
+    with_fiftyone = {"fiftyone", "eta", "pymongo", "bson", "pandas", "sklearn"}
     extras = {"lancedb", "openvino", "psycopg2", "pyarrow", "ray"}
     own = {"fiftyone_hiera"}
     names = {packages.get(name, name) for name in third_party}
