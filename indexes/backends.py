@@ -10,7 +10,6 @@ from typing import Any
 
 import eta.core.utils as etau
 import fiftyone.brain as fob
-from sklearn.neighbors import VALID_METRICS
 
 SKLEARN = "sklearn"
 """The backend that reads the vectors from the dataset's field, and has no table."""
@@ -89,6 +88,8 @@ class Backend:
         etau.get_class(config.pop("config_cls"))(**config)
         metric = settings.get("metric")
         if self.name == SKLEARN and metric is not None:  # whose class checks at a search
+            from sklearn.neighbors import VALID_METRICS  # takes a while to import
+
             valid = sorted(VALID_METRICS["brute"])
             if metric not in valid:
                 raise ValueError(f"Invalid metric {metric!r}. Valid are {valid}")
