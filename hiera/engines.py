@@ -5,6 +5,7 @@ See ``docs/performance.md`` for their speed.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.metadata
@@ -216,6 +217,7 @@ _OPENVINO_YEAR = 2025
 _NO_TRACING = (3, 14)
 
 _importing = threading.Lock()
+_creating = threading.Lock()  # functools.cache lets two threads create one each
 _tracing = threading.Lock()  # torch.jit.trace keeps its modules in a global variable
 
 ENGINES: dict[str, Engine] = {
@@ -279,17 +281,24 @@ def compile_openvino(model: Any, num_streams: int = 1) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": num_streams,
     }
-    return _openvino_core().compile_model(model, "CPU", options)
+    with _creating:
+        core = _openvino_core()
+
+    return core.compile_model(model, "CPU", options)
 
 
 @functools.cache
 def _openvino_core() -> Any:
-    """Return the core of this process, which is never destroyed.
+    """Return a core that is never destroyed.
 
-    A core installs an alternate signal stack in the thread that creates it, and frees that
-    stack in the thread that destroys it. The next signal would then crash the process.
+    A core installs an alternate signal stack in the thread that creates it, and unmaps it
+    in the thread that destroys it, last of all when a model that it compiled is freed. The
+    next signal to the first thread would then end the process by SIGSEGV, without a word.
     """
-    return import_openvino().Core()
+    core = import_openvino().Core()
+    # FiftyOne imports a plugin as modules of their own, which may be dropped, cache and all
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
+    return core
 
 
 def has_bfloat16(device: str = "cpu") -> bool:
