@@ -12,6 +12,7 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
+from ..runs.fiftyone_internals import load_dataset
 from .widgets import error_form
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class ComputeHieraEmbeddings(foo.Operator):
         """Show the report of a delegated run; in the App, the run shows its own."""
         from .outputs import report_view
 
-        return report_view(ctx.dataset, ctx.results) if ctx.results else None
+        return report_view(load_dataset(ctx), ctx.results) if ctx.results else None
 
 
 class StopHieraEmbeddings(foo.Operator):
@@ -161,6 +162,7 @@ class SortByHieraSimilarity(foo.Operator):
         except ImportError as error:
             return _missing_package_form(error)
 
+        load_dataset(ctx)
         return build_form(ctx)
 
     def execute(self, ctx: Any) -> None:
@@ -168,6 +170,7 @@ class SortByHieraSimilarity(foo.Operator):
         from .outputs import show_error
         from .search import sort_view
 
+        load_dataset(ctx)
         try:
             view = sort_view(ctx)
         except Exception as error:
@@ -246,6 +249,7 @@ def _read_params(ctx: Any, uri: str) -> Any:
     """Return a context whose parameters are renamed and, unless by the App, checked."""
     from .compute_params import check_names, rename_params
 
+    load_dataset(ctx)
     renamed = rename_params(ctx)
     if not _is_from_app(ctx, uri):
         check_names(renamed.params)

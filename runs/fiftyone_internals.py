@@ -12,7 +12,23 @@ from typing import Any
 import fiftyone.core.media as fom
 
 schema_lock = threading.RLock()
-"""Held while fields are added or reloaded: threads that share a dataset would lose some."""
+"""Held while datasets are loaded and fields are added: threads would lose some."""
+
+
+def load_dataset(ctx: Any) -> Any:
+    """Load the dataset of an operator's context, which keeps it.
+
+    FiftyOne takes a dataset out of its table while it loads it again. Threads that did so
+    at once would get two objects, and neither shows the fields that the other one adds.
+
+    Args:
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+
+    Returns:
+        the dataset, or None if none is open
+    """
+    with schema_lock:
+        return ctx.dataset
 
 
 def dataset_of(samples: Any) -> Any:
