@@ -81,6 +81,9 @@ class PgVectorTable:
 
     def keys(self) -> Iterator[Keys]:
         """See the base."""
+        if self.dim() is None:
+            return
+
         last = ""
         while page := self._fetch(
             "SELECT id, sample_id FROM {table} WHERE id > %s ORDER BY id LIMIT %s",
@@ -115,6 +118,9 @@ class PgVectorTable:
 
     def delete(self, ids: Sequence[str]) -> None:
         """See the base."""
+        if self.dim() is None:
+            return
+
         with self._cursor() as cursor:
             cursor.execute(
                 self._sql("DELETE FROM {table} WHERE id = ANY(%s)"), (list(ids),)

