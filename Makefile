@@ -3,15 +3,23 @@ PHOTOS ?=
 MODEL ?= hiera-nano-$(if $(PHOTOS),photos,digits)
 IMAGES ?=
 APP ?=
+TESTS ?= quick
 
 BIN := .venv/bin
 SOURCES := .venv/src
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist worksteal --durations 25
+
+# Slow tests mostly wait for other processes, so that two cores serve three of them
+PYTEST_quick := $(BIN)/pytest --numprocesses 2 --dist worksteal
+PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup -m "not hub"
+
+# $(call timed,NAME,COMMANDS) runs a part of a recipe and prints its time
+SHELL := /bin/bash
+timed = @TIMEFORMAT='== $(1): %0R s'; time { $(2); }
 
 EXTRAS_demo := demo
 EXTRAS_test := demo test birder ray lancedb milvus pgvector
-EXTRAS_app := demo test birder ray lancedb milvus pgvector app
+EXTRAS_app := $(EXTRAS_test) app
 EXTRAS_bench := demo test
 EXTRAS_index := demo test lancedb milvus pgvector
 EXTRAS_scale := demo test ray
@@ -21,27 +29,26 @@ EXTRAS_scale := demo test ray
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(PHOTOS),--photos) $(if $(APP),--app)
 
-# Lint, type-check and run all tests but the slow ones and those in the App
+# Lint, type-check and run the quick tests or, with TESTS=all, also the slow ones and
+# those in the App, in one call
 .PHONY: test
-test: .venv/.test
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	PYTHONPATH=$(SOURCES) $(BIN)/lint-imports --no-cache
-	MYPYPATH=$(SOURCES) $(BIN)/mypy
-	MYPYPATH=$(SOURCES):benchmarks:examples:scripts $(BIN)/mypy --explicit-package-bases benchmarks/*.py examples/*.py scripts/*.py
-	$(PYTEST)
-
-# Run everything: what `make test` and `make test-app` run, and the slow tests
-.PHONY: test-all
-test-all: test test-app
-	$(PYTEST) -m slow
+test: $(if $(filter all,$(TESTS)),.venv/.app chromium,.venv/.test)
+	$(call timed,lint,$(BIN)/ruff format --check . && $(BIN)/ruff check . && \
+		PYTHONPATH=$(SOURCES) $(BIN)/lint-imports --no-cache)
+	$(call timed,types,MYPYPATH=$(SOURCES) $(BIN)/mypy && \
+		MYPYPATH=$(SOURCES):benchmarks:examples:scripts $(BIN)/mypy --explicit-package-bases \
+		benchmarks/*.py examples/*.py scripts/*.py)
+	$(call timed,tests ($(TESTS)),$(PYTEST_$(TESTS)) --durations 25)
 
 # Test the plugin in FiftyOne's App, in a real browser
 .PHONY: test-app
-test-app: .venv/.app
-	command -v chromium > /dev/null || { $(SUDO) apt-get update -q; \
-		$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
+test-app: .venv/.app chromium
 	$(BIN)/pytest -m app
+
+.PHONY: chromium
+chromium:
+	command -v chromium > /dev/null || { $(SUDO) apt-get update -q && \
+		$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 
 # Measure the speed of everything, and of what users have otherwise
 .PHONY: bench

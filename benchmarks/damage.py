@@ -6,7 +6,6 @@ import argparse
 import io
 import random
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from measure import insert, table
 from network import import_package
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
-
-from documents import insert, table  # needs the path
 
 Array = npt.NDArray[np.uint8]
 Damage = Callable[[bytearray, int, random.Random], None]

@@ -10,18 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from measure import describe_machine, measure_steps, peak_memory
-from network import import_package
+from measure import describe_machine, insert, measure_steps, peak_memory, prepare, table
 from pictures import write_jpegs
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
 
 _DIM = 768
 _CLUSTERS = 100
@@ -36,19 +28,14 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", type=int, default=[1000, 10_000])
     parser.add_argument("--methods", nargs="+", help="some of them; by default all")
     parser.add_argument("--limit", type=float, default=8, help="memory of a method, in GB")
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = prepare(parser)
     if args.one is not None:
         print(json.dumps(_run(args.one[0], args.one[1], args.limit)))
         return
 
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
-    import_package()
-    paths = write_jpegs(folder / "pictures", "VGA", 16)
-    saved = folder / "duplicates.json"
+    paths = write_jpegs(args.folder / "pictures", "VGA", 16)
+    saved = args.folder / "duplicates.json"
     results: dict[str, Any] = json.loads(saved.read_text()) if saved.exists() else {}
     results["machine"] = describe_machine()
     steps = {

@@ -109,7 +109,7 @@ def _compare(
     flop_per_image = 2e9 * GMACS[variant]
     ceilings: dict[str, list[str]] = {}
     for dtype_name, dtype in {"float32": torch.float32, **dtypes}.items():
-        products, work = matrix_products(dtype, device)
+        products, work = matrix_products(dtype, device, batch_size * flop_per_image)
         ceilings[dtype_name] = []
         for library, product in products.items():
             name = f"matrix product, {library} {dtype_name}"

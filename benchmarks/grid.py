@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +12,7 @@ from typing import Any
 
 from chromium import open_chromium
 
-from measure import describe_machine, measure_steps
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
+from measure import describe_machine, insert, measure_steps, prepare, table
 
 _DIM = 768
 _FILES = 64
@@ -40,17 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
-    args = parser.parse_args()
-
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
+    args = prepare(parser)
     results: dict[str, Any] = {"machine": describe_machine(), "samples": args.samples}
     steps: dict[str, Callable[[], Any]] = {
-        "grid": lambda: _measure(folder, args.samples, args.rounds)
+        "grid": lambda: _measure(args.folder, args.samples, args.rounds)
     }
-    measure_steps(results, steps, folder / "grid.json")
+    measure_steps(results, steps, args.folder / "grid.json")
     if args.into is not None:
         insert("\n".join(_tabulate(results)), "grid figures", args.into)
 

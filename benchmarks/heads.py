@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from report import Result
 
-from measure import describe_machine, interleave, measure_steps, peak_memory
-from network import import_package
+from measure import (
+    describe_machine,
+    insert,
+    interleave,
+    measure_steps,
+    peak_memory,
+    prepare,
+    table,
+)
 from pictures import write_jpegs
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
 
 _NANO = "hiera-nano-digits"
 _BATCH_SIZE = 16
-_COUNTS = {"VGA": 32, "12 MP": 16}
-_SIZES = (224, 448, 672, 1024)
 _LARGE_BATCH = 4
 _VECTORS = "vectors"
 
@@ -34,18 +31,15 @@ _VECTORS = "vectors"
 def main() -> None:
     """Measure, save and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image-sizes", nargs="+", type=int, default=[224, 448, 672, 1024])
+    parser.add_argument("--images", type=int, default=32, help="VGA; of 12 MP half as many")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
-    args = parser.parse_args()
-
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
-    import_package()
+    args = prepare(parser)
+    folder = args.folder
     results: dict[str, Any] = {"machine": describe_machine(), "batch_size": _BATCH_SIZE}
     steps: dict[str, Callable[[], Any]] = {
-        "sizes": partial(_measure_sizes, folder, args.rounds),
-        "heads": partial(_measure_heads, folder, args.rounds),
+        "sizes": partial(_measure_sizes, folder, args.image_sizes, args.rounds),
+        "heads": partial(_measure_heads, folder, args.images, args.rounds),
     }
     measure_steps(results, steps, folder / "heads.json")
 
@@ -67,12 +61,12 @@ def _load(folder: Path, suffix: str = "hf", **options: Any) -> Any:
     checkpoint = get_checkpoint(f"facebook/hiera-tiny-224-{suffix}")
     if not path.exists():
         network = getattr(transformers, checkpoint.architecture.name)
-        network(checkpoint.config).save_pretrained(path)
+        network(checkpoint.config.to_transformers()).save_pretrained(path)
 
     return fiftyone_hiera.load_model(_NANO, checkpoint=str(path), **options)
 
 
-def _measure_sizes(folder: Path, rounds: int) -> dict[str, Any]:
+def _measure_sizes(folder: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
     """The network alone, for images of different sizes."""
     ways: dict[str, dict[str, Any]] = {
         "auto": {},
@@ -80,7 +74,7 @@ def _measure_sizes(folder: Path, rounds: int) -> dict[str, Any]:
         "float32, torch": {"engine": "torch", "dtype": "float32"},
     }
     results: dict[str, Any] = {}
-    for size in _SIZES:
+    for size in sizes:
         pixels = torch.randint(0, 256, (_LARGE_BATCH, 3, size, size), dtype=torch.uint8)
         contenders: dict[str, Callable[[], int]] = {}
         more: dict[str, float | None] = {}
@@ -103,7 +97,7 @@ def _measure_sizes(folder: Path, rounds: int) -> dict[str, Any]:
     return results
 
 
-def _measure_heads(folder: Path, rounds: int) -> dict[str, Any]:
+def _measure_heads(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     """Whole jobs: files in, vectors, labels and heatmaps stored in FiftyOne."""
     models = {
         _VECTORS: _load(folder),
@@ -112,7 +106,7 @@ def _measure_heads(folder: Path, rounds: int) -> dict[str, Any]:
         "reconstruction errors": _load(folder, "mae-hf"),
     }
     results: dict[str, Any] = {}
-    for size, count in _COUNTS.items():
+    for size, count in {"VGA": images, "12 MP": images // 2}.items():
         dataset = _make_dataset(write_jpegs(folder / "pictures", size, count))
         models["heatmaps of stage 3"].fit_heatmap(dataset)
         contenders: dict[str, Callable[[], int]] = {}
@@ -167,9 +161,9 @@ def _make_dataset(paths: list[str]) -> Any:
     return dataset
 
 
-def _write(results: Result) -> Iterator[str]:
+def _write(results: dict[str, Any]) -> Iterator[str]:
     yield f"### By `image_size`: the network, tiny, batches of {_LARGE_BATCH}\n"
-    ways = [*results["sizes"][str(_SIZES[0])]]
+    ways = [*next(iter(results["sizes"].values()))]
     yield from table(
         ["px", *(f"{way}: images/s; MB" for way in ways)],
         (

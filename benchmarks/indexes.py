@@ -20,14 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from measure import describe_machine, measure_steps, memory
-from network import import_package
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
+from measure import describe_machine, insert, measure_steps, memory, prepare, table
 
 _DIM = 768
 _KEY = "index"
@@ -47,19 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", nargs="+", type=int, default=[100_000])
     parser.add_argument("--backends", nargs="+", default=[*BACKENDS], choices=BACKENDS)
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-
-    import_package()
-    folder = args.folder.resolve()
+    args = prepare(parser)
+    folder = args.folder
     if args.one is not None:
         print(json.dumps(_measure(args.one, args.rows[0], folder)))
         return
 
-    folder.mkdir(exist_ok=True)
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
     results: dict[str, Any] = {"machine": describe_machine()}
     steps: dict[str, Callable[[], Any]] = {}
     for rows in args.rows:

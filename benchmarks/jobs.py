@@ -13,44 +13,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import describe_machine, interleave, measure_steps
-from network import import_package, save_checkpoint
+from measure import describe_machine, interleave, measure_steps, prepare
+from network import save_checkpoint
 from pictures import write_jpegs
+from sandbox import served_archive
 
 _HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from sandbox import served_archive, use_own_fiftyone  # noqa: E402  # needs the path
 
 NANO = "hiera-nano-digits"
 BATCH_SIZE = 32
 INTEGRATION = "FiftyOne's transformers integration"
 
-# How many images of each size a job has
-_COUNTS = {"VGA": 128, "2 MP": 64, "12 MP": 32}
+# Of how many of the VGA images there is one of each size
+_SHARES = {"VGA": 1, "2 MP": 2, "12 MP": 4}
 
 
 def main() -> None:
     """Measure and save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=128, help="VGA; of larger ones fewer")
     parser.add_argument("--samples", nargs="+", type=int, default=[100, 1000, 10000])
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    args = parser.parse_args()
-
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
-    import_package()
+    args = prepare(parser, has_document=False)
+    folder = args.folder
     files = {
-        size: write_jpegs(folder / "pictures", size, count)
-        for size, count in _COUNTS.items()
+        size: write_jpegs(folder / "pictures", size, args.images // share)
+        for size, share in _SHARES.items()
     }
     tiny = save_checkpoint("tiny", folder / "tiny")
 
     results: dict[str, Any] = {"machine": describe_machine(), "batch_size": BATCH_SIZE}
     steps: dict[str, Callable[[], Any]] = {
         "reading": partial(_measure_reading, files, args.rounds),
-        "writing": partial(_measure_writing, args.rounds),
+        "writing": partial(_measure_writing, 16 * args.images, args.rounds),
         "jobs": partial(_measure_jobs, files["VGA"], tiny, args.rounds),
         "sizes": partial(_measure_sizes, files, tiny, args.rounds),
         "processes": partial(_measure_processes, files, tiny, args.samples, folder),
@@ -121,7 +116,7 @@ def _read_in_threads(prepare: Any, paths: list[str]) -> int:
         return sum(pool.map(lambda path: _read(prepare, [path]), paths))
 
 
-def _measure_writing(rounds: int) -> dict[str, Any]:
+def _measure_writing(count: int, rounds: int) -> dict[str, Any]:
     """Vectors into the database: as FiftyOne's own loop does it, and as ours."""
     import fiftyone as fo
     import numpy as np
@@ -130,7 +125,7 @@ def _measure_writing(rounds: int) -> dict[str, Any]:
     from fiftyone_hiera.runs.target import Target
 
     dataset = fo.Dataset()
-    dataset.add_samples([fo.Sample(filepath=f"/{index}.jpg") for index in range(2048)])
+    dataset.add_samples([fo.Sample(filepath=f"/{index}.jpg") for index in range(count)])
     ids = dataset.values("id")
     vectors = np.random.default_rng(51).normal(size=(len(ids), 768)).astype(np.float32)
     target = Target(dataset, "ours")

@@ -6,25 +6,16 @@ import argparse
 import functools
 import importlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from measure import describe_machine, measure_steps, peak_memory
-from network import import_package
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
+from measure import describe_machine, insert, measure_steps, peak_memory, prepare, table
 
 _DIM = 768
 _CLUSTERS = 200
@@ -42,13 +33,7 @@ def main() -> None:
     parser.add_argument("--fitted", nargs="+", type=int, default=[10_000, 20_000, 50_000])
     parser.add_argument("--methods", nargs="+", default=["umap", "pca"])
     parser.add_argument("--lasso", nargs="+", type=int, default=[10_000, 40_000])
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
-    args = parser.parse_args()
-
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
-    import_package()
+    args = prepare(parser)
     results: dict[str, Any] = {"machine": describe_machine()}
     steps: dict[str, Callable[[], Any]] = {}
     for count in args.samples:
@@ -63,7 +48,7 @@ def main() -> None:
     for count in args.lasso:
         steps[f"lasso, {count} samples"] = partial(_measure_lasso, count)
 
-    measure_steps(results, steps, folder / "maps.json")
+    measure_steps(results, steps, args.folder / "maps.json")
     if args.into is not None:
         insert("\n".join(_tabulate(results)), "map figures", args.into)
 
@@ -122,7 +107,7 @@ def _measure_map(count: int, method: str, fitted: int) -> dict[str, float | None
     import fiftyone.brain as fob
 
     dataset = _insert(count)
-    _compile_umap()
+    _compile_umap(min(count, 4200))  # from 4,096 on it searches by an index
 
     def compute() -> None:
         samples = dataset if fitted == count else dataset.take(fitted, seed=51)
@@ -144,19 +129,19 @@ def _measure_map(count: int, method: str, fitted: int) -> dict[str, float | None
 
 
 @functools.cache
-def _compile_umap() -> None:
+def _compile_umap(count: int) -> None:
     umap = importlib.import_module("umap")  # which has no types
-    vectors = make_vectors(4200)  # from 4,096 on it searches by an index
+    vectors = make_vectors(count)
     umap.UMAP(n_epochs=30).fit(vectors).transform(vectors[:100] + 1)
 
 
 def _overlap(vectors: Vectors, points: Vectors) -> float:
     """Return the share of nearest neighbors of vectors that the map keeps."""
-    queries = np.random.default_rng(0).choice(len(vectors), _QUERIES, replace=False)
+    queries = np.random.default_rng(0).permutation(len(vectors))[:_QUERIES]
 
     def neighbors(array: Vectors) -> npt.NDArray[np.intp]:
         distances = (array**2).sum(1) - 2 * array[queries] @ array.T
-        distances[np.arange(_QUERIES), queries] = np.inf
+        distances[np.arange(len(queries)), queries] = np.inf
         return np.argpartition(distances, _NEIGHBORS, axis=1)[:, :_NEIGHBORS]
 
     pairs = zip(neighbors(vectors), neighbors(points), strict=True)

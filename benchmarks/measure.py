@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +19,40 @@ import torch
 
 from network import import_package
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+
+from documents import insert as insert  # needs the path
+from documents import table as table  # the same
+from sandbox import use_own_fiftyone  # the same
+
 _MATMUL = (4096, 1024, 4096)
 _MATMULS_AT_ONCE = 8
+
+
+def prepare(
+    parser: argparse.ArgumentParser, *, has_document: bool = True
+) -> argparse.Namespace:
+    """Read the arguments, and make FiftyOne and this package ready.
+
+    Args:
+        parser: what a benchmark takes beside ``--folder`` and ``--into``; with ``--one``,
+            which starts a process of its own for a part, FiftyOne is that of the caller
+        has_document (True): whether there is ``--into``
+
+    Returns:
+        the arguments
+    """
+    parser.add_argument("--folder", type=Path, default=Path(".bench"))
+    if has_document:
+        parser.add_argument("--into", type=Path, help="a document whose figures to replace")
+
+    args = parser.parse_args()
+    args.folder = args.folder.resolve()
+    if getattr(args, "one", None) is None:
+        use_own_fiftyone(args.folder / "fiftyone", show_progress_bars=False)
+
+    import_package()
+    return args
 
 
 def interleave(
@@ -57,19 +91,26 @@ def interleave(
 
 
 def matrix_products(
-    dtype: torch.dtype, device: torch.device
+    dtype: torch.dtype, device: torch.device, flop: float
 ) -> tuple[dict[str, Callable[[], Any]], float]:
     """Return matrix products, whose best rate no network can exceed.
+
+    Args:
+        dtype: the type of their numbers
+        device: where they run
+        flop: about how many FLOP each of them is to take, at most those of 8 products
 
     Returns:
         the products by torch and, on CPUs, by OpenVINO; and the FLOP of each
     """
     rows, inner, columns = _MATMUL
+    one = 2.0 * rows * inner * columns
+    at_once = min(max(round(flop / one), 1), _MATMULS_AT_ONCE)
     product = torch.nn.Linear(inner, columns, bias=False, dtype=dtype, device=device)
     matrix = torch.randn(rows, inner, dtype=dtype, device=device)
 
     def by_torch() -> None:
-        for _ in range(_MATMULS_AT_ONCE):
+        for _ in range(at_once):
             product(matrix)
 
         synchronize(device)
@@ -77,12 +118,12 @@ def matrix_products(
     products: dict[str, Callable[[], Any]] = {"torch": by_torch}
     if device.type == "cpu" and dtype != torch.float16:
         with contextlib.suppress(ImportError):
-            products["openvino"] = _openvino_product(dtype)
+            products["openvino"] = _openvino_product(dtype, at_once)
 
-    return products, 2.0 * rows * inner * columns * _MATMULS_AT_ONCE
+    return products, one * at_once
 
 
-def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
+def _openvino_product(dtype: torch.dtype, at_once: int) -> Callable[[], Any]:
     import_package()
     from fiftyone_hiera.hiera.engines import compile_openvino, import_openvino
 
@@ -101,7 +142,7 @@ def _openvino_product(dtype: torch.dtype) -> Callable[[], Any]:
     numbers = torch.randn(rows, inner).numpy()
 
     def by_openvino() -> None:
-        for _ in range(_MATMULS_AT_ONCE):
+        for _ in range(at_once):
             request.infer(numbers, share_inputs=True, share_outputs=True)
 
     return by_openvino

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 
+from measure import insert, table
 from network import import_package, make_hiera
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import_package()
 
-from documents import insert, table  # noqa: E402  # needs the path
 from fiftyone_hiera.hiera.backbone import Backbone  # noqa: E402  # needs the package
 from fiftyone_hiera.hiera.configuration import read_configuration  # noqa: E402
 from fiftyone_hiera.hiera.engines import (  # noqa: E402

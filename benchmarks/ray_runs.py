@@ -14,15 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import describe_machine, measure_steps
-from network import import_package, save_checkpoint
+from measure import describe_machine, insert, measure_steps, prepare, table
+from network import save_checkpoint
 from pictures import write_jpegs
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
 
 _HERE_NAME = "this process"
 _WORKERS = {"reader": "reading", "encoder": "encoding"}
@@ -41,20 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
-    args = parser.parse_args()
-
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
-    import_package()
+    args = prepare(parser)
 
     results: dict[str, Any] = {"machine": describe_machine(), "images": args.images}
     steps = {
         "workers": partial(_measure_workers, args.rounds),
-        "runs": partial(_measure_runs, folder, args.images, args.rounds),
+        "runs": partial(_measure_runs, args.folder, args.images, args.rounds),
     }
-    measure_steps(results, steps, folder / "ray.json")
+    measure_steps(results, steps, args.folder / "ray.json")
     if args.into is not None:
         insert("\n".join(_tabulate(results)), "figures", args.into)
 
@@ -82,7 +70,7 @@ def _measure_runs(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     import fiftyone_hiera
     from fiftyone_hiera.cluster.options import RayOptions
 
-    paths = write_jpegs(folder / "pictures", "VGA", 128)
+    paths = write_jpegs(folder / "pictures", "VGA", min(count, 128))
     checkpoint = save_checkpoint("tiny", folder / "tiny")
     model = fiftyone_hiera.load_model(
         "facebook/hiera-tiny-224-hf", checkpoint=str(checkpoint)

@@ -6,7 +6,6 @@ import argparse
 import itertools
 import shutil
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import describe_machine, measure_steps, memory
-from network import import_package
+from measure import describe_machine, insert, measure_steps, memory, prepare, table
 from pictures import write_jpegs
-
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "examples"))
-
-from documents import insert, table  # noqa: E402  # needs the path
-from sandbox import use_own_fiftyone  # noqa: E402  # the same
 
 NANO = "hiera-nano-digits"
 _DIM = 768
@@ -34,13 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", nargs="+", type=int, default=[100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
-    args = parser.parse_args()
-
-    folder = args.folder.resolve()
-    use_own_fiftyone(folder / "fiftyone", show_progress_bars=False)
-    import_package()
+    args = prepare(parser)
+    folder = args.folder
     path = write_jpegs(folder / "pictures", "VGA", 1)[0]
 
     results: dict[str, Any] = {"machine": describe_machine()}
@@ -48,8 +35,9 @@ def main() -> None:
         f"{count:,} samples": partial(_measure_worklist, count, path, args.rounds)
         for count in args.samples
     }
-    steps["writing"] = partial(_measure_writing, path)
-    steps["files"] = partial(_measure_files, folder / "files")
+    fewest = min(args.samples)
+    steps["writing"] = partial(_measure_writing, fewest // 10, path)
+    steps["files"] = partial(_measure_files, fewest, folder / "files")
     measure_steps(results, steps, folder / "scale.json")
     if args.into is not None:
         insert("\n".join(_tabulate(results)), "figures", args.into)
@@ -187,7 +175,7 @@ def _list_everything(target: Any, **options: Any) -> dict[str, float]:
     return result
 
 
-def _measure_writing(path: str) -> dict[str, float]:
+def _measure_writing(count: int, path: str) -> dict[str, float]:
     """Measure how many vectors a run stores per second, without the network."""
     import fiftyone as fo
     import numpy as np
@@ -195,7 +183,7 @@ def _measure_writing(path: str) -> dict[str, float]:
     from fiftyone_hiera.embedding.jobs import Part
     from fiftyone_hiera.runs.target import Target
 
-    dataset = _add_samples(fo.Dataset(), [path] * 10_000)
+    dataset = _add_samples(fo.Dataset(), [path] * count)
     target = Target(dataset, "hiera")
     target.add_field()
     ids = dataset.values("id")
@@ -214,7 +202,7 @@ def _measure_writing(path: str) -> dict[str, float]:
     return result
 
 
-def _measure_files(folder: Path) -> dict[str, float]:
+def _measure_files(count: int, folder: Path) -> dict[str, float]:
     """Measure how many vectors embed_files writes per second, without the network."""
     import numpy as np
     import pyarrow as pa
@@ -228,7 +216,7 @@ def _measure_files(folder: Path) -> dict[str, float]:
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    numbers = range(100_000)
+    numbers = range(count)
     rows = {"id": numbers, "uri": [f"s3://bucket/{number:09d}.jpg" for number in numbers]}
     pq.write_table(pa.table(rows), folder / "manifest.parquet")
     vectors = np.random.default_rng(0).normal(size=(1000, _DIM)).astype(np.float32)

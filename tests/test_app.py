@@ -22,6 +22,7 @@ from chromium import open_chromium
 from fiftyone.operators.delegated import DelegatedOperationService
 from index_servers import Postgres, configured
 from PIL import Image
+from waiting import wait_until
 
 import fiftyone_hiera
 from photographs import View, write_photographs
@@ -29,7 +30,7 @@ from photographs import View, write_photographs
 pytest.importorskip("playwright")
 from playwright.sync_api import Locator, Page, expect
 
-pytestmark = pytest.mark.app
+pytestmark = [pytest.mark.app, pytest.mark.xdist_group("app")]
 
 NANO = "hiera-nano-photos"
 COMPUTE = "Compute Hiera embeddings"
@@ -38,6 +39,7 @@ SORT = "Sort by Hiera similarity to an image"
 _PICTURES = Path(os.environ.get("PICTURES") or Path(__file__).parents[1] / ".app")
 
 _LEGEND = 320  # how many pixels of the map it may cover, from the top
+_LIMIT = 300_000  # milliseconds, after which it is taken for a hang
 _SIZE: Any = {"width": 1400, "height": 1000}
 _REPORT = re.compile("embedded, .* skipped")
 
@@ -66,27 +68,22 @@ def dataset(views: list[View], plugin: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server with pgvector, which the App is configured for."""
-    server = Postgres()
-    variable = "FIFTYONE_BRAIN_SIMILARITY_PGVECTOR_CONNECTION_STRING"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(variable, server.uri)
-        with configured("pgvector", connection_string=server.uri):
-            yield server
-
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def session(dataset: Any, postgres: Postgres) -> Iterator[Any]:
+    """The App, which is configured for the PostgreSQL server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    session = fo.launch_app(dataset, port=port, address="localhost", auto=False)
-    yield session
-    session.close()
+    variable = "FIFTYONE_BRAIN_SIMILARITY_PGVECTOR_CONNECTION_STRING"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        configured("pgvector", connection_string=postgres.uri),
+    ):
+        patch.setenv(variable, postgres.uri)
+        session = fo.launch_app(dataset, port=port, address="localhost", auto=False)
+        wait_until(lambda: session._client._connected)  # or it refuses what tests set
+        yield session
+        session.close()
 
 
 class Browser:
@@ -95,8 +92,8 @@ class Browser:
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
         self._url = url
-        page.set_default_timeout(30_000)
-        expect.set_options(timeout=30_000)
+        page.set_default_timeout(_LIMIT)
+        expect.set_options(timeout=_LIMIT)
         # Advertisements come up after a while, over whatever is there
         page.add_locator_handler(
             page.get_by_role("button", name="Dismiss"),
@@ -110,9 +107,20 @@ class Browser:
         self.wait_for_images()
 
     def wait_for_images(self) -> None:
-        """Wait until the grid is not empty any more, and a little for the rest."""
+        """Wait until the grid is not empty any more, and shows the rest."""
         expect(self.page.locator("canvas[canvas-loaded=true]").first).to_be_visible()
-        self.page.wait_for_timeout(1500)
+        self.wait_until_still()
+
+    def wait_until_still(self) -> None:
+        """Wait until nothing on the page changes for a while."""
+        pictures = [b""]
+
+        def is_still() -> bool:
+            self.page.wait_for_timeout(700)
+            pictures.append(self.page.screenshot())
+            return pictures[-1] == pictures[-2]
+
+        wait_until(is_still)
 
     def picture(self, name: str) -> None:
         _PICTURES.mkdir(parents=True, exist_ok=True)
@@ -242,7 +250,7 @@ def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
     page.get_by_text("Embeddings", exact=True).first.click()
     page.get_by_role("button", name=re.compile("hiera_map 2D")).click()
     expect(page.get_by_text("1,200 points")).to_be_visible()
-    page.wait_for_timeout(1500)  # the points fly to their places
+    browser.wait_until_still()  # the points fly to their places
     canvas: Any = page.locator("canvas[data-engine*=three]").last.bounding_box()
 
     dataset.reload()
@@ -259,7 +267,7 @@ def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
 
     page.get_by_text("Color by").click()
     page.get_by_role("option", name="label.label").click()
-    page.wait_for_timeout(1500)
+    browser.wait_until_still()
     browser.picture("map")
 
     page.get_by_role("button", name="Select", exact=True).click()
@@ -474,7 +482,7 @@ def test_index_in_a_database(
         page.set_viewport_size(_SIZE)
         expect(browser.execute).to_be_enabled()
         browser.execute.click()
-        expect(page.get_by_text(_REPORT)).to_be_visible(timeout=120_000)
+        expect(page.get_by_text(_REPORT)).to_be_visible()
 
     feed()
     expect(page.get_by_text("has 1,200 rows: 1,200 added, 0 removed")).to_be_visible()

@@ -9,7 +9,6 @@ from typing import Any
 import fiftyone as fo
 import numpy as np
 import pytest
-from PIL import Image
 
 import fiftyone_hiera
 from digits import Digit
@@ -21,24 +20,14 @@ pq = pytest.importorskip("pyarrow.parquet")
 _EXACT: Any = {"dtype": "float32", "engine": "torch"}
 _COUNT = 60
 
+pytestmark = pytest.mark.samples(_COUNT)
+
 Embed = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def paths(digits: list[Digit]) -> list[str]:
     return [str(digit.path) for digit in digits[:_COUNT]]
-
-
-@pytest.fixture(scope="module")
-def expected(paths: list[str], model: HieraEmbeddingModel) -> dict[str, np.ndarray]:
-    embeddings = model.embed_all([Image.open(path) for path in paths])
-    return dict(zip(paths, embeddings, strict=True))
-
-
-@pytest.fixture
-def samples(dataset: Any, paths: list[str]) -> Any:
-    dataset.add_samples([fo.Sample(filepath=path) for path in paths])
-    return dataset
 
 
 @pytest.fixture
@@ -161,7 +150,7 @@ def test_float16_is_within_rounding(
 ) -> None:
     out = embed(*samples.values(["id", "filepath"]), vectors="float16")
     fiftyone_hiera.attach_embeddings(samples[: _COUNT // 2], "hiera", out)
-    size = max(np.abs(embedding).max() for embedding in expected.values())
+    size = max(np.abs(expected[path]).max() for path in samples.values("filepath"))
     _check(samples.exists("hiera"), expected, float(size) * 2**-11 + 1e-4)
 
     # The check of existing embeddings accepts the rounding

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fiftyone.operators.executor import (
 )
 from operator_calls import COMPUTE, SORT, make_context, make_request, plugin_module
 from PIL import Image
+from waiting import wait_until
 
 import fiftyone_hiera
 from digits import Digit
@@ -32,7 +34,7 @@ NANO = "hiera-nano-digits"
 PIPELINE = "@others/plugin/pipeline"
 CALLER = "@others/plugin/caller"
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [pytest.mark.usefixtures("plugin"), pytest.mark.samples(60)]
 
 _OTHERS = f"""
 import fiftyone.operators as foo
@@ -70,12 +72,6 @@ def others() -> Iterator[None]:
     (folder / "__init__.py").write_text(textwrap.dedent(_OTHERS), "utf-8")
     yield
     (folder / "fiftyone.yml").unlink()
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:60]])
-    return dataset
 
 
 def _check(samples: Any, pooling: str, field: str) -> None:
@@ -194,14 +190,15 @@ def test_two_at_once_do_not_block_the_loop(
     module = plugin_module("plugin.compute_run")
     load = module.load
     both_run = threading.Barrier(2)
+    ticks: list[float] = []
 
     def load_when_both_run(*args: Any) -> Any:
-        both_run.wait(timeout=10)
-        time.sleep(0.5)  # the loop has nothing to do but to count
+        both_run.wait(timeout=600)
+        before = len(ticks)
+        wait_until(lambda: len(ticks) > before + 20)  # which a blocked loop never does
         return load(*args)
 
     monkeypatch.setattr(module, "load", load_when_both_run)
-    ticks = []
 
     async def tick() -> None:
         while True:
@@ -220,9 +217,17 @@ def test_two_at_once_do_not_block_the_loop(
         result.raise_exceptions()
         assert result.result["embedded"] == 60
 
-    assert len(ticks) > 20
+    samples.reload()  # the runs may have had other objects of the dataset
     _check(samples, "mean", "a")
     _check(samples, "mean", "b")
+
+
+def test_threads_load_one_dataset(samples: Any) -> None:
+    load_dataset = plugin_module("runs.fiftyone_internals").load_dataset
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            contexts = [make_context(samples, {}) for _ in range(4)]
+            assert all(one is samples for one in pool.map(load_dataset, contexts))
 
 
 def test_cancelled_task_stops_the_run(dataset: Any, digits: list[Digit]) -> None:

@@ -22,6 +22,8 @@ from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.images.preprocessing import for_image_size
 from fiftyone_hiera.models.classification import HieraClassifierModel, LabelFilter
 
+pytestmark = pytest.mark.samples(21)
+
 _NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 
 _takes_classes = pytest.mark.skipif(
@@ -64,12 +66,6 @@ def _load(checkpoint: str, **options: Any) -> HieraClassifierModel:
 @pytest.fixture(scope="module")
 def classifier(checkpoint: str) -> HieraClassifierModel:
     return _load(checkpoint, pooling="pooler")
-
-
-@pytest.fixture
-def samples(dataset: fo.Dataset, digits: list[Digit]) -> fo.Dataset:
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:21]])
-    return dataset
 
 
 @torch.inference_mode()

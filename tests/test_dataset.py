@@ -18,30 +18,14 @@ import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
-
-@pytest.fixture
-def samples(dataset: fo.Dataset, digits: list[Digit]) -> fo.Dataset:
-    """37 digits, which is no multiple of a batch, each with two patches."""
-    boxes = ([0.1, 0.1, 0.5, 0.5], [0, 0, 1, 0.5])
-    dataset.add_samples(
-        [
-            fo.Sample(
-                filepath=str(digit.path),
-                patches=fo.Detections(
-                    detections=[
-                        fo.Detection(label="part", bounding_box=box) for box in boxes
-                    ]
-                ),
-            )
-            for digit in digits[:37]
-        ]
-    )
-    return dataset
+# A number that is no multiple of a batch
+pytestmark = pytest.mark.samples(37, parts=[[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 0.5]])
 
 
 @pytest.fixture
-def expected(samples: fo.Dataset, model: HieraEmbeddingModel) -> np.ndarray:
-    return model.embed_all([Image.open(path) for path in samples.values("filepath")])
+def expected(samples: fo.Dataset, expected: dict[str, np.ndarray]) -> np.ndarray:
+    """The embeddings of the samples."""
+    return np.stack([expected[path] for path in samples.values("filepath")])
 
 
 def test_nano_recognizes_digits_it_was_not_trained_on(
@@ -104,7 +88,7 @@ def test_order_does_not_matter(
 
 def test_patches(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
     patches = samples[:5].compute_patch_embeddings(
-        model, "patches", batch_size=16, num_workers=2
+        model, "parts", batch_size=16, num_workers=2
     )
     for sample in samples[:5]:
         image = np.asarray(Image.open(sample.filepath).convert("RGB"))
@@ -119,12 +103,12 @@ def test_patches(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
 
 
 def test_patches_in_a_field(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
-    in_memory = samples.compute_patch_embeddings(model, "patches", num_workers=0)
+    in_memory = samples.compute_patch_embeddings(model, "parts", num_workers=0)
     samples.compute_patch_embeddings(
-        model, "patches", embeddings_field="hiera", num_workers=0
+        model, "parts", embeddings_field="hiera", num_workers=0
     )
     for sample in samples:
-        stored = np.stack([patch.hiera for patch in sample.patches.detections])
+        stored = np.stack([patch.hiera for patch in sample.parts.detections])
         assert np.allclose(stored, in_memory[sample.id], atol=1e-4)
 
 
@@ -170,7 +154,7 @@ def test_brain(samples: fo.Dataset, model: HieraEmbeddingModel) -> None:
     assert nearest.first().id == query.id
     assert samples.load_brain_results("map").points.shape == (37, 2)
 
-    patches = fob.compute_similarity(samples, model=model, patches_field="patches")
+    patches = fob.compute_similarity(samples, model=model, patches_field="parts")
     assert patches.total_index_size == 74
 
 
@@ -218,7 +202,7 @@ def test_apply_model_raises_before_the_first_sample(
 ) -> None:
     passes: list[Any] = []
     monkeypatch.setattr(model, "predict_all", passes.append)
-    for view in (samples, samples.to_patches("patches")):
+    for view in (samples, samples.to_patches("parts")):
         with pytest.raises(NotImplementedError, match="embed_samples"):
             view.apply_model(model, "labels", num_workers=0)
 

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import fiftyone as fo
-import fiftyone.brain as fob
 import numpy as np
 import PIL.Image
 import pytest
@@ -30,7 +29,7 @@ from digits import Digit
 
 COUNT = 12
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("zoo")]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,13 @@ def run(page: str, names: dict[str, Any], *numbers: int) -> dict[str, Any]:
     return names
 
 
+def from_images_dir(images: Path, name: str) -> str:
+    """Return code that makes a dataset."""
+    return f'fo.Dataset.from_images_dir("{images}", name="{name}", overwrite=True)'
+
+
 def test_readme(zoo_user: ZooUser, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo_user.forget()
     readme = ROOT / "README.md"
     install = blocks(readme, "shell")[0].strip().splitlines()
     assert len(install) == 3
@@ -100,7 +105,7 @@ def test_readme(zoo_user: ZooUser, images: Path, monkeypatch: pytest.MonkeyPatch
     lines = [line for line in start.splitlines() if line]
     assert len(lines) == 8
     assert "fo.launch_app(dataset)" in lines[-1]
-    dataset = f'fo.Dataset.from_images_dir("{images}", name="quickstart")'
+    dataset = from_images_dir(images, "quickstart")
     code = start.replace('foz.load_zoo_dataset("quickstart")', dataset)
     assert code != start
     result = """
@@ -120,16 +125,19 @@ result = [
 
     monkeypatch.setenv("BROWSER", "true")
     expected = [[768], True, [COUNT, 2], [0, COUNT, 0]]
-    assert zoo_user.python(code + run_again + result) == expected
+    assert zoo_user.new_python(code + run_again + result) == expected
 
 
 def test_app(zoo_user: ZooUser, images: Path) -> None:
-    for command in blocks(ROOT / "docs" / "app.md", "shell")[0].strip().splitlines():
-        zoo_user.cli(*command.replace(homepage(), zoo_user.url).split()[1:])
+    zoo_user.forget()
+    install = blocks(ROOT / "docs" / "app.md", "shell")[0].splitlines()
+    readme = blocks(ROOT / "README.md", "shell")[0].splitlines()
+    assert install == readme[:2]  # which test_readme runs; pip takes its time
+    zoo_user.cli(*install[0].replace(homepage(), zoo_user.url).split()[1:])
 
     (operator,) = blocks(ROOT / "docs" / "app.md", "python")
-    dataset = f'dataset = fo.Dataset.from_images_dir("{images}", name="app")\n'
-    code = dataset + operator + "\nresult = dataset.first().hiera_new.shape"
+    dataset = from_images_dir(images, "app")
+    code = f"dataset = {dataset}\n{operator}\nresult = dataset.first().hiera_new.shape"
     assert zoo_user.python(code.replace(TINY, NANO)) == [192]
 
 
@@ -138,7 +146,8 @@ def test_methods_of_fiftyone(zoo_user: ZooUser, images: Path) -> None:
     code = blocks(page, "python")[2]
     setup = f"""
 foz.register_zoo_model_source(url)
-dataset = fo.Dataset.from_images_dir("{images}", name="my-dataset", persistent=True)
+dataset = {from_images_dir(images, "my-dataset")}
+dataset.persistent = True
 for sample in dataset.iter_samples(autosave=True):
     box = fo.Detection(label="digit", bounding_box=[0, 0, 1, 1])
     sample["ground_truth"] = fo.Detections(detections=[box])
@@ -181,7 +190,7 @@ fo.config.model_zoo_dir = {str(clone.parent)!r}
 model = foz.load_zoo_model(NANO)
 result = [foz.list_zoo_model_sources(), model.embedding_dim]
 """
-    assert zoo_user.python(code) == [[], 192]
+    assert zoo_user.new_python(code) == [[], 192]
     assert (clone / f"{NANO}.safetensors").exists()
 
 
@@ -235,10 +244,15 @@ def test_own_weights(load: Any) -> None:
     assert [model.settings.pooling for model in loaded] == ["pooler"]
 
 
-def test_maps(samples: Any, model: Any) -> None:
-    model.embed_samples(samples, "hiera")
-    run("docs/maps.md", {"dataset": samples, "fob": fob})
-    assert samples.load_brain_results("hiera_map").points.shape == (COUNT, 2)
+def test_maps(zoo_user: ZooUser, images: Path) -> None:
+    (code,) = blocks(ROOT / "docs" / "maps.md", "python")
+    setup = f"""
+foz.register_zoo_model_source(url)
+dataset = {from_images_dir(images, "maps")}
+foz.load_zoo_model(NANO).embed_samples(dataset, "hiera")
+"""
+    result = "result = dataset.load_brain_results('hiera_map').points.shape"
+    assert zoo_user.python(setup + code + result) == [COUNT, 2]
 
 
 def test_indexes(samples: Any, model: Any, tmp_path: Path) -> None:

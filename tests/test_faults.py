@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,23 +31,7 @@ from sandbox import OwnDatabase, own_config
 
 _COUNT = 400
 
-
-@pytest.fixture(scope="module")
-def expected(digits: list[Digit], model: HieraEmbeddingModel) -> dict[str, np.ndarray]:
-    embeddings = model.embed_all([Image.open(digit.path) for digit in digits])
-    return {
-        str(digit.path): embedding
-        for digit, embedding in zip(digits, embeddings, strict=True)
-    }
-
-
-@pytest.fixture
-def samples(digits: list[Digit]) -> Iterator[Any]:
-    """A dataset that other processes can load."""
-    dataset = fo.Dataset(persistent=True)
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:_COUNT]])
-    yield dataset
-    dataset.delete()
+pytestmark = pytest.mark.samples(_COUNT)
 
 
 def _stored(dataset: Any, expected: dict[str, np.ndarray], field: str = "hiera") -> int:
@@ -91,7 +73,7 @@ def test_interrupted(
     process = OtherProcess(_RUN.format(name=samples.name), tmp_path)
     process.wait_until_stored(40)
     process.signal(number)
-    status, log = process.wait(timeout=20)
+    status, log = process.wait()
     assert status != 0
     assert ("KeyboardInterrupt" in log) == (number == signal.SIGINT)
     _check_resume(samples, model, expected)
@@ -114,7 +96,7 @@ def test_native_worker_killed(
     process.wait_until_stored(40)
     (worker, *_) = process.descendants("script-")
     worker.kill()
-    status, log = process.wait(timeout=60)
+    status, log = process.wait()
     assert status != 0
     assert "killed" in log
     stored = _stored(samples, expected, "native")
@@ -361,7 +343,8 @@ _OWN_DATABASE = """
     before = dataset.count("hiera") if dataset.has_field("hiera") else 0
 """
 _LOSE = """
-    ray = fiftyone_hiera.RayOptions(block_size=4) if {on_ray} else None
+    address = {address!r}
+    ray = fiftyone_hiera.RayOptions(address, block_size=4) if address else None
     try:
         model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly, ray=ray)
     except RuntimeError as error:
@@ -385,7 +368,7 @@ def _lose_database(
     lose: Any,
     repair: Any,
     *,
-    on_ray: bool = False,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Lose the database during a run, and run again.
 
@@ -395,7 +378,7 @@ def _lose_database(
     database = OwnDatabase(folder / "database")
     config = own_config(work, database, show_progress_bars=False)
     begin = _OWN_DATABASE.format(pattern=pattern, count=_COUNT)
-    process = OtherProcess(begin + _LOSE.format(on_ray=on_ray), work, config)
+    process = OtherProcess(begin + _LOSE.format(address=address), work, config)
     process.wait_until_stored(40)
     lose(database)
     start = time.monotonic()
@@ -419,22 +402,6 @@ def _kill(database: OwnDatabase) -> None:
             server.kill()
 
 
-@pytest.fixture(scope="module")
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
-    """A disk of 600 MB; None if this user may not mount one."""
-    folder = tmp_path_factory.mktemp("disk")
-    command = ["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(folder)]
-    if (
-        shutil.which("mount") is None
-        or subprocess.run(command, capture_output=True).returncode
-    ):
-        yield None
-        return
-
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def _fill_disk(ballast: Path, database: OwnDatabase) -> None:
     with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -447,18 +414,21 @@ def _fill_disk(ballast: Path, database: OwnDatabase) -> None:
 
 @pytest.fixture(scope="module")
 def lost(
-    digits: list[Digit], tmp_path_factory: pytest.TempPathFactory, small_disk: Path | None
+    digits: list[Digit],
+    tmp_path_factory: pytest.TempPathFactory,
+    small_disk: Callable[[int], Path],
 ) -> Iterator[dict[str, Any]]:
     """Two runs at the same time that lose their databases in different ways."""
     pattern = str(digits[0].path.parent / "*.png")
     killed, full = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("full")
     with ThreadPoolExecutor() as pool:
         runs = {"killed": pool.submit(_lose_database, killed, killed, pattern, _kill, list)}
-        if small_disk is not None:
-            ballast = small_disk / "ballast"
+        with contextlib.suppress(pytest.skip.Exception):
+            disk = small_disk(600)
+            ballast = disk / "ballast"
             fill = partial(_fill_disk, ballast)
             runs["full"] = pool.submit(
-                _lose_database, small_disk, full, pattern, fill, ballast.unlink
+                _lose_database, disk, full, pattern, fill, ballast.unlink
             )
 
         yield runs
@@ -474,18 +444,23 @@ def _check_lost(run: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("lost")
 def test_mongod_killed(lost: dict[str, Any]) -> None:
     _check_lost(lost["killed"].result())
 
 
 @pytest.mark.slow
-def test_mongod_killed_on_ray(digits: list[Digit], tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+@pytest.mark.xdist_group("ray")
+def test_mongod_killed_on_ray(
+    ray_cluster: Any, digits: list[Digit], tmp_path: Path
+) -> None:
     pattern = str(digits[0].path.parent / "*.png")
-    _check_lost(_lose_database(tmp_path, tmp_path, pattern, _kill, list, on_ray=True))
+    address = ray_cluster.address
+    _check_lost(_lose_database(tmp_path, tmp_path, pattern, _kill, list, address=address))
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("lost")
 def test_disk_full(lost: dict[str, Any]) -> None:
     if "full" not in lost:
         pytest.skip("this user may not mount a disk")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 from other_process import OtherProcess
 from PIL import Image
 
-import fiftyone_hiera
-from digits import Digit
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs.field_claim import FieldClaim
 from fiftyone_hiera.runs.schema import find_stored_field, replace_info
@@ -21,20 +18,7 @@ from fiftyone_hiera.runs.target import Target
 
 NANO = "hiera-nano-digits"
 
-
-@pytest.fixture
-def samples(digits: list[Digit]) -> Iterator[Any]:
-    """A dataset that other processes can load."""
-    dataset = fo.Dataset(persistent=True)
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:5]])
-    yield dataset
-    dataset.delete()
-
-
-@pytest.fixture(scope="module")
-def other() -> HieraEmbeddingModel:
-    """A model with other settings than ``model``."""
-    return fiftyone_hiera.load_model(NANO, pooling="cls", dtype="float32", engine="torch")
+pytestmark = pytest.mark.samples(5)
 
 
 def _label(samples: Any) -> None:

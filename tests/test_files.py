@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from other_process import LIMIT, heed_interrupts
 from PIL import Image
 
 import fiftyone_hiera
@@ -32,12 +33,6 @@ _SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
 @pytest.fixture(scope="module")
 def paths(digits: list[Digit]) -> list[str]:
     return [str(digit.path) for digit in digits[:_COUNT]]
-
-
-@pytest.fixture(scope="module")
-def expected(paths: list[str], model: HieraEmbeddingModel) -> dict[str, np.ndarray]:
-    embeddings = model.embed_all([Image.open(path) for path in paths])
-    return dict(zip(paths, embeddings, strict=True))
 
 
 def _write(path: Path, uris: Sequence[str | None], ids: Any = None) -> Path:
@@ -363,18 +358,23 @@ def test_invalid_options(
 
 _SCRIPT = """
 import sys, time
+from pathlib import Path
 import fiftyone_hiera
 from fiftyone_hiera.files import sink
 
 sink._CHUNK_ROWS = 16
+stayed = []
 
-def slowly(bar):
+def stay(bar):
     print(bar.iteration, flush=True)
-    time.sleep({pause})
+    if bar.iteration >= {count} and not stayed:
+        stayed.append(True)
+        while not Path({go!r}).exists():
+            time.sleep(0.01)
 
 report = fiftyone_hiera.embed_files(
     {manifest!r}, {out!r}, model="hiera-nano-digits", part_size=60, batch_size=4,
-    num_workers=1, progress=slowly, ray={ray!r}, **{exact!r}
+    num_workers=1, progress=stay, ray={ray!r}, **{exact!r}
 )
 assert "fiftyone" not in sys.modules
 print("embedded", report.embedded, flush=True)
@@ -382,38 +382,54 @@ print("embedded", report.embedded, flush=True)
 
 
 class _Process:
-    """A process that embeds slowly, and prints how many rows of its parts exist."""
+    """A process that embeds, and prints how many rows of its parts exist.
 
-    def __init__(
-        self, manifest: Path, out: Path, pause: float = 0.03, ray: Any = None
-    ) -> None:
+    With so many, it stays there until it is killed, or until the file "go" exists.
+    """
+
+    def __init__(self, manifest: Path, out: Path, count: int, ray: Any = None) -> None:
+        self._go = out.parent / "go"
         code = _SCRIPT.format(
-            manifest=str(manifest), out=str(out), pause=pause, ray=ray, exact=_EXACT
+            manifest=str(manifest),
+            out=str(out),
+            count=count,
+            go=str(self._go),
+            ray=ray,
+            exact=_EXACT,
         )
+        self._count = count
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],
             env={**os.environ, "PYTHONPATH": _SOURCES, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_interrupts,
         )
-        self._limit = threading.Timer(120, self.process.kill)
+        self._limit = threading.Timer(LIMIT, self.process.kill)
         self._limit.daemon = True
         self._limit.start()
 
     def lines(self) -> Iterator[str]:
+        """Iterate over what it prints, as it does."""
         assert self.process.stdout is not None
-        yield from self.process.stdout
+        return self.process.stdout
 
-    def wait_until(self, count: int) -> None:
+    def wait(self) -> None:
+        """Wait until it stays."""
         for line in self.lines():
-            if int(line) >= count:
+            if int(line) >= self._count:
                 return
 
-        raise AssertionError(f"It ended before {count}")
+        raise AssertionError(f"It ended before {self._count}")
+
+    def go_on(self) -> None:
+        """Let it go on, and all others of this output."""
+        self._go.touch()
 
     def end(self, number: int) -> int:
+        """End it by a signal, and return its exit status."""
         self.process.send_signal(number)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=LIMIT)
         return self.process.returncode
 
 
@@ -433,8 +449,8 @@ def test_killed_and_run_again(
     kept = 0
     for count in counts:
         complete = sum(pq.read_metadata(part).num_rows for part in out.glob("part-*"))
-        process = _Process(manifest, out)
-        process.wait_until(count)
+        process = _Process(manifest, out, count)
+        process.wait()
         assert process.end(number) != 0
         kept = _kept(out)
 
@@ -489,9 +505,13 @@ def test_two_processes_without_shards(
     paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     manifest, out = _write(tmp_path / "manifest.parquet", paths[:90]), tmp_path / "out"
-    processes = [_Process(manifest, out, pause) for pause in (0.03, 0.05)]
+    processes = [_Process(manifest, out, count) for count in (20, 40)]
+    for process in processes:
+        process.wait()
+
+    processes[0].go_on()
     ends = [[*process.lines()][-1].split() for process in processes]
-    assert [process.process.wait(60) for process in processes] == [0, 0]
+    assert [process.process.wait(LIMIT) for process in processes] == [0, 0]
     assert sum(int(count) for _, count in ends) >= 90
     _check(out, paths[:90], expected)
 
@@ -538,15 +558,17 @@ fiftyone_hiera.embed_files({str(manifest)!r}, "out", model="hiera-nano-digits")
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.returncode != 0
     assert "pip install 'pyarrow" in done.stderr
 
 
 @pytest.mark.slow
-def test_on_ray(paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+@pytest.mark.xdist_group("ray")
+def test_on_ray(
+    ray_cluster: Any, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
     manifest = _write(tmp_path / "manifest.parquet", [*paths[:100], "/absent.png"])
     code = f"""
 import sys
@@ -554,7 +576,8 @@ import fiftyone_hiera
 
 report = fiftyone_hiera.embed_files(
     {str(manifest)!r}, {str(tmp_path / "out")!r}, model="hiera-nano-digits", part_size=40,
-    batch_size=8, ray=fiftyone_hiera.RayOptions(block_size=16), progress=False, **{_EXACT!r}
+    batch_size=8, ray=fiftyone_hiera.RayOptions({ray_cluster.address!r}, block_size=16),
+    progress=False, **{_EXACT!r}
 )
 assert "fiftyone" not in sys.modules
 assert (report.embedded, report.failed) == (100, 1)
@@ -564,7 +587,7 @@ assert (report.embedded, report.failed) == (100, 1)
         env={**os.environ, "PYTHONPATH": _SOURCES},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
     table = pq.read_table(tmp_path / "out", filters=[("id", "<", 100)])
@@ -579,20 +602,24 @@ assert (report.embedded, report.failed) == (100, 1)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_driver_killed_on_ray(
-    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+    ray_cluster: Any,
+    manifest: Path,
+    paths: list[str],
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
 ) -> None:
-    pytest.importorskip("ray")
     out = tmp_path / "out"
-    process = _Process(manifest, out, 1, ray=True)
-    process.wait_until(1)
+    process = _Process(manifest, out, 1, ray_cluster.address)
+    process.wait()
     process.end(signal.SIGKILL)
     kept = _kept(out)
     assert kept < _COUNT
-    process = _Process(manifest, out, 0, ray=True)
+    process = _Process(manifest, out, _COUNT + 1, ray_cluster.address)
     (*_, last) = process.lines()
     assert last.split() == ["embedded", str(_COUNT - kept)]
-    assert process.process.wait(60) == 0
+    assert process.process.wait(LIMIT) == 0
     _check(out, paths, expected)
 
 

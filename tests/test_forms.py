@@ -28,30 +28,16 @@ from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 NANO = "hiera-nano-digits"
 TINY = "facebook/hiera-tiny-224-hf"
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [
+    pytest.mark.usefixtures("plugin"),
+    pytest.mark.samples(12, parts=[[0.1, 0.1, 0.8, 0.8]]),
+]
 
 
 @pytest.fixture(scope="module")
 def model() -> HieraEmbeddingModel:
     """The model as the form loads it: with the default dtype and engine."""
     return fiftyone_hiera.load_model(NANO)
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """12 digits with one detection each."""
-    dataset.add_samples(
-        [
-            fo.Sample(
-                filepath=str(digit.path),
-                parts=fo.Detections(
-                    detections=[fo.Detection(bounding_box=[0.1, 0.1, 0.8, 0.8])]
-                ),
-            )
-            for digit in digits[:12]
-        ]
-    )
-    return dataset
 
 
 def _error(samples: Any, uri: str = COMPUTE, **request: Any) -> str:

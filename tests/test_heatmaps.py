@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import fiftyone_hiera
-from digits import Digit
 from fiftyone_hiera.hiera.pca import fit_basis
 from fiftyone_hiera.images.preprocessing import Preprocessing
 from fiftyone_hiera.models.drawing import make_heatmap
@@ -21,6 +20,8 @@ from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel
 
 NANO = "hiera-nano-digits"
+
+pytestmark = pytest.mark.samples(40)
 # A basis of release 0.1.0 (nano, stage=3), and the dataset that it was fitted to
 MADE_BY_0_1_0 = Path(__file__).parent / "data" / "made_by_0_1_0"
 
@@ -30,12 +31,6 @@ def _load(**options: Any) -> HieraFeatureHeatmapModel:
     model = fiftyone_hiera.load_model(NANO, **options)
     assert isinstance(model, HieraFeatureHeatmapModel)
     return model
-
-
-@pytest.fixture
-def samples(dataset: fo.Dataset, digits: list[Digit]) -> fo.Dataset:
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:40]])
-    return dataset
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import fiftyone.brain as fob
 import fiftyone.operators as foo
 import numpy as np
 import pytest
+from digit_samples import digit_samples
 from fiftyone.brain.visualization import VisualizationResults
 from fiftyone.operators.executor import ExecutionError
 from fiftyone.server.routes.embeddings import EmbeddingsExtendedStage, OnPlotLoad
 from operator_calls import COMPUTE, resolve
 
+import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.plugin.maps import grow_map
 from fiftyone_hiera.runs.target import Target
@@ -23,29 +25,15 @@ NANO = "hiera-nano-digits"
 # Compiling UMAP takes half a minute
 METHODS = ["pca", pytest.param("umap", marks=pytest.mark.slow)]
 
-pytestmark = pytest.mark.usefixtures("plugin")
+pytestmark = [
+    pytest.mark.usefixtures("plugin"),
+    pytest.mark.samples(40, parts=[[0.1, 0.1, 0.8, 0.8]]),
+]
 
 
 def _add(dataset: Any, digits: list[Digit], **fields: Any) -> None:
     """Add digits with one detection each."""
-    boxes = [0.1, 0.1, 0.8, 0.8]
-    dataset.add_samples(
-        [
-            fo.Sample(
-                filepath=str(digit.path),
-                parts=fo.Detections(detections=[fo.Detection(bounding_box=boxes)]),
-                **fields,
-            )
-            for digit in digits
-        ]
-    )
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """40 digits."""
-    _add(dataset, digits[:40])
-    return dataset
+    dataset.add_samples(digit_samples(digits, parts=[[0.1, 0.1, 0.8, 0.8]], **fields))
 
 
 def _compute(samples: Any, key: str | None = "map", method: str = "pca", **kw: Any) -> Any:
@@ -254,8 +242,10 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_taken_keys(samples: Any, model: Any) -> None:
-    model.embed_samples(samples, "hiera")
+@pytest.mark.usefixtures("auto_dtype")
+def test_taken_keys(samples: Any) -> None:
+    # As the form resolves "auto"
+    fiftyone_hiera.load_model(NANO).embed_samples(samples, "hiera")
     fob.compute_similarity(samples, embeddings="hiera", brain_key="index")
     for method in ("pca", "tsne"):
         key = "map" if method == "pca" else method

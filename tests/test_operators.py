@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from operator_calls import (
 )
 from other_process import OtherProcess
 from PIL import Image
+from waiting import wait_until
 
 import fiftyone_hiera
 from digits import Digit
@@ -38,25 +38,10 @@ from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 NANO = "hiera-nano-digits"
 
-pytestmark = pytest.mark.usefixtures("plugin")
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """60 digits with one detection each."""
-    dataset.add_samples(
-        [
-            fo.Sample(
-                filepath=str(digit.path),
-                digit=digit.label,
-                parts=fo.Detections(
-                    detections=[fo.Detection(bounding_box=[0.1, 0.1, 0.8, 0.8])]
-                ),
-            )
-            for digit in digits[:60]
-        ]
-    )
-    return dataset
+pytestmark = [
+    pytest.mark.usefixtures("plugin"),
+    pytest.mark.samples(60, parts=[[0.1, 0.1, 0.8, 0.8]]),
+]
 
 
 @pytest.fixture
@@ -266,9 +251,7 @@ def test_delegated_run_that_is_cancelled(
     queued = compute(dataset, NANO, batch_size=1, num_workers=0, delegate=True)
     service = DelegatedOperationService()
     process = OtherProcess(_SERVE, tmp_path)
-    while not _count(dataset):
-        time.sleep(0.1)
-
+    wait_until(lambda: _count(dataset))
     service.set_failed(queued.result["id"])
     process.wait()
     stored = _count(dataset)

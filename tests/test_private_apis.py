@@ -12,6 +12,7 @@ import eta.core.video as etav
 import fiftyone as fo
 import pytest
 import torch
+from cpu_kinds import COMPUTES_BFLOAT16, ORIGINALS
 from PIL import Image
 
 from digits import Digit
@@ -240,11 +241,13 @@ def test_eta() -> None:
     assert "_stream_info" in names, "eta's FFmpegVideoReader has no _stream_info"
 
 
-def test_torch() -> None:
-    has_public = hasattr(torch.cpu, "get_capabilities")
-    has_private = hasattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert has_public or has_private, "torch.cpu lost _is_avx512_bf16_supported"
-    if has_private:
+def test_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ORIGINALS, "torch.cpu lost _is_avx512_bf16_supported"
+    for name, function in ORIGINALS.items():
+        monkeypatch.setattr(torch.cpu, name, function)
+
+    assert has_bfloat16() == COMPUTES_BFLOAT16
+    if "_is_avx512_bf16_supported" in ORIGINALS:
         assert has_bfloat16() == torch.cpu._is_avx512_bf16_supported()
 
 

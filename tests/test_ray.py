@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import fiftyone as fo
 import numpy as np
 import psutil
 import pytest
+from other_process import LIMIT
 from PIL import Image
 
 import fiftyone_hiera
@@ -29,6 +30,9 @@ from fiftyone_hiera.embedding.local import embed_locally
 from fiftyone_hiera.embedding.results import Embedded, Failed, Result
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
+# On one worker, which starts the cluster that they share
+pytestmark = pytest.mark.xdist_group("ray")
+
 has_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
 )
@@ -36,35 +40,34 @@ has_ray = pytest.mark.skipif(
 _SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _end() -> Iterator[None]:
+@pytest.fixture
+def local() -> Iterator[None]:
+    """A cluster of one node that this process is connected to; it starts fastest."""
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": _SOURCES}},
+    )
     yield
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
-
-
-@pytest.fixture
-def connected() -> None:
-    """A local cluster that this process is connected to, shared by tests."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=200 * 2**20,
-            runtime_env={"env_vars": {"PYTHONPATH": _SOURCES}},
-        )
-
-
-@pytest.fixture
-def unconnected() -> None:
-    """No cluster that this process is connected to."""
-    import ray
-
     ray.shutdown()
+
+
+@pytest.fixture
+def served(digits: list[Digit]) -> Iterator[str]:
+    """The URL of a server of the folder of digits."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(digits[0].path.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def _by_part(results: Any) -> dict[str, Any]:
@@ -79,14 +82,18 @@ def _by_part(results: Any) -> dict[str, Any]:
 
 
 def _check_same(
-    jobs: list[Job], model: HieraEmbeddingModel, *, is_video: bool = False
+    jobs: list[Job],
+    model: HieraEmbeddingModel,
+    address: str | None = None,
+    *,
+    is_video: bool = False,
 ) -> dict[str, Any]:
     """Check that Ray returns what this process does; return it."""
     from fiftyone_hiera.cluster.source import embed_on_ray
 
     common = {"is_video": is_video, "batch_size": 8, "num_workers": 0}
     local = _by_part(embed_locally(jobs, model.embedder, **common))
-    options = RayOptions(block_size=20)
+    options = RayOptions(address, block_size=20)
     found = _by_part(embed_on_ray(iter(jobs), model.embedder, options, **common))
     assert found.keys() == local.keys()
     for name, expected in local.items():
@@ -111,7 +118,6 @@ def _job(number: int, path: Path | str) -> Job:
 @has_ray
 @pytest.mark.slow
 def test_local_cluster(
-    unconnected: None,
     dataset: Any,
     digits: list[Digit],
     model: HieraEmbeddingModel,
@@ -119,6 +125,7 @@ def test_local_cluster(
 ) -> None:
     import ray
 
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     paths = [*(str(digit.path) for digit in digits[:60]), str(bad)]
@@ -132,8 +139,12 @@ def test_local_cluster(
     assert np.abs(np.stack(found) - np.stack(local)).max() < 1e-4
     assert dataset.get_field("hiera").info["pooling"] == "mean"
     assert not ray.is_initialized()
-    below = [child.name() for child in psutil.Process().children(recursive=True)]
-    assert not [name for name in below if name.startswith(("ray", "gcs"))]
+    left = [
+        child.as_dict(["pid", "name"])
+        for child in psutil.Process().children(recursive=True)
+    ]
+    names = [child["name"] for child in left if child["pid"] not in before]
+    assert not [name for name in names if name.startswith(("ray", "gcs"))]
 
     # There is nothing to start a cluster for
     good = dataset.exists("hiera")
@@ -141,26 +152,47 @@ def test_local_cluster(
 
 
 @has_ray
-def test_images_patches_and_bad_files(
-    connected: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+def test_images_patches_uris_and_bad_files(
+    local: None,
+    served: str,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    tmp_path: Path,
 ) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
+    first = digits[0].path
+    files = {
+        100: bad,
+        101: "/nowhere.png",
+        103: first.as_uri(),
+        104: first.with_name("no.png").as_uri(),
+        105: "nope://y",
+        106: f"{served}/{first.name}",
+        107: f"{served}/nothing.png",
+    }
     jobs = [_job(number, digit.path) for number, digit in enumerate(digits[:50])]
-    jobs += [_job(100, bad), _job(101, "/nowhere.png")]
+    jobs += [_job(number, path) for number, path in files.items()]
     boxes = [[0.1, 0.1, 0.5, 0.01 * side] for side in range(50)]
     patches = [Part(f"box{side}", "102", None, box) for side, box in enumerate(boxes)]
-    jobs.append(Job("102", str(digits[0].path), patches))
+    jobs.append(Job("102", str(first), patches))
     found = _check_same(jobs, model)
     assert isinstance(found["box40"], Embedded)
     assert isinstance(found["box0"], Failed)
     assert str(found["101"].error).endswith(f" (on node {socket.gethostname()})")
+    expected = model.embed(Image.open(first))
+    assert np.abs(found["103"].embedding - expected).max() < 1e-4
+    assert "No such file" in str(found["104"].error)
+    assert "Protocol not known: nope" in str(found["105"].error)
+    assert isinstance(found["106"], Embedded)
+    assert isinstance(found["107"], Failed)
 
 
 @has_ray
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
 def test_frames(
-    connected: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+    ray_cluster: Any, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
     video = tmp_path / "video.mp4"
     pattern = str(digits[0].path.parent / "*.png")
@@ -175,52 +207,18 @@ def test_frames(
             ("c", str(digits[0].path.parent / "none.mp4"), 5),
         ]
     ]
-    found = _check_same(jobs, model, is_video=True)
+    found = _check_same(jobs, model, ray_cluster.address, is_video=True)
     assert isinstance(found["a59"], Embedded)
     assert isinstance(found["b89"], Failed)
 
 
 @has_ray
 @pytest.mark.slow
-def test_uris(connected: None, digits: list[Digit], model: HieraEmbeddingModel) -> None:
-    uris = [
-        digits[0].path.as_uri(),
-        digits[0].path.with_name("no.png").as_uri(),
-        "nope://y",
-    ]
-    found = _check_same([_job(n, uri) for n, uri in enumerate(uris)], model)
-    expected = model.embed(Image.open(digits[0].path))
-    assert np.abs(found["0"].embedding - expected).max() < 1e-4
-    assert "No such file" in str(found["1"].error)
-    assert "Protocol not known: nope" in str(found["2"].error)
-
-
-@pytest.mark.slow
-@has_ray
-def test_http(connected: None, digits: list[Digit], model: HieraEmbeddingModel) -> None:
-    pytest.importorskip("requests")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(digits[0].path.parent))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        jobs = [_job(0, f"{url}/{digits[0].path.name}"), _job(1, f"{url}/nothing.png")]
-        found = _check_same(jobs, model)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-    assert isinstance(found["0"], Embedded)
-    assert isinstance(found["1"], Failed)
-
-
-@has_ray
-@pytest.mark.slow
 def test_closing_leaves_no_process(
-    connected: None, digits: list[Digit], model: HieraEmbeddingModel
+    ray_cluster: Any, digits: list[Digit], model: HieraEmbeddingModel
 ) -> None:
+    from ray_cluster import processes
+
     from fiftyone_hiera.cluster.source import embed_on_ray
 
     def read_jobs() -> Iterator[Job]:
@@ -228,32 +226,24 @@ def test_closing_leaves_no_process(
             yield _job(number, digits[number % len(digits)].path)
 
     jobs = read_jobs()
-    results = embed_on_ray(jobs, model.embedder, RayOptions(block_size=8), batch_size=8)
-    next(some for some in results if some)
-    results.close()
-    threads = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in threads if name.startswith("hiera-")]
-    assert int(next(jobs).sample_id) < 1000  # few were sent
+    options = RayOptions(block_size=8)
+    with ray_cluster.connected():
+        results = embed_on_ray(jobs, model.embedder, options, batch_size=8)
+        next(some for some in results if some)
+        assert processes("MapWorker")
+        results.close()
+        threads = [thread.name for thread in threading.enumerate()]
+        assert not [name for name in threads if name.startswith("hiera-")]
+        assert int(next(jobs).sample_id) < 1000  # few were sent
 
-    def actors() -> list[str]:
-        """Return the titles of the actors' processes, which may end meanwhile."""
-        titles: list[str] = []
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                titles.append(" ".join(child.cmdline()))
-
-        return [t for t in titles if "MapWorker" in t or "_QueueActor" in t]
-
-    deadline = time.monotonic() + 15
-    while actors() and time.monotonic() < deadline:
-        time.sleep(0.2)
-
-    assert actors() == []
+        actors = processes("MapWorker") | processes("_QueueActor")
+        psutil.wait_procs(actors, timeout=LIMIT)
+        assert not processes("MapWorker") | processes("_QueueActor")
 
 
 @has_ray
 def test_invalid_clusters(
-    unconnected: None, dataset: Any, digits: list[Digit], model: HieraEmbeddingModel
+    dataset: Any, digits: list[Digit], model: HieraEmbeddingModel
 ) -> None:
     dataset.add_sample(fo.Sample(filepath=str(digits[0].path)))
     start = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ import fiftyone as fo
 import numpy as np
 import psutil
 import pytest
-from other_process import OtherProcess
+from other_process import LIMIT, OtherProcess
 from PIL import Image
 from random_hiera import make_config, make_hiera, save_checkpoint
 
@@ -26,64 +25,32 @@ import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.cluster.options import RayOptions
 from fiftyone_hiera.embedding.jobs import Job, Part
-from fiftyone_hiera.embedding.local import embed_locally
 from fiftyone_hiera.embedding.results import Embedded, Failed, Result
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
 
-_SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
-_HOOK = str(Path(__file__).parent / "ray_hook")
-_ENCODER = "MapWorker(MapBatches(EncodeBlocks))"
-_LIMIT = 150  # seconds; Ray hangs rather than fails
+from ray_cluster import ENCODER, SOURCES, RayCluster, processes
 
+# On one worker, which starts the cluster that they share
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.samples(400)]
 
-class _Cluster:
-    """A head without CPUs and three nodes of one CPU each.
-
-    Args:
-        paths: what its workers have on their ``PYTHONPATH``
-    """
-
-    def __init__(self, *paths: str) -> None:
-        from ray.cluster_utils import Cluster
-
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        small = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
-        try:
-            self._cluster = Cluster(True, head_node_args={"num_cpus": 0, **small})
-            self.nodes = [self._cluster.add_node(num_cpus=1, **small) for _ in range(3)]
-            self._cluster.wait_for_nodes()
-        finally:
-            os.environ.pop("PYTHONPATH")
-            if before is not None:
-                os.environ["PYTHONPATH"] = before
-
-        self.address = self._cluster.address
-
-    def remove(self, node: Any) -> None:
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def stop(self) -> None:
-        self._cluster.shutdown()
+_Vectors = dict[str, np.ndarray]
 
 
-@pytest.fixture
-def cluster() -> Iterator[_Cluster]:
-    cluster = _Cluster(_SOURCES, _HOOK)
-    yield cluster
-    cluster.stop()
+@pytest.fixture(autouse=True)
+def _disconnect() -> Iterator[None]:
+    yield
+    sys.modules["ray"].shutdown()  # in case that the test failed
 
 
 @pytest.fixture(autouse=True)
 def _limit() -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"longer than {_LIMIT} s")
+        raise TimeoutError(f"longer than {LIMIT} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_LIMIT)
+    signal.alarm(LIMIT)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -94,18 +61,18 @@ def _make_jobs(paths: list[Path]) -> list[Job]:
 
 
 def _embed(
-    jobs: Any, model: HieraEmbeddingModel, cluster: _Cluster, block_size: int = 16
+    jobs: Any, model: HieraEmbeddingModel, address: str | None, block_size: int = 16
 ) -> Iterator[list[Result]]:
     from fiftyone_hiera.cluster.source import embed_on_ray
 
-    options = RayOptions(cluster.address, block_size=block_size)
-    return embed_on_ray(iter(jobs), model.embedder, options, batch_size=4)
+    options = RayOptions(address, block_size=block_size)
+    return embed_on_ray(iter(jobs), model.embedder, options, batch_size=16)
 
 
 def _check(
     results: list[Result],
     jobs: list[Job],
-    model: HieraEmbeddingModel,
+    expected: _Vectors,
     lost: tuple[int, ...] = (),
 ) -> None:
     """Check that each file has one result, that of a local run unless it was lost."""
@@ -122,94 +89,126 @@ def _check(
         assert jobs[number].path in str(result.error)
         assert "it killed each process that read it" in str(result.error)
 
-    good = [job for job in jobs if job.sample_id in found]
-    local = embed_locally(good, model.embedder, batch_size=32, num_workers=0)
-    for expected in (result for some in local for result in some):
-        if isinstance(expected, Embedded):
-            result = found[expected.part.id]
+    for job in jobs:
+        result = found.get(job.sample_id)
+        if result is None:
+            continue
+
+        if job.path in expected:
             assert isinstance(result, Embedded), result
-            assert np.abs(result.embedding - expected.embedding).max() < 1e-4
+            assert np.abs(result.embedding - expected[job.path]).max() < 1e-4
         else:
-            assert isinstance(found[expected.parts[0].id], Failed)
-
-
-def _encoders() -> list[psutil.Process]:
-    below = psutil.Process().children(recursive=True)
-    return [child for child in below if _ENCODER in " ".join(child.cmdline())]
+            assert isinstance(result, Failed)
 
 
 def test_encoder_killed(
-    cluster: _Cluster, digits: list[Digit], model: HieraEmbeddingModel
+    ray_cluster: RayCluster,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
 ) -> None:
-    jobs = _make_jobs([digit.path for digit in digits[:600]])
+    jobs = _make_jobs([digit.path for digit in digits[:400]])
     results: list[Result] = []
+    before = processes(ENCODER)
     killed = False
-    for some in _embed(jobs, model, cluster):
+    for some in _embed(jobs, model, ray_cluster.address):
         results += some
         if results and not killed:
-            (encoder,) = _encoders()
+            (encoder,) = processes(ENCODER) - before
             encoder.kill()
             killed = True
-            assert len(results) < 300
+            assert len(results) < 200
 
-    _check(results, jobs, model)
+    _check(results, jobs, expected)
 
 
 def test_node_removed(
-    cluster: _Cluster, digits: list[Digit], model: HieraEmbeddingModel
+    ray_cluster: RayCluster,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    jobs = _make_jobs([digit.path for digit in digits[:600]])
+    from fiftyone_hiera.cluster import source
+
+    jobs = _make_jobs([digit.path for digit in digits[:400]])
     results: list[Result] = []
+    before = processes(ENCODER)
     removed = False
-    for some in _embed(jobs, model, cluster):
-        results += some
-        if results and not removed:
-            cluster.remove(cluster.nodes[0])
-            removed = True
-            assert len(results) < 300
+    monkeypatch.setattr(source, "_PATIENCE", 4)
+    try:
+        for some in _embed(jobs, model, ray_cluster.address):
+            results += some
+            if results and not removed:
+                (encoder,) = processes(ENCODER) - before
+                ray_cluster.remove_node_of(encoder)
+                removed = True
+                assert len(results) < 200
+    finally:
+        ray_cluster.complete()
 
-    _check(results, jobs, model)
+    _check(results, jobs, expected)
 
 
-def test_killer_and_bad_files(
-    cluster: _Cluster, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+def test_killer_slow_and_bad_files(
+    ray_cluster: RayCluster,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = [digit.path for digit in digits[:200]]
-    for number in (3, 150):
-        path = tmp_path / f"killer{number}.png"
-        shutil.copy(paths[number], path)
-        paths[number] = path
+    from fiftyone_hiera.cluster import source
+    from fiftyone_hiera.cluster.ledger import Ledger
 
+    paths = [digit.path for digit in digits[:200]]
+    names = {3: "killer3.png", 40: "slow.png", 150: "killer150.png"}
+    for number, name in names.items():
+        shutil.copy(paths[number], tmp_path / name)
+        paths[number] = tmp_path / name
+
+    expected = {**expected, str(paths[40]): expected[str(digits[40].path)]}
     paths[99] = tmp_path / "bad.png"
     paths[99].write_bytes(b"no image")
     jobs = _make_jobs(paths)
-    results = [result for some in _embed(jobs, model, cluster) for result in some]
-    _check(results, jobs, model, lost=(3, 150))
 
+    # The slow file waits until nothing else comes, and the run counts it as lost
+    others = 200 - 3 * 16
+    results: list[Result] = []
+    counted: list[int] = []
+    make_room = Ledger.make_room
 
-def test_slow_file(
-    cluster: _Cluster, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
-) -> None:
-    paths = [digit.path for digit in digits[:200]]
-    slow = tmp_path / "slow.png"
-    shutil.copy(paths[40], slow)
-    paths[40] = slow
-    jobs = _make_jobs(paths)
-    results = [result for some in _embed(jobs, model, cluster) for result in some]
-    _check(results, jobs, model)
+    def make_room_and_count(ledger: Ledger) -> None:
+        counted.append(len(results))
+        make_room(ledger)
 
-    # Its block of 16 is the last one to come back
-    assert "40" in [result.job.sample_id for result in results[-16:]]
+    monkeypatch.setattr(source, "_PATIENCE", 2)
+    monkeypatch.setattr(Ledger, "make_room", make_room_and_count)
+    for some in _embed(jobs, model, ray_cluster.address):
+        results += some
+        if others in counted:
+            (tmp_path / "go").touch()
+
+    _check(results, jobs, expected, lost=(3, 150))
+
+    # Its block of 16 comes back before those of the killers, which are read again
+    block = {result.job.sample_id for result in results[others : others + 16]}
+    assert block == {str(number) for number in range(32, 48)}
 
 
 def test_few_files_are_on_their_way(
-    cluster: _Cluster, digits: list[Digit], model: HieraEmbeddingModel
+    ray_cluster: RayCluster,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from fiftyone_hiera.cluster import source
     from fiftyone_hiera.cluster.session import plan_actors
     from fiftyone_hiera.cluster.source import most_blocks
 
     sent, most = 0, 0
-    jobs = _make_jobs([digit.path for digit in digits[:1000]])
+    jobs = _make_jobs([digit.path for digit in digits[:400]])
 
     def send() -> Iterator[Job]:
         nonlocal sent
@@ -218,41 +217,41 @@ def test_few_files_are_on_their_way(
             yield job
 
     results: list[Result] = []
-    for some in _embed(send(), model, cluster, block_size=8):
+    monkeypatch.setattr(source, "_PATIENCE", LIMIT)
+    for some in _embed(send(), model, ray_cluster.address, block_size=8):
         results += some
         most = max(most, sent - len(results))
 
     # One block more waits for room, and one is on its way through this loop
     actors = plan_actors(RayOptions(), {"CPU": 3})
-    assert 8 < most <= 8 * (most_blocks(actors) + 2)
-    _check(results, jobs, model)
+    assert 8 < most <= 8 * (most_blocks(actors) + 2) < len(jobs) / 2
+    _check(results, jobs, expected)
 
 
 def test_other_version(
-    digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+    ray_cluster: RayCluster, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
     other = tmp_path / "fiftyone_hiera"
     ignored = shutil.ignore_patterns(".*", "tests", "__pycache__")
-    shutil.copytree(Path(_SOURCES) / "fiftyone_hiera", other, ignore=ignored)
+    shutil.copytree(Path(SOURCES) / "fiftyone_hiera", other, ignore=ignored)
     version = other / "embedding" / "version.py"
     text = version.read_text("utf-8")
     version.write_text(text.replace('VERSION = "', 'VERSION = "9.'), "utf-8")
-    cluster = _Cluster(str(tmp_path))
-    try:
-        with pytest.raises(ValueError, match=r"has version 9\.\S+ of fiftyone_hiera"):
-            list(_embed(_make_jobs([digits[0].path]), model, cluster))
-    finally:
-        cluster.stop()
-
-    cluster = _Cluster(str(tmp_path / "nothing"))
-    try:
-        with pytest.raises(ValueError, match="cannot import fiftyone_hiera: install"):
-            list(_embed(_make_jobs([digits[0].path]), model, cluster))
-    finally:
-        cluster.stop()
+    for folder, reason in [
+        (tmp_path, r"has version 9\.\S+ of fiftyone_hiera"),
+        (tmp_path / "nothing", "cannot import fiftyone_hiera: install"),
+    ]:
+        environment = {"env_vars": {"PYTHONPATH": str(folder)}}
+        with (
+            ray_cluster.connected(runtime_env=environment),
+            pytest.raises(ValueError, match=reason),
+        ):
+            list(_embed(_make_jobs([digits[0].path]), model, None))
 
 
-def test_other_weights(cluster: _Cluster, digits: list[Digit], tmp_path: Path) -> None:
+def test_other_weights(
+    ray_cluster: RayCluster, digits: list[Digit], tmp_path: Path
+) -> None:
     config = make_config()
     checkpoint = save_checkpoint(tmp_path / "random", make_hiera(config))
     options = {"checkpoint": str(checkpoint), "dtype": "float32", "engine": "torch"}
@@ -264,50 +263,47 @@ def test_other_weights(cluster: _Cluster, digits: list[Digit], tmp_path: Path) -
 
     save_checkpoint(tmp_path / "random", other)
     with pytest.raises(RuntimeError, match=r"would compute other embeddings.*sha256"):
-        list(_embed(_make_jobs([digits[0].path]), model, cluster))
+        list(_embed(_make_jobs([digits[0].path]), model, ray_cluster.address))
 
 
-@pytest.fixture
-def samples(digits: list[Digit]) -> Iterator[Any]:
-    """A dataset that other processes can load."""
-    dataset = fo.Dataset(persistent=True)
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:400]])
-    yield dataset
-    dataset.delete()
-
-
-def _check_stored(samples: Any, model: HieraEmbeddingModel) -> int:
+def _check_stored(samples: Any, expected: _Vectors) -> int:
     samples.reload()
     paths, found = samples.exists("hiera").values(["filepath", "hiera"])
-    expected = model.embed_all([Image.open(path) for path in paths])
-    assert np.abs(np.stack(found) - expected).max() < 1e-4
+    vectors = [expected[path] for path in paths]
+    assert np.abs(np.stack(found) - np.stack(vectors)).max() < 1e-4
     return len(paths)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_driver_stopped(
-    samples: Any, model: HieraEmbeddingModel, tmp_path: Path, number: int
+    ray_cluster: RayCluster,
+    samples: Any,
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+    tmp_path: Path,
+    number: int,
 ) -> None:
     code = f"""
         dataset = fo.load_dataset({samples.name!r})
-        ray = fiftyone_hiera.RayOptions(block_size=4)
-        model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly, ray=ray)
+        ray = fiftyone_hiera.RayOptions({ray_cluster.address!r}, block_size=4)
+        model.embed_samples(dataset, "hiera", batch_size=4, progress=stay_at(40), ray=ray)
     """
+    before = processes("MapWorker")
     process = OtherProcess(code, tmp_path)
     process.wait_until_stored(40)
-    workers = process.descendants("MapWorker")
+    workers = processes("MapWorker") - before
     assert workers
     process.signal(number)
-    status, log = process.wait(timeout=30)
+    status, log = process.wait()
     assert status != 0
     assert ("KeyboardInterrupt" in log) == (number == signal.SIGINT)
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=LIMIT)
     assert alive == []
-    stored = _check_stored(samples, model)
+    stored = _check_stored(samples, expected)
     assert 0 < stored < 400
-    report = model.embed_samples(samples, "hiera", ray=True)
+    report = model.embed_samples(samples, "hiera", ray=ray_cluster.address)
     assert (report.skipped, report.embedded) == (stored, 400 - stored)
-    assert _check_stored(samples, model) == 400
+    assert _check_stored(samples, expected) == 400
 
 
 def test_wrong_token(samples: Any, tmp_path: Path) -> None:
@@ -335,27 +331,31 @@ def test_wrong_token(samples: Any, tmp_path: Path) -> None:
             say(message=str(error), has_field=dataset.has_field("hiera"))
     """
     try:
-        for _ in range(100):
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", port)),
-            ):
-                break
-
-            time.sleep(0.2)
-
+        _wait_for_port(port, head)
         said = OtherProcess(code, tmp_path).result()
     finally:
         head.terminate()
-        head.wait(30)
+        head.wait(LIMIT)
 
     assert f"Cannot connect to Ray at {address!r}" in said["message"]
     assert "RAY_AUTH_TOKEN" in said["message"]
     assert not said["has_field"]
 
 
-def test_another_run_takes_the_field_over(samples: Any, model: HieraEmbeddingModel) -> None:
-    other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", dtype="float32")
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+
+    raise AssertionError(f"The head ended with status {process.returncode}")
+
+
+def test_another_run_takes_the_field_over(
+    ray_cluster: RayCluster, samples: Any, model: HieraEmbeddingModel, other: Any
+) -> None:
     started: list[int] = []
 
     def take_over(bar: Any) -> None:
@@ -364,15 +364,17 @@ def test_another_run_takes_the_field_over(samples: Any, model: HieraEmbeddingMod
             assert other.embed_samples(samples, "hiera", overwrite=True).embedded == 400
 
     with pytest.raises(RuntimeError, match=r"(?s)Another run.*differ in pooling"):
-        ray = RayOptions(block_size=4)
+        ray = RayOptions(ray_cluster.address, block_size=4)
         model.embed_samples(samples, "hiera", progress=take_over, ray=ray)
 
     assert started
-    assert _check_stored(samples, other) == 400
+    paths = samples.values("filepath")
+    vectors = other.embed_all([Image.open(path) for path in paths])
+    assert _check_stored(samples, dict(zip(paths, vectors, strict=True))) == 400
 
 
 def test_first_failure_stops(
-    samples: Any, model: HieraEmbeddingModel, tmp_path: Path
+    ray_cluster: RayCluster, samples: Any, model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
     import ray
 
@@ -380,6 +382,6 @@ def test_first_failure_stops(
     bad.write_bytes(b"no image")
     samples.add_sample(fo.Sample(filepath=str(bad)))
     with pytest.raises(RuntimeError, match=r"(?s)bad\.png.*skip_failures=True"):
-        model.embed_samples(samples, "hiera", skip_failures=False, ray=True)
+        model.embed_samples(samples, "hiera", skip_failures=False, ray=ray_cluster.address)
 
     assert not ray.is_initialized()

@@ -21,29 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fiftyone_hiera
-from digits import Digit
 
 NANO = "hiera-nano-digits"
 
-pytestmark = pytest.mark.usefixtures("plugin")
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """30 digits with two detections each."""
-    boxes = [[0.1, 0.1, 0.8, 0.8], [0, 0, 1, 1]]
-    dataset.add_samples(
-        [
-            fo.Sample(
-                filepath=str(digit.path),
-                parts=fo.Detections(
-                    detections=[fo.Detection(bounding_box=box) for box in boxes]
-                ),
-            )
-            for digit in digits[:30]
-        ]
-    )
-    return dataset
+pytestmark = [
+    pytest.mark.usefixtures("plugin"),
+    pytest.mark.samples(30, parts=[[0.1, 0.1, 0.8, 0.8], [0, 0, 1, 1]]),
+]
 
 
 @pytest.fixture

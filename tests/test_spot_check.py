@@ -12,31 +12,20 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from bson import ObjectId
+from cpu_kinds import say_bfloat16
 from PIL import Image
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.hiera.engines import has_bfloat16
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs import spot_check
 from fiftyone_hiera.runs.fiftyone_internals import sample_collection
 from fiftyone_hiera.runs.target import Target
 
 NANO = "hiera-nano-digits"
+
+pytestmark = pytest.mark.samples(12)
 _IS_FOREIGN = r"in the field '{}' is not this model's.*relative distance is \d"
-
-
-@pytest.fixture
-def samples(dataset: Any, digits: list[Digit]) -> Any:
-    """12 digits, of which the last 2 are not embedded yet."""
-    dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits[:12]])
-    return dataset
-
-
-@pytest.fixture(scope="module")
-def other() -> HieraEmbeddingModel:
-    """A model with other settings than ``model``."""
-    return fiftyone_hiera.load_model(NANO, pooling="cls", dtype="float32", engine="torch")
 
 
 def _check(samples: Any, model: HieraEmbeddingModel, field: str = "hiera") -> None:
@@ -298,17 +287,17 @@ def test_grouped_datasets_are_checked(
     ("dtype", "engine"),
     [
         ("bfloat16", "torch"),
-        pytest.param(
-            "bfloat16",
-            "openvino",
-            marks=pytest.mark.skipif(
-                not has_bfloat16(), reason="this CPU has no bfloat16 instructions"
-            ),
-        ),
+        ("bfloat16", "openvino"),
         ("float32", "openvino"),
     ],
 )
-def test_rounding_is_no_difference(samples: Any, dtype: str, engine: str) -> None:
+def test_rounding_is_no_difference(
+    samples: Any, dtype: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+
+    say_bfloat16(monkeypatch, dtype == "bfloat16")
     model = fiftyone_hiera.load_model(NANO, dtype=dtype, engine=engine)
     model.embed_samples(samples, "hiera", batch_size=7)
     assert model.embed_samples(samples, "hiera", verify=12).skipped == 12

@@ -86,7 +86,7 @@ class Client:
         self, revision: str | None = REVISION, sha256: str | None = SHA256, **env: str
     ) -> tuple[int, str]:
         process = self.start(revision, sha256, **env)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def succeeds(self, *args: str | None, **env: str) -> None:
@@ -203,7 +203,7 @@ def test_cut_connection_leaves_nothing_and_is_resumed(
 def test_two_first_downloads_at_once(hub: HubServer, client: Client) -> None:
     processes = [client.start() for _ in range(2)]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
 
     assert client.destination.read_bytes() == CONTENT

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from bson import ObjectId
 from fiftyone import ViewField as F
+from waiting import wait_until
 
 from digits import Digit
 from fiftyone_hiera.runs import pending_index, worklist
@@ -226,13 +227,8 @@ def test_field_cleared_by_hand_is_listed_again(
 def _index(samples: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(pending_index, "_MANY", 50)
     pending_index.add_pending_index(Target(samples, "hiera"))
-    for _ in range(100):
-        if "hiera_pending" in samples.list_indexes():
-            return sample_collection(samples)
-
-        time.sleep(0.05)
-
-    raise AssertionError("no index")
+    wait_until(lambda: "hiera_pending" in samples.list_indexes())
+    return sample_collection(samples)
 
 
 def test_index_holds_what_is_pending(samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
