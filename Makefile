@@ -17,6 +17,9 @@ PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup -m "not hub"
 SHELL := /bin/bash
 timed = @TIMEFORMAT='== $(1): %0R s'; time { $(2); }
 
+install_chromium = command -v chromium > /dev/null || { $(SUDO) apt-get update -q && \
+	$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
+
 EXTRAS_demo := demo
 EXTRAS_test := demo test birder ray lancedb milvus pgvector
 EXTRAS_app := $(EXTRAS_test) app
@@ -32,7 +35,8 @@ demo: .venv/.demo
 # Lint, type-check and run the quick tests or, with TESTS=all, also the slow ones and
 # those in the App, in one call
 .PHONY: test
-test: $(if $(filter all,$(TESTS)),.venv/.app chromium,.venv/.test)
+test: .venv/.$(if $(filter all,$(TESTS)),app,test)
+	$(if $(filter all,$(TESTS)),$(install_chromium))
 	$(call timed,lint,$(BIN)/ruff format --check . && $(BIN)/ruff check . && \
 		PYTHONPATH=$(SOURCES) $(BIN)/lint-imports --no-cache)
 	$(call timed,types,MYPYPATH=$(SOURCES) $(BIN)/mypy && \
@@ -42,13 +46,9 @@ test: $(if $(filter all,$(TESTS)),.venv/.app chromium,.venv/.test)
 
 # Test the plugin in FiftyOne's App, in a real browser
 .PHONY: test-app
-test-app: .venv/.app chromium
+test-app: .venv/.app
+	$(install_chromium)
 	$(BIN)/pytest -m app
-
-.PHONY: chromium
-chromium:
-	command -v chromium > /dev/null || { $(SUDO) apt-get update -q && \
-		$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 
 # Measure the speed of everything, and of what users have otherwise
 .PHONY: bench

@@ -38,6 +38,8 @@ def _isolate(home: Path) -> None:
     # without them works
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = "tests" * 8
+    # To compile UMAP takes ten times as long as to interpret it for a few points
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Two processes of two threads each spend their time waiting for a core
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -55,15 +57,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fix what "auto" resolves to: float32 by OpenVINO, if no option says otherwise."""
-    if config.getoption("numprocesses", None):
-        return  # the workers run the tests
+    names = ("bfloat16", "no-openvino")
+    os.environ["TESTED_AUTO"] = " ".join(n for n in names if config.getoption(f"--{n}"))
+    if not config.getoption("numprocesses", None):  # else the workers run the tests
+        from cpu_kinds import fix_auto
 
-    from cpu_kinds import hide_openvino, say_bfloat16
-
-    patch = pytest.MonkeyPatch()
-    say_bfloat16(patch, config.getoption("--bfloat16"))
-    if config.getoption("--no-openvino"):
-        hide_openvino(patch)
+        fix_auto()
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])

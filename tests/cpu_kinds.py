@@ -7,6 +7,7 @@ bfloat16, so that tests of its rounding ask for ``COMPUTES_BFLOAT16``.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from typing import Any
 
@@ -24,6 +25,19 @@ ORIGINALS = {
     if hasattr(torch.cpu, name)
 }
 """The functions by which torch tells, of which releases have one or both."""
+
+
+def fix_auto() -> None:
+    """Have this process resolve "auto" as the tests are told to.
+
+    That is float32 by OpenVINO, unless the environment variable ``TESTED_AUTO`` names
+    "bfloat16" or "no-openvino".
+    """
+    told = os.environ.get("TESTED_AUTO", "").split()
+    patch = pytest.MonkeyPatch()
+    say_bfloat16(patch, "bfloat16" in told)
+    if "no-openvino" in told:
+        hide_openvino(patch)
 
 
 def say_bfloat16(patch: pytest.MonkeyPatch, is_said: bool) -> None:

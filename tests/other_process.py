@@ -31,6 +31,10 @@ def main():
     import fiftyone as fo
     import fiftyone_hiera
 
+    sys.path.append(TESTS)
+    from cpu_kinds import fix_auto
+
+    fix_auto()
     exact = {"dtype": "float32", "engine": "torch"}
     model = fiftyone_hiera.load_model("hiera-nano-digits", **exact)
 
@@ -73,7 +77,9 @@ class OtherProcess:
         script = folder / f"script-{time.monotonic_ns()}.py"
         body = textwrap.indent(textwrap.dedent(code), "    ")
         script.write_text(
-            f"{_PREAMBLE}{body}\n\nif __name__ == '__main__':\n    main()\n", "utf-8"
+            f"TESTS = {str(Path(__file__).parent)!r}\n"
+            f"{_PREAMBLE}{body}\n\nif __name__ == '__main__':\n    main()\n",
+            "utf-8",
         )
         sources = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
         environment = {**os.environ, "PYTHONPATH": sources}

@@ -80,6 +80,7 @@ def session(dataset: Any, postgres: Postgres) -> Iterator[Any]:
         configured("pgvector", connection_string=postgres.uri),
     ):
         patch.setenv(variable, postgres.uri)
+        patch.delenv("NUMBA_DISABLE_JIT")  # its map has many points
         session = fo.launch_app(dataset, port=port, address="localhost", auto=False)
         wait_until(lambda: session._client._connected)  # or it refuses what tests set
         yield session

@@ -27,6 +27,7 @@ import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs import worklist
+from fiftyone_hiera.runs.fiftyone_internals import sample_collection
 from sandbox import OwnDatabase, own_config
 
 _COUNT = 400
@@ -298,7 +299,8 @@ def test_cursors_lost(
     model.embed_samples(samples[:50], "hiera")
     killed: list[int] = []
     stop = threading.Event()
-    thread = threading.Thread(target=_kill_cursors, args=(stop, killed))
+    collection = sample_collection(samples).name
+    thread = threading.Thread(target=_kill_cursors, args=(collection, stop, killed))
     thread.start()
     try:
         for _ in range(50):
@@ -316,15 +318,15 @@ def test_cursors_lost(
     assert killed == []  # each page is a query of its own, whose answer is one batch
 
 
-def _kill_cursors(stop: threading.Event, killed: list[int]) -> None:
+def _kill_cursors(collection: str, stop: threading.Event, killed: list[int]) -> None:
     admin = foo.get_db_client().admin
     idle = [
         {"$currentOp": {"allUsers": True, "idleCursors": True}},
-        {"$match": {"type": "idleCursor"}},
+        {"$match": {"type": "idleCursor", "ns": {"$regex": f"{collection}$"}}},
     ]
     while not stop.is_set():
         for operation in admin.aggregate(idle):
-            database, _, collection = operation["ns"].partition(".")
+            database, _, _ = operation["ns"].partition(".")
             cursor = operation["cursor"]["cursorId"]
             admin.client[database].command("killCursors", collection, cursors=[cursor])
             killed.append(cursor)

@@ -141,6 +141,13 @@ def test_workflow_runs_what_exists(jobs: dict[str, Any]) -> None:
     assert all((ROOT / program).is_file() for program in programs)
 
 
+@pytest.mark.xdist_group("a group")
+def test_groups_of_tests_are_heeded(request: pytest.FixtureRequest) -> None:
+    # By the ends of their IDs, which pytest 9.2 does not let xdist 3.8 write
+    if request.config.getoption("loadgroup", False):
+        assert request.node.nodeid.endswith("@a group")
+
+
 def test_oldest_packages_are_the_lower_ends() -> None:
     constraints = dict(one.split("==") for one in oldest())
     assert constraints["torch"] == "2.6"

@@ -166,8 +166,6 @@ class ZooUser:
             "HF_ENDPOINT": self.hub.url,
             "HF_HOME": str(self.home / "hub"),
             "HF_HUB_OFFLINE": "0",
-            # To compile UMAP takes ten times as long as to interpret it for so few points
-            "NUMBA_DISABLE_JIT": "1",
         }
 
     def _start_interpreter(self) -> subprocess.Popen[str]:
