@@ -17,7 +17,7 @@ PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup -m "not hub"
 SHELL := /bin/bash
 timed = @TIMEFORMAT='== $(1): %0R s'; time { $(2); }
 
-install_chromium = command -v chromium > /dev/null || { $(SUDO) apt-get update -q && \
+install_chromium = command -v chromium chromium-browser > /dev/null || { $(SUDO) apt-get update -q && \
 	$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 
 EXTRAS_demo := demo
@@ -36,7 +36,7 @@ demo: .venv/.demo
 # those in the App, in one call
 .PHONY: test
 test: .venv/.$(if $(filter all,$(TESTS)),app,test)
-	$(if $(filter all,$(TESTS)),$(install_chromium))
+	@$(if $(PYTEST_$(TESTS)),,$(error TESTS is "quick" or "all", not "$(TESTS)"))
 	$(call timed,lint,$(BIN)/ruff format --check . && $(BIN)/ruff check . && \
 		PYTHONPATH=$(SOURCES) $(BIN)/lint-imports --no-cache)
 	$(call timed,types,MYPYPATH=$(SOURCES) $(BIN)/mypy && \
@@ -47,7 +47,6 @@ test: .venv/.$(if $(filter all,$(TESTS)),app,test)
 # Test the plugin in FiftyOne's App, in a real browser
 .PHONY: test-app
 test-app: .venv/.app
-	$(install_chromium)
 	$(BIN)/pytest -m app
 
 # Measure the speed of everything, and of what users have otherwise
@@ -86,6 +85,7 @@ evaluate: .venv/.demo
 
 .venv/.%: pyproject.toml scripts/install.py | .venv/bin/python
 	$(BIN)/python scripts/install.py $(EXTRAS_$*)
+	$(if $(filter app,$*),$(install_chromium))
 	touch $@
 
 .venv/bin/python:

@@ -1,4 +1,4 @@
-"""Folders, a database and a hub cache of the tests' own, before anything is imported."""
+"""What tests share: folders and a database of their own, fixtures, what "auto" is."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _isolate(home: Path) -> None:
     os.environ["HOME"] = str(home)
     os.environ["HF_HOME"] = str(home / "hub")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    # A local cluster of Ray switches its process to tokens for good, where no cluster
-    # without them works
+    # A process that started a local cluster of Ray has a token from then on, and cannot use
+    # clusters without one: so all have one
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = "tests" * 8
     # To compile UMAP takes ten times as long as to interpret it for a few points
@@ -177,6 +177,7 @@ def samples(request: pytest.FixtureRequest, dataset: Any, digits: list[Any]) -> 
     from digit_samples import digit_samples
 
     mark = request.node.get_closest_marker("samples")
+    assert mark is not None, "give the test or its module @pytest.mark.samples(count)"
     (count,) = mark.args
     dataset.persistent = True
     dataset.add_samples(digit_samples(digits[:count], **mark.kwargs))
@@ -217,16 +218,23 @@ def small_disk(
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note the kind of each test, for the summary."""
+    for item in items:
+        kinds = (kind for kind in ("app", "hub", "slow") if item.get_closest_marker(kind))
+        item.user_properties.append(("kind", next(kinds, "quick")))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print how many tests of each kind there were, and their seconds on all workers."""
-    seconds = {"quick": 0.0, "slow": 0.0, "app": 0.0}
-    tests: dict[str, set[str]] = {kind: set() for kind in seconds}
+    seconds: dict[str, float] = {}
+    tests: dict[str, set[str]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
             if hasattr(report, "duration"):
-                kind = next((k for k in ("app", "slow") if k in report.keywords), "quick")
-                seconds[kind] += report.duration
-                tests[kind].add(report.nodeid)
+                kind = dict(report.user_properties)["kind"]
+                seconds[kind] = seconds.get(kind, 0) + report.duration
+                tests.setdefault(kind, set()).add(report.nodeid)
 
     for kind, total in seconds.items():
         terminalreporter.write_line(f"== {kind}: {len(tests[kind])} tests, {total:.0f} s")
@@ -234,7 +242,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A Ray cluster on this machine, for tests that leave it as it was."""
+    """A Ray cluster on this machine, for tests of the group "ray", which leave it so."""
     pytest.importorskip("ray")
     from ray_cluster import RayCluster
 

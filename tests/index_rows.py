@@ -22,7 +22,7 @@ def database(
 
     Args:
         name: the name of the backend
-        request: of a test that has ``postgres`` and ``tmp_path``
+        request: that of the test
     """
     if name == "pgvector":
         server = request.getfixturevalue("postgres")

@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from waiting import LIMIT
 
 import fiftyone_hiera
-
-LIMIT = 600
-"""After so many seconds, something hangs."""
 
 _PREAMBLE = """
 import json, sys, time
@@ -71,6 +70,8 @@ class OtherProcess:
             ``progress=stay_at(count)`` makes it report and stay there until it is killed
         folder: a folder for the script
         config (None): FiftyOne's config file; None is the tests' own
+
+    It is killed after ``LIMIT``.
     """
 
     def __init__(self, code: str, folder: Path, config: Path | None = None) -> None:
@@ -95,6 +96,9 @@ class OtherProcess:
             text=True,
             preexec_fn=heed_interrupts,
         )
+        self._limit = threading.Timer(LIMIT, self._process.kill)
+        self._limit.daemon = True
+        self._limit.start()
 
     def said(self) -> Iterator[dict[str, Any]]:
         """Yield what the code says, as it does."""
@@ -120,17 +124,18 @@ class OtherProcess:
         below = psutil.Process(self._process.pid).children(recursive=True)
         return [process for process in below if name in " ".join(process.cmdline())]
 
-    def wait(self, timeout: float = LIMIT) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """Wait for the end; return the exit status and what was logged."""
-        self._process.communicate(timeout=timeout)
+        self._process.communicate()
+        self._limit.cancel()
         self._errors.seek(0)
         log = self._errors.read()
         self._errors.close()
         return self._process.returncode, log
 
-    def result(self, timeout: float = LIMIT) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Wait for the end, and return the last thing that was said."""
         said = list(self.said())
-        status, log = self.wait(timeout)
+        status, log = self.wait()
         assert status == 0, log
         return said[-1]

@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 import ray
-from other_process import LIMIT
 from ray.cluster_utils import Cluster
+from waiting import LIMIT
 
 import fiftyone_hiera
 

@@ -150,6 +150,7 @@ def test_a_benchmark_runs_to_its_end(name: str, benchmarks: _Benchmarks) -> None
 def _share_imports(folder: Path) -> None:
     """Prepare the process: importing torch and FiftyOne takes longer than all else."""
     os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # of FiftyOne's data loaders
     os.environ["PYTHONPATH"] = str(_ROOT / ".venv" / "src")  # for workers of Ray
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes a minute
     os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for others take time, too

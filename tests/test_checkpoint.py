@@ -21,6 +21,7 @@ from random_hiera import (
     make_hiera,
     save_checkpoint,
 )
+from waiting import LIMIT
 
 from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
 from fiftyone_hiera.hiera.configuration import read_configuration
@@ -174,7 +175,7 @@ def test_hub_id(folder: Path, tmp_path: Path, with_preprocessor: bool) -> None:
         for attempt in ("downloads", "touches no network"):
             hub.requests.clear()
             result = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=120
+                command, env=environment, capture_output=True, text=True, timeout=LIMIT
             )
             assert result.returncode == 0, result.stderr
             assert "(1, 1, 2, 1) (64, 64)" in result.stdout

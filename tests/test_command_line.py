@@ -18,6 +18,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from index_servers import configured
+from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit
@@ -30,7 +31,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 _MODEL = ["--model", "hiera-nano-digits"]
 _EXACT = [*_MODEL, "--option", "dtype=float32", "--option", "engine=torch"]
 _COUNT = 20
-_HANGS = 600  # seconds, far more than anything takes
 
 pytestmark = pytest.mark.samples(_COUNT)
 
@@ -63,7 +63,7 @@ def _run(*arguments: object) -> tuple[int, str, str]:
     """Run a command in a new process, as :func:`call` does in this one."""
     process = _start(*arguments)
     try:
-        printed, logged = process.communicate(timeout=_HANGS)
+        printed, logged = process.communicate(timeout=LIMIT)
     finally:
         process.kill()
 
@@ -208,7 +208,7 @@ def test_interrupted(digits: list[Digit], tmp_path: Path) -> None:
     manifest, out = _write_manifest(tmp_path / "manifest.parquet", uris), tmp_path / "out"
     arguments = ["embed-files", manifest, out, *_EXACT, "--part-size", 50]
     process = _start(*arguments, "--batch-size", 1)
-    limit = time.monotonic() + _HANGS
+    limit = time.monotonic() + LIMIT
     try:
         while not (out / "part-00001.parquet").exists():
             assert process.poll() is None, process.communicate()
@@ -216,7 +216,7 @@ def test_interrupted(digits: list[Digit], tmp_path: Path) -> None:
             time.sleep(0.05)
 
         process.send_signal(signal.SIGINT)
-        _, logged = process.communicate(timeout=_HANGS)
+        _, logged = process.communicate(timeout=LIMIT)
     finally:
         process.kill()
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from other_process import LIMIT, heed_interrupts
+from other_process import heed_interrupts
 from PIL import Image
+from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit

@@ -16,6 +16,7 @@ import fiftyone.operators as foo
 import numpy as np
 import pytest
 from operator_calls import COMPUTE, SORT, choices, make_context, resolve, resolve_context
+from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit
@@ -471,7 +472,7 @@ def test_listing_imports_nothing_heavy(plugin: Any, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT,
     )
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
 

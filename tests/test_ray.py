@@ -19,8 +19,8 @@ import fiftyone as fo
 import numpy as np
 import psutil
 import pytest
-from other_process import LIMIT
 from PIL import Image
+from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit
@@ -347,5 +347,5 @@ def _run_without(modules: set[str], *lines: str, argument: str = "") -> None:
     code = "\n".join(["import sys", *lines, f"assert not {modules} & {{*sys.modules}}"])
     environment = {"PYTHONPATH": _SOURCES}
     subprocess.run(
-        [sys.executable, "-c", code, argument], env=environment, check=True, timeout=60
+        [sys.executable, "-c", code, argument], env=environment, check=True, timeout=LIMIT
     )

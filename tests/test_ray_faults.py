@@ -17,9 +17,10 @@ import fiftyone as fo
 import numpy as np
 import psutil
 import pytest
-from other_process import LIMIT, OtherProcess
+from other_process import OtherProcess
 from PIL import Image
 from random_hiera import make_config, make_hiera, save_checkpoint
+from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -56,8 +57,8 @@ def test_a_running_fiftyone_is_left_alone(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT,
     )
     assert "['demos-own']" in demo.stdout, demo.stderr
-    listed, _ = user.communicate("\n", timeout=100)
+    listed, _ = user.communicate("\n", timeout=LIMIT)
     assert "['users-own']" in listed

@@ -17,6 +17,7 @@ from typing import Any
 from hub_server import HubServer
 from random_hiera import make_hiera, save_weights
 from transformers import HieraConfig
+from waiting import LIMIT
 
 from fiftyone_hiera.checkpoints import CHECKPOINTS
 from sandbox import served_archive
@@ -24,7 +25,6 @@ from sandbox import served_archive
 TINY = "facebook/hiera-tiny-224-hf"
 NANO = "hiera-nano-digits"
 
-_HANGS = 600  # seconds, far more than anything takes
 
 _NAMES = """
 import json, sys
@@ -97,7 +97,7 @@ class ZooUser:
         process, log = self._process, self.home / "log"
         assert process.stdin is not None and process.stdout is not None
         start = log.stat().st_size
-        limit = threading.Timer(_HANGS, process.kill)
+        limit = threading.Timer(LIMIT, process.kill)
         limit.start()
         print(json.dumps(code), file=process.stdin, flush=True)
         answer = process.stdout.readline()
@@ -144,7 +144,7 @@ class ZooUser:
         self.hub.requests.clear()
 
     def close(self) -> None:
-        """Kill the interpreter; that processes end by themselves, others show."""
+        """Kill the interpreter."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -186,7 +186,7 @@ class ZooUser:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=_HANGS,
+            timeout=LIMIT,
             cwd=self.home,
         )
         assert done.returncode == 0, done.stdout + done.stderr
