@@ -196,6 +196,29 @@ def postgres() -> Iterator[Any]:
     server.close()
 
 
+_clusters: list[Any] = []
+
+
+@pytest.fixture
+def ray_cluster() -> Any:
+    """A Ray cluster on this machine, for tests of the group "ray", which leave it so."""
+    pytest.importorskip("ray")
+    from ray_cluster import RayCluster
+
+    if not _clusters:
+        _clusters.append(RayCluster())
+
+    return _clusters[0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the cluster after its last test: idle, it takes a third of a core."""
+    group = nextitem and nextitem.get_closest_marker("xdist_group")
+    if _clusters and (group is None or group.args[0] != "ray"):
+        _clusters.pop().stop()
+
+
 @pytest.fixture(scope="session")
 def small_disk(
     tmp_path_factory: pytest.TempPathFactory,
@@ -238,14 +261,3 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
     for kind, total in seconds.items():
         terminalreporter.write_line(f"== {kind}: {len(tests[kind])} tests, {total:.0f} s")
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Any]:
-    """A Ray cluster on this machine, for tests of the group "ray", which leave it so."""
-    pytest.importorskip("ray")
-    from ray_cluster import RayCluster
-
-    cluster = RayCluster()
-    yield cluster
-    cluster.stop()

@@ -50,6 +50,12 @@ def say_bfloat16(patch: pytest.MonkeyPatch, is_said: bool) -> None:
         patch.setattr(torch.cpu, name, said[name])
 
 
+def say_truth(patch: pytest.MonkeyPatch) -> None:
+    """Say of this CPU what is true, as processes do that FiftyOne starts."""
+    for name, function in ORIGINALS.items():
+        patch.setattr(torch.cpu, name, function)
+
+
 def hide_openvino(patch: pytest.MonkeyPatch) -> None:
     """Have OpenVINO seem not to be installed, for all copies of the package."""
     version = importlib.metadata.version

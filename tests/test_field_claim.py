@@ -287,7 +287,8 @@ _SLOW = """
     def update_late(collection, *args, **kwargs):
         if collection.name == "datasets":
             say(is_late=True)
-            time.sleep(2)
+            while not Path({go!r}).exists():
+                time.sleep(0.01)
 
         return update_one(collection, *args, **kwargs)
 
@@ -302,9 +303,11 @@ _SLOW = """
 @pytest.mark.slow
 def test_slow_claim_loses(samples: Any, other: HieraEmbeddingModel, tmp_path: Path) -> None:
     samples.add_sample_field("hiera", fo.VectorField)
-    process = OtherProcess(_SLOW.format(name=samples.name), tmp_path)
+    go = tmp_path / "go"
+    process = OtherProcess(_SLOW.format(name=samples.name, go=str(go)), tmp_path)
     assert next(process.said()) == {"is_late": True}
     assert other.embed_samples(samples, "hiera").embedded == 5
+    go.touch()
     said = [*process.said()]
     status, log = process.wait()
     assert status == 0, log

@@ -16,6 +16,7 @@ import fiftyone.zoo as foz
 import numpy as np
 import pytest
 from bson import json_util
+from cpu_kinds import say_truth
 from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionError, ExecutionResult
 from operator_calls import (
@@ -244,8 +245,9 @@ DelegatedOperationService().execute_queued_operations(
 
 @pytest.mark.slow
 def test_delegated_run_that_is_cancelled(
-    dataset: Any, digits: list[Digit], tmp_path: Path
+    dataset: Any, digits: list[Digit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    say_truth(monkeypatch)
     dataset.add_samples([fo.Sample(filepath=str(digit.path)) for digit in digits])
     compute = foo.get_operator(COMPUTE)
     queued = compute(dataset, NANO, batch_size=1, num_workers=0, delegate=True)
