@@ -170,8 +170,8 @@ class SortByHieraSimilarity(foo.Operator):
         from .outputs import show_error
         from .search import sort_view
 
-        load_dataset(ctx)
         try:
+            load_dataset(ctx)
             view = sort_view(ctx)
         except Exception as error:
             if not _is_from_app(ctx, self.uri):

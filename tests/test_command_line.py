@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from index_servers import configured
-from waiting import LIMIT
+from waiting import LIMIT, wait_until
 
 import fiftyone_hiera
 from digits import Digit
@@ -208,13 +207,10 @@ def test_interrupted(digits: list[Digit], tmp_path: Path) -> None:
     manifest, out = _write_manifest(tmp_path / "manifest.parquet", uris), tmp_path / "out"
     arguments = ["embed-files", manifest, out, *_EXACT, "--part-size", 50]
     process = _start(*arguments, "--batch-size", 1)
-    limit = time.monotonic() + LIMIT
+    part = out / "part-00001.parquet"
     try:
-        while not (out / "part-00001.parquet").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < limit
-            time.sleep(0.05)
-
+        wait_until(lambda: part.exists() or process.poll() is not None)
+        assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGINT)
         _, logged = process.communicate(timeout=LIMIT)
     finally:
