@@ -199,9 +199,7 @@ def postgres() -> Iterator[Any]:
 _clusters: list[Any] = []
 
 
-@pytest.fixture
-def ray_cluster() -> Any:
-    """A Ray cluster on this machine, for tests of the group "ray", which leave it so."""
+def _shared_cluster() -> Any:
     pytest.importorskip("ray")
     from ray_cluster import RayCluster
 
@@ -209,6 +207,23 @@ def ray_cluster() -> Any:
         _clusters.append(RayCluster())
 
     return _clusters[0]
+
+
+@pytest.fixture
+def ray_cluster() -> Any:
+    """A Ray cluster on this machine, for tests of the group "ray", which leave it so."""
+    return _shared_cluster()
+
+
+@pytest.fixture(scope="module")
+def ray_job() -> Iterator[None]:
+    """Connect this process to the cluster of the tests, for tests of the group "ray".
+
+    They share the processes of one job, which take longer to start than a test takes.
+    Tests that connect by themselves stand before them in their module.
+    """
+    with _shared_cluster().connected():
+        yield
 
 
 @pytest.hookimpl(trylast=True)

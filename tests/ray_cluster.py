@@ -49,6 +49,7 @@ class RayCluster:
         Args:
             **options: options of ``ray.init``
         """
+        ray.shutdown()  # in case that a test failed while it was connected
         ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         try:
             yield

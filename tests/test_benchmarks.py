@@ -118,6 +118,10 @@ class _Benchmarks:
             if path.suffix == ".json":
                 assert json.loads(path.read_text("utf-8"))["machine"]["cores"]
 
+    def connect(self, address: str) -> None:
+        """Connect the process to a Ray cluster, which each run would start else."""
+        self._pool.submit(_connect, address).result()
+
     def close(self) -> None:
         """End the process."""
         self._pool.shutdown()
@@ -131,7 +135,9 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Benchmarks
 
 
 @pytest.mark.parametrize("name", [*_scripts()])
-def test_a_benchmark_runs_to_its_end(name: str, benchmarks: _Benchmarks) -> None:
+def test_a_benchmark_runs_to_its_end(
+    name: str, benchmarks: _Benchmarks, request: pytest.FixtureRequest
+) -> None:
     for package in _NEEDS.get(name, []):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -141,10 +147,19 @@ def test_a_benchmark_runs_to_its_end(name: str, benchmarks: _Benchmarks) -> None
     ):
         pytest.skip("Chromium is not installed")
 
+    if name == "ray_runs":
+        benchmarks.connect(request.getfixturevalue("ray_cluster").address)
+
     for first in ("forward", "jobs") if name == "report" else ():
         benchmarks.run(first)
 
     benchmarks.run(_STARTED_BY.get(name, name))
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    ray.init(address, log_to_driver=False)
 
 
 def _share_imports(folder: Path) -> None:

@@ -41,23 +41,6 @@ _SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
 
 
 @pytest.fixture
-def local() -> Iterator[None]:
-    """A cluster of one node that this process is connected to; it starts fastest."""
-    import ray
-
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": _SOURCES}},
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
 def served(digits: list[Digit]) -> Iterator[str]:
     """The URL of a server of the folder of digits."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(digits[0].path.parent))
@@ -84,7 +67,6 @@ def _by_part(results: Any) -> dict[str, Any]:
 def _check_same(
     jobs: list[Job],
     model: HieraEmbeddingModel,
-    address: str | None = None,
     *,
     is_video: bool = False,
 ) -> dict[str, Any]:
@@ -93,7 +75,7 @@ def _check_same(
 
     common = {"is_video": is_video, "batch_size": 8, "num_workers": 0}
     local = _by_part(embed_locally(jobs, model.embedder, **common))
-    options = RayOptions(address, block_size=20)
+    options = RayOptions(block_size=20)
     found = _by_part(embed_on_ray(iter(jobs), model.embedder, options, **common))
     assert found.keys() == local.keys()
     for name, expected in local.items():
@@ -149,96 +131,6 @@ def test_local_cluster(
     # There is nothing to start a cluster for
     good = dataset.exists("hiera")
     assert model.embed_samples(good, "hiera", ray="127.0.0.1:1").skipped == 60
-
-
-@has_ray
-def test_images_patches_uris_and_bad_files(
-    local: None,
-    served: str,
-    digits: list[Digit],
-    model: HieraEmbeddingModel,
-    tmp_path: Path,
-) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    first = digits[0].path
-    files = {
-        100: bad,
-        101: "/nowhere.png",
-        103: first.as_uri(),
-        104: first.with_name("no.png").as_uri(),
-        105: "nope://y",
-        106: f"{served}/{first.name}",
-        107: f"{served}/nothing.png",
-    }
-    jobs = [_job(number, digit.path) for number, digit in enumerate(digits[:50])]
-    jobs += [_job(number, path) for number, path in files.items()]
-    boxes = [[0.1, 0.1, 0.5, 0.01 * side] for side in range(50)]
-    patches = [Part(f"box{side}", "102", None, box) for side, box in enumerate(boxes)]
-    jobs.append(Job("102", str(first), patches))
-    found = _check_same(jobs, model)
-    assert isinstance(found["box40"], Embedded)
-    assert isinstance(found["box0"], Failed)
-    assert str(found["101"].error).endswith(f" (on node {socket.gethostname()})")
-    expected = model.embed(Image.open(first))
-    assert np.abs(found["103"].embedding - expected).max() < 1e-4
-    assert "No such file" in str(found["104"].error)
-    assert "Protocol not known: nope" in str(found["105"].error)
-    assert isinstance(found["106"], Embedded)
-    assert isinstance(found["107"], Failed)
-
-
-@has_ray
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
-def test_frames(
-    ray_cluster: Any, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
-) -> None:
-    video = tmp_path / "video.mp4"
-    pattern = str(digits[0].path.parent / "*.png")
-    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
-    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "70", str(video)]
-    subprocess.run(command, check=True)
-    jobs = [
-        Job(name, path, [Part(f"{name}{n}", name, n) for n in range(1, count)])
-        for name, path, count in [
-            ("a", str(video), 60),
-            ("b", str(video), 90),  # it has fewer
-            ("c", str(digits[0].path.parent / "none.mp4"), 5),
-        ]
-    ]
-    found = _check_same(jobs, model, ray_cluster.address, is_video=True)
-    assert isinstance(found["a59"], Embedded)
-    assert isinstance(found["b89"], Failed)
-
-
-@has_ray
-@pytest.mark.slow
-def test_closing_leaves_no_process(
-    ray_cluster: Any, digits: list[Digit], model: HieraEmbeddingModel
-) -> None:
-    from ray_cluster import processes
-
-    from fiftyone_hiera.cluster.source import embed_on_ray
-
-    def read_jobs() -> Iterator[Job]:
-        for number in range(1_000_000):
-            yield _job(number, digits[number % len(digits)].path)
-
-    jobs = read_jobs()
-    options = RayOptions(block_size=8)
-    with ray_cluster.connected():
-        results = embed_on_ray(jobs, model.embedder, options, batch_size=8)
-        next(some for some in results if some)
-        assert processes("MapWorker")
-        results.close()
-        threads = [thread.name for thread in threading.enumerate()]
-        assert not [name for name in threads if name.startswith("hiera-")]
-        assert int(next(jobs).sample_id) < 1000  # few were sent
-
-        actors = processes("MapWorker") | processes("_QueueActor")
-        psutil.wait_procs(actors, timeout=LIMIT)
-        assert not processes("MapWorker") | processes("_QueueActor")
 
 
 @has_ray
@@ -340,6 +232,96 @@ def test_workers_import_what_they_need(digits: list[Digit]) -> None:
         {"fiftyone", "pymongo", "eta", "transformers"},
         "import fiftyone_hiera.cluster.encoding",
     )
+
+
+@has_ray
+@pytest.mark.slow
+def test_images_patches_uris_and_bad_files(
+    ray_job: None,
+    served: str,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    tmp_path: Path,
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    first = digits[0].path
+    files = {
+        100: bad,
+        101: "/nowhere.png",
+        103: first.as_uri(),
+        104: first.with_name("no.png").as_uri(),
+        105: "nope://y",
+        106: f"{served}/{first.name}",
+        107: f"{served}/nothing.png",
+    }
+    jobs = [_job(number, digit.path) for number, digit in enumerate(digits[:50])]
+    jobs += [_job(number, path) for number, path in files.items()]
+    boxes = [[0.1, 0.1, 0.5, 0.01 * side] for side in range(50)]
+    patches = [Part(f"box{side}", "102", None, box) for side, box in enumerate(boxes)]
+    jobs.append(Job("102", str(first), patches))
+    found = _check_same(jobs, model)
+    assert isinstance(found["box40"], Embedded)
+    assert isinstance(found["box0"], Failed)
+    assert str(found["101"].error).endswith(f" (on node {socket.gethostname()})")
+    expected = model.embed(Image.open(first))
+    assert np.abs(found["103"].embedding - expected).max() < 1e-4
+    assert "No such file" in str(found["104"].error)
+    assert "Protocol not known: nope" in str(found["105"].error)
+    assert isinstance(found["106"], Embedded)
+    assert isinstance(found["107"], Failed)
+
+
+@has_ray
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
+def test_frames(
+    ray_job: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    video = tmp_path / "video.mp4"
+    pattern = str(digits[0].path.parent / "*.png")
+    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
+    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "70", str(video)]
+    subprocess.run(command, check=True)
+    jobs = [
+        Job(name, path, [Part(f"{name}{n}", name, n) for n in range(1, count)])
+        for name, path, count in [
+            ("a", str(video), 60),
+            ("b", str(video), 90),  # it has fewer
+            ("c", str(digits[0].path.parent / "none.mp4"), 5),
+        ]
+    ]
+    found = _check_same(jobs, model, is_video=True)
+    assert isinstance(found["a59"], Embedded)
+    assert isinstance(found["b89"], Failed)
+
+
+@has_ray
+@pytest.mark.slow
+def test_closing_leaves_no_process(
+    ray_job: None, digits: list[Digit], model: HieraEmbeddingModel
+) -> None:
+    from ray_cluster import processes
+
+    from fiftyone_hiera.cluster.source import embed_on_ray
+
+    def read_jobs() -> Iterator[Job]:
+        for number in range(1_000_000):
+            yield _job(number, digits[number % len(digits)].path)
+
+    jobs = read_jobs()
+    options = RayOptions(block_size=8)
+    results = embed_on_ray(jobs, model.embedder, options, batch_size=8)
+    next(some for some in results if some)
+    assert processes("MapWorker")
+    results.close()
+    threads = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in threads if name.startswith("hiera-")]
+    assert int(next(jobs).sample_id) < 1000  # few were sent
+
+    actors = processes("MapWorker") | processes("_QueueActor")
+    psutil.wait_procs(actors, timeout=LIMIT)
+    assert not processes("MapWorker") | processes("_QueueActor")
 
 
 def _run_without(modules: set[str], *lines: str, argument: str = "") -> None:

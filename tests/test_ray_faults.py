@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,12 +35,6 @@ _Vectors = dict[str, np.ndarray]
 
 
 @pytest.fixture(autouse=True)
-def _disconnect() -> Iterator[None]:
-    yield
-    sys.modules["ray"].shutdown()  # in case that the test failed
-
-
-@pytest.fixture(autouse=True)
 def _limit() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"longer than {LIMIT} s")
@@ -62,7 +51,10 @@ def _make_jobs(paths: list[Path]) -> list[Job]:
 
 
 def _embed(
-    jobs: Any, model: HieraEmbeddingModel, address: str | None, block_size: int = 16
+    jobs: Any,
+    model: HieraEmbeddingModel,
+    address: str | None = None,
+    block_size: int = 16,
 ) -> Iterator[list[Result]]:
     from fiftyone_hiera.cluster.source import embed_on_ray
 
@@ -102,27 +94,6 @@ def _check(
             assert isinstance(result, Failed)
 
 
-def test_encoder_killed(
-    ray_cluster: RayCluster,
-    digits: list[Digit],
-    model: HieraEmbeddingModel,
-    expected: _Vectors,
-) -> None:
-    jobs = _make_jobs([digit.path for digit in digits[:400]])
-    results: list[Result] = []
-    before = processes(ENCODER)
-    killed = False
-    for some in _embed(jobs, model, ray_cluster.address):
-        results += some
-        if results and not killed:
-            (encoder,) = processes(ENCODER) - before
-            encoder.kill()
-            killed = True
-            assert len(results) < 200
-
-    _check(results, jobs, expected)
-
-
 def test_node_removed(
     ray_cluster: RayCluster,
     digits: list[Digit],
@@ -151,8 +122,80 @@ def test_node_removed(
     _check(results, jobs, expected)
 
 
+def test_other_version(
+    ray_cluster: RayCluster, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    other = tmp_path / "fiftyone_hiera"
+    ignored = shutil.ignore_patterns(".*", "tests", "__pycache__")
+    shutil.copytree(Path(SOURCES) / "fiftyone_hiera", other, ignore=ignored)
+    version = other / "embedding" / "version.py"
+    text = version.read_text("utf-8")
+    version.write_text(text.replace('VERSION = "', 'VERSION = "9.'), "utf-8")
+    for folder, reason in [
+        (tmp_path, r"has version 9\.\S+ of fiftyone_hiera"),
+        (tmp_path / "nothing", "cannot import fiftyone_hiera: install"),
+    ]:
+        environment = {"env_vars": {"PYTHONPATH": str(folder)}}
+        with (
+            ray_cluster.connected(runtime_env=environment),
+            pytest.raises(ValueError, match=reason),
+        ):
+            list(_embed(_make_jobs([digits[0].path]), model))
+
+
+def test_wrong_token(ray_cluster: RayCluster, samples: Any, tmp_path: Path) -> None:
+    code = f"""
+        import os
+        os.environ |= {{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40}}
+        dataset = fo.load_dataset({samples.name!r})
+        try:
+            model.embed_samples(dataset, "hiera", ray={ray_cluster.address!r})
+        except ValueError as error:
+            say(message=str(error), has_field=dataset.has_field("hiera"))
+    """
+    said = OtherProcess(code, tmp_path).result()
+    assert f"Cannot connect to Ray at {ray_cluster.address!r}" in said["message"]
+    assert "RAY_AUTH_TOKEN" in said["message"]
+    assert not said["has_field"]
+
+
+def test_first_failure_stops(
+    ray_cluster: RayCluster, samples: Any, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    import ray
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    samples.add_sample(fo.Sample(filepath=str(bad)))
+    with pytest.raises(RuntimeError, match=r"(?s)bad\.png.*skip_failures=True"):
+        model.embed_samples(samples, "hiera", skip_failures=False, ray=ray_cluster.address)
+
+    assert not ray.is_initialized()
+
+
+def test_encoder_killed(
+    ray_job: None,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+) -> None:
+    jobs = _make_jobs([digit.path for digit in digits[:400]])
+    results: list[Result] = []
+    before = processes(ENCODER)
+    killed = False
+    for some in _embed(jobs, model):
+        results += some
+        if results and not killed:
+            (encoder,) = processes(ENCODER) - before
+            encoder.kill()
+            killed = True
+            assert len(results) < 200
+
+    _check(results, jobs, expected)
+
+
 def test_killer_slow_and_bad_files(
-    ray_cluster: RayCluster,
+    ray_job: None,
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
@@ -185,7 +228,7 @@ def test_killer_slow_and_bad_files(
 
     monkeypatch.setattr(source, "_PATIENCE", 2)
     monkeypatch.setattr(Ledger, "make_room", make_room_and_count)
-    for some in _embed(jobs, model, ray_cluster.address):
+    for some in _embed(jobs, model):
         results += some
         if others in counted:
             (tmp_path / "go").touch()
@@ -198,7 +241,7 @@ def test_killer_slow_and_bad_files(
 
 
 def test_few_files_are_on_their_way(
-    ray_cluster: RayCluster,
+    ray_job: None,
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
@@ -219,7 +262,7 @@ def test_few_files_are_on_their_way(
 
     results: list[Result] = []
     monkeypatch.setattr(source, "_PATIENCE", LIMIT)
-    for some in _embed(send(), model, ray_cluster.address, block_size=8):
+    for some in _embed(send(), model, block_size=8):
         results += some
         most = max(most, sent - len(results))
 
@@ -229,30 +272,7 @@ def test_few_files_are_on_their_way(
     _check(results, jobs, expected)
 
 
-def test_other_version(
-    ray_cluster: RayCluster, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
-) -> None:
-    other = tmp_path / "fiftyone_hiera"
-    ignored = shutil.ignore_patterns(".*", "tests", "__pycache__")
-    shutil.copytree(Path(SOURCES) / "fiftyone_hiera", other, ignore=ignored)
-    version = other / "embedding" / "version.py"
-    text = version.read_text("utf-8")
-    version.write_text(text.replace('VERSION = "', 'VERSION = "9.'), "utf-8")
-    for folder, reason in [
-        (tmp_path, r"has version 9\.\S+ of fiftyone_hiera"),
-        (tmp_path / "nothing", "cannot import fiftyone_hiera: install"),
-    ]:
-        environment = {"env_vars": {"PYTHONPATH": str(folder)}}
-        with (
-            ray_cluster.connected(runtime_env=environment),
-            pytest.raises(ValueError, match=reason),
-        ):
-            list(_embed(_make_jobs([digits[0].path]), model, None))
-
-
-def test_other_weights(
-    ray_cluster: RayCluster, digits: list[Digit], tmp_path: Path
-) -> None:
+def test_other_weights(ray_job: None, digits: list[Digit], tmp_path: Path) -> None:
     config = make_config()
     checkpoint = save_checkpoint(tmp_path / "random", make_hiera(config))
     options = {"checkpoint": str(checkpoint), "dtype": "float32", "engine": "torch"}
@@ -264,20 +284,33 @@ def test_other_weights(
 
     save_checkpoint(tmp_path / "random", other)
     with pytest.raises(RuntimeError, match=r"would compute other embeddings.*sha256"):
-        list(_embed(_make_jobs([digits[0].path]), model, ray_cluster.address))
+        list(_embed(_make_jobs([digits[0].path]), model))
 
 
-def _check_stored(samples: Any, expected: _Vectors) -> int:
-    samples.reload()
-    paths, found = samples.exists("hiera").values(["filepath", "hiera"])
-    vectors = [expected[path] for path in paths]
-    assert np.abs(np.stack(found) - np.stack(vectors)).max() < 1e-4
-    return len(paths)
+def test_another_run_takes_the_field_over(
+    ray_job: None, samples: Any, model: HieraEmbeddingModel, other: Any
+) -> None:
+    started: list[int] = []
+
+    def take_over(bar: Any) -> None:
+        if bar.iteration >= 40 and not started:
+            started.append(bar.iteration)
+            assert other.embed_samples(samples, "hiera", overwrite=True).embedded == 400
+
+    with pytest.raises(RuntimeError, match=r"(?s)Another run.*differ in pooling"):
+        ray = RayOptions(block_size=4)
+        model.embed_samples(samples, "hiera", progress=take_over, ray=ray)
+
+    assert started
+    paths = samples.values("filepath")
+    vectors = other.embed_all([Image.open(path) for path in paths])
+    assert _check_stored(samples, dict(zip(paths, vectors, strict=True))) == 400
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_driver_stopped(
     ray_cluster: RayCluster,
+    ray_job: None,
     samples: Any,
     model: HieraEmbeddingModel,
     expected: _Vectors,
@@ -302,87 +335,14 @@ def test_driver_stopped(
     assert alive == []
     stored = _check_stored(samples, expected)
     assert 0 < stored < 400
-    report = model.embed_samples(samples, "hiera", ray=ray_cluster.address)
+    report = model.embed_samples(samples, "hiera", ray=True)
     assert (report.skipped, report.embedded) == (stored, 400 - stored)
     assert _check_stored(samples, expected) == 400
 
 
-def test_wrong_token(samples: Any, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    address = f"127.0.0.1:{port}"
-    ray = str(Path(sys.executable).with_name("ray"))
-    options = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
-    head = subprocess.Popen(
-        [ray, "start", *options, "--disable-usage-stats", "--block"],
-        env={**os.environ, **token},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    code = f"""
-        import os
-        os.environ |= {{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40}}
-        dataset = fo.load_dataset({samples.name!r})
-        try:
-            model.embed_samples(dataset, "hiera", ray={address!r})
-        except ValueError as error:
-            say(message=str(error), has_field=dataset.has_field("hiera"))
-    """
-    try:
-        _wait_for_port(port, head)
-        said = OtherProcess(code, tmp_path).result()
-    finally:
-        head.terminate()
-        head.wait(LIMIT)
-
-    assert f"Cannot connect to Ray at {address!r}" in said["message"]
-    assert "RAY_AUTH_TOKEN" in said["message"]
-    assert not said["has_field"]
-
-
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-
-    raise AssertionError(f"The head ended with status {process.returncode}")
-
-
-def test_another_run_takes_the_field_over(
-    ray_cluster: RayCluster, samples: Any, model: HieraEmbeddingModel, other: Any
-) -> None:
-    started: list[int] = []
-
-    def take_over(bar: Any) -> None:
-        if bar.iteration >= 40 and not started:
-            started.append(bar.iteration)
-            assert other.embed_samples(samples, "hiera", overwrite=True).embedded == 400
-
-    with pytest.raises(RuntimeError, match=r"(?s)Another run.*differ in pooling"):
-        ray = RayOptions(ray_cluster.address, block_size=4)
-        model.embed_samples(samples, "hiera", progress=take_over, ray=ray)
-
-    assert started
-    paths = samples.values("filepath")
-    vectors = other.embed_all([Image.open(path) for path in paths])
-    assert _check_stored(samples, dict(zip(paths, vectors, strict=True))) == 400
-
-
-def test_first_failure_stops(
-    ray_cluster: RayCluster, samples: Any, model: HieraEmbeddingModel, tmp_path: Path
-) -> None:
-    import ray
-
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    samples.add_sample(fo.Sample(filepath=str(bad)))
-    with pytest.raises(RuntimeError, match=r"(?s)bad\.png.*skip_failures=True"):
-        model.embed_samples(samples, "hiera", skip_failures=False, ray=ray_cluster.address)
-
-    assert not ray.is_initialized()
+def _check_stored(samples: Any, expected: _Vectors) -> int:
+    samples.reload()
+    paths, found = samples.exists("hiera").values(["filepath", "hiera"])
+    vectors = [expected[path] for path in paths]
+    assert np.abs(np.stack(found) - np.stack(vectors)).max() < 1e-4
+    return len(paths)
