@@ -11,7 +11,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # Slow tests mostly wait for other processes, so that two cores serve three of them
 PYTEST_quick := $(BIN)/pytest --numprocesses 2 --dist worksteal
-PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup -m "not hub and not app"
+PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup -m "not hub"
 
 # $(call timed,NAME,COMMANDS) runs a part of a recipe and prints its time
 SHELL := /bin/bash
@@ -32,8 +32,8 @@ EXTRAS_scale := demo test ray
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py --model "$(MODEL)" $(if $(IMAGES),--images "$(IMAGES)") $(if $(PHOTOS),--photos) $(if $(APP),--app)
 
-# Lint, type-check and run the quick tests or, with TESTS=all, also the slow ones in the
-# same call, and then those in the App
+# Lint, type-check and run the quick tests or, with TESTS=all, also the slow ones and those
+# in the App, all in one call
 .PHONY: test
 test: .venv/.$(if $(filter all,$(TESTS)),app,test)
 	@$(if $(PYTEST_$(TESTS)),,$(error TESTS is "quick" or "all", not "$(TESTS)"))
@@ -43,7 +43,6 @@ test: .venv/.$(if $(filter all,$(TESTS)),app,test)
 		MYPYPATH=$(SOURCES):benchmarks:examples:scripts $(BIN)/mypy --explicit-package-bases \
 		benchmarks/*.py examples/*.py scripts/*.py)
 	$(call timed,tests ($(TESTS)),$(PYTEST_$(TESTS)) --durations 25)
-	$(if $(filter all,$(TESTS)),$(call timed,App,$(BIN)/pytest -m app))
 
 # Test the plugin in FiftyOne's App, in a real browser
 .PHONY: test-app

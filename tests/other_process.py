@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -15,26 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from fork_server import start_script
 from waiting import LIMIT
 
-import fiftyone_hiera
-
-_PREAMBLE = """
-import json, sys, time
+_BARE = """
+import sys, time
 from pathlib import Path
 
-def say(**values):
-    print("SAID" + json.dumps(values), flush=True)
-
 def main():
-    import fiftyone as fo
     import fiftyone_hiera
 
-    sys.path.append(TESTS)
+    exact = {"dtype": "float32", "engine": "torch"}
+"""
+_WITH_FIFTYONE = """
+    import fiftyone as fo
     from cpu_kinds import fix_auto
 
     fix_auto()
-    exact = {"dtype": "float32", "engine": "torch"}
     model = fiftyone_hiera.load_model("hiera-nano-digits", **exact)
 
     def slowly(bar):
@@ -55,12 +49,6 @@ def main():
 """
 
 
-def heed_interrupts() -> None:
-    """Let SIGINT interrupt this process, in case the one that started it ignores it."""
-    # Programs that a shell starts in the background ignore Ctrl-C
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class OtherProcess:
     """Python code that runs in parallel to the test, with ``fo`` and ``model``.
 
@@ -70,42 +58,34 @@ class OtherProcess:
             ``progress=stay_at(count)`` makes it report and stay there until it is killed
         folder: a folder for the script
         config (None): FiftyOne's config file; None is the tests' own
+        bare (False): whether it starts without ``fo``, ``model`` and what takes a bar
 
     It is killed after ``LIMIT``.
     """
 
-    def __init__(self, code: str, folder: Path, config: Path | None = None) -> None:
+    def __init__(
+        self, code: str, folder: Path, config: Path | None = None, *, bare: bool = False
+    ) -> None:
+        preamble = _BARE if bare else _BARE + _WITH_FIFTYONE
         script = folder / f"script-{time.monotonic_ns()}.py"
         body = textwrap.indent(textwrap.dedent(code), "    ")
-        script.write_text(
-            f"TESTS = {str(Path(__file__).parent)!r}\n"
-            f"{_PREAMBLE}{body}\n\nif __name__ == '__main__':\n    main()\n",
-            "utf-8",
-        )
-        sources = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
-        environment = {**os.environ, "PYTHONPATH": sources}
+        main = "if __name__ == '__main__':\n    main()\n"
+        script.write_text(f"{preamble}{body}\n\n{main}", "utf-8")
+        environment = {**os.environ}
         if config is not None:
             environment["FIFTYONE_CONFIG_PATH"] = str(config)
 
-        self._errors = open(script.with_suffix(".log"), "w+", encoding="utf-8")  # noqa: SIM115  # closed by wait()
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            preexec_fn=heed_interrupts,
-        )
+        self._log = script.with_suffix(".log")
+        self._process, self._heard = start_script(script, self._log, environment)
         self._limit = threading.Timer(LIMIT, self._process.kill)
         self._limit.daemon = True
         self._limit.start()
 
     def said(self) -> Iterator[dict[str, Any]]:
         """Yield what the code says, as it does."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("SAID"):
-                yield json.loads(line[4:])
+        with contextlib.suppress(EOFError, OSError):  # it ended, or while it said something
+            while True:
+                yield self._heard.recv()
 
     def wait_until_stored(self, count: int) -> None:
         """Wait until a run has stored so many embeddings."""
@@ -117,7 +97,8 @@ class OtherProcess:
 
     def signal(self, number: int) -> None:
         """Send a signal to the process."""
-        self._process.send_signal(number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def descendants(self, name: str) -> list[psutil.Process]:
         """Return the processes below this one whose command line has a word."""
@@ -126,12 +107,13 @@ class OtherProcess:
 
     def wait(self) -> tuple[int, str]:
         """Wait for the end; return the exit status and what was logged."""
-        self._process.communicate()
+        for _ in self.said():
+            pass
+
+        self._process.join()
         self._limit.cancel()
-        self._errors.seek(0)
-        log = self._errors.read()
-        self._errors.close()
-        return self._process.returncode, log
+        assert self._process.exitcode is not None
+        return self._process.exitcode, self._log.read_text("utf-8", "replace")
 
     def result(self) -> dict[str, Any]:
         """Wait for the end, and return the last thing that was said."""

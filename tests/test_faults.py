@@ -95,7 +95,7 @@ def test_native_worker_killed(
     """
     process = OtherProcess(code.format(name=samples.name), tmp_path)
     process.wait_until_stored(40)
-    (worker, *_) = process.descendants("script-")
+    (worker, *_) = process.descendants("forkserver")  # as its parent
     worker.kill()
     status, log = process.wait()
     assert status != 0

@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from other_process import heed_interrupts
+from other_process import OtherProcess
 from PIL import Image
 from waiting import LIMIT
 
@@ -357,81 +356,41 @@ def test_invalid_options(
     assert not (tmp_path / "out").exists()
 
 
-_SCRIPT = """
-import sys, time
-from pathlib import Path
-import fiftyone_hiera
-from fiftyone_hiera.files import sink
+_EMBED = """
+    from fiftyone_hiera.files import sink
 
-sink._CHUNK_ROWS = 16
-stayed = []
+    sink._CHUNK_ROWS = 16
+    stayed = []
 
-def stay(bar):
-    print(bar.iteration, flush=True)
-    if bar.iteration >= {count} and not stayed:
-        stayed.append(True)
-        while not Path({go!r}).exists():
-            time.sleep(0.01)
+    def stay(bar):
+        say(stored=bar.iteration)
+        if bar.iteration >= {count} and not stayed:
+            stayed.append(True)
+            while not Path({go!r}).exists():
+                time.sleep(0.01)
 
-report = fiftyone_hiera.embed_files(
-    {manifest!r}, {out!r}, model="hiera-nano-digits", part_size=60, batch_size=4,
-    num_workers=1, progress=stay, ray={ray!r}, **{exact!r}
-)
-assert "fiftyone" not in sys.modules
-print("embedded", report.embedded, flush=True)
+    report = fiftyone_hiera.embed_files(
+        {manifest!r}, {out!r}, model="hiera-nano-digits", part_size=60, batch_size=4,
+        num_workers=1, progress=stay, ray={ray!r}, **exact
+    )
+    assert "fiftyone" not in sys.modules
+    say(embedded=report.embedded)
 """
 
 
-class _Process:
-    """A process that embeds, and prints how many rows of its parts exist.
+def _start(manifest: Path, out: Path, count: int, ray: Any = None) -> OtherProcess:
+    """Start a process that embeds, and says how many rows of its parts exist.
 
     With so many, it stays there until it is killed, or until the file "go" exists.
     """
-
-    def __init__(self, manifest: Path, out: Path, count: int, ray: Any = None) -> None:
-        self._go = out.parent / "go"
-        code = _SCRIPT.format(
-            manifest=str(manifest),
-            out=str(out),
-            count=count,
-            go=str(self._go),
-            ray=ray,
-            exact=_EXACT,
-        )
-        self._count = count
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code],
-            env={**os.environ, "PYTHONPATH": _SOURCES, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=heed_interrupts,
-        )
-        self._limit = threading.Timer(LIMIT, self.process.kill)
-        self._limit.daemon = True
-        self._limit.start()
-
-    def lines(self) -> Iterator[str]:
-        """Iterate over what it prints, as it does."""
-        assert self.process.stdout is not None
-        return self.process.stdout
-
-    def wait(self) -> None:
-        """Wait until it stays."""
-        for line in self.lines():
-            if int(line) >= self._count:
-                return
-
-        raise AssertionError(f"It ended before {self._count}")
-
-    def go_on(self) -> None:
-        """Let it go on, and all others of this output."""
-        self._go.touch()
-
-    def end(self, number: int) -> int:
-        """End it by a signal, and return its exit status."""
-        self.process.send_signal(number)
-        self.process.communicate(timeout=LIMIT)
-        return self.process.returncode
+    code = _EMBED.format(
+        manifest=str(manifest),
+        out=str(out),
+        count=count,
+        go=str(out.parent / "go"),
+        ray=ray,
+    )
+    return OtherProcess(code, out.parent, bare=True)
 
 
 @pytest.mark.slow
@@ -450,9 +409,11 @@ def test_killed_and_run_again(
     kept = 0
     for count in counts:
         complete = sum(pq.read_metadata(part).num_rows for part in out.glob("part-*"))
-        process = _Process(manifest, out, count)
-        process.wait()
-        assert process.end(number) != 0
+        process = _start(manifest, out, count)
+        process.wait_until_stored(count)
+        process.signal(number)
+        status, _ = process.wait()
+        assert status != 0
         kept = _kept(out)
 
         # All but a chunk of 16, if it is killed, and what was in flight
@@ -506,14 +467,12 @@ def test_two_processes_without_shards(
     paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     manifest, out = _write(tmp_path / "manifest.parquet", paths[:90]), tmp_path / "out"
-    processes = [_Process(manifest, out, count) for count in (20, 40)]
-    for process in processes:
-        process.wait()
+    processes = {count: _start(manifest, out, count) for count in (20, 40)}
+    for count, process in processes.items():
+        process.wait_until_stored(count)
 
-    processes[0].go_on()
-    ends = [[*process.lines()][-1].split() for process in processes]
-    assert [process.process.wait(LIMIT) for process in processes] == [0, 0]
-    assert sum(int(count) for _, count in ends) >= 90
+    (tmp_path / "go").touch()
+    assert sum(process.result()["embedded"] for process in processes.values()) >= 90
     _check(out, paths[:90], expected)
 
 
@@ -612,15 +571,14 @@ def test_driver_killed_on_ray(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    process = _Process(manifest, out, 1, ray_cluster.address)
+    process = _start(manifest, out, 1, ray_cluster.address)
+    process.wait_until_stored(1)
+    process.signal(signal.SIGKILL)
     process.wait()
-    process.end(signal.SIGKILL)
     kept = _kept(out)
     assert kept < _COUNT
-    process = _Process(manifest, out, _COUNT + 1, ray_cluster.address)
-    (*_, last) = process.lines()
-    assert last.split() == ["embedded", str(_COUNT - kept)]
-    assert process.process.wait(LIMIT) == 0
+    process = _start(manifest, out, _COUNT + 1, ray_cluster.address)
+    assert process.result() == {"embedded": _COUNT - kept}
     _check(out, paths, expected)
 
 
