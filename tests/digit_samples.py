@@ -1,9 +1,12 @@
-"""Samples of handwritten digits."""
+"""Samples of handwritten digits, and a check of their embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from digits import Digit
 
@@ -31,3 +34,17 @@ def digit_samples(
         samples.append(sample)
 
     return samples
+
+
+def check_embeddings(samples: Any, model: Any, field: str = "hiera") -> None:
+    """Check that each sample holds the embedding of its own image.
+
+    Args:
+        samples: the samples
+        model: the model
+        field ("hiera"): the field
+    """
+    paths, stored = samples.values(["filepath", field])
+    expected = model.embed_all([Image.open(path) for path in paths])
+    assert all(embedding.dtype == np.float32 for embedding in stored)
+    assert np.abs(np.stack(stored) - expected).max() < 1e-4

@@ -23,6 +23,11 @@ def main():
     import fiftyone_hiera
 
     exact = {"dtype": "float32", "engine": "torch"}
+
+    def wait_for(path):
+        while not Path(path).exists():
+            time.sleep(0.001)
+
 """
 _WITH_FIFTYONE = """
     import fiftyone as fo
@@ -53,7 +58,8 @@ class OtherProcess:
     """Python code that runs in parallel to the test, with ``fo`` and ``model``.
 
     Args:
-        code: what it does; ``say(name=value)`` tells the test,
+        code: what it does; ``say(name=value)`` tells the test, ``wait_for(path)`` waits
+            until the test makes a file,
             ``progress=slowly`` makes a run report and take its time, and
             ``progress=stay_at(count)`` makes it report and stay there until it is killed
         folder: a folder for the script

@@ -18,13 +18,13 @@ import fiftyone.core.odm as foo_odm
 import fiftyone.operators as foo
 import numpy as np
 import pytest
+from digit_samples import check_embeddings
 from fiftyone.operators.executor import (
     ExecutionError,
     do_execute_operator,
     execute_or_delegate_operator,
 )
 from operator_calls import COMPUTE, SORT, make_context, make_request, plugin_module
-from PIL import Image
 from waiting import wait_until
 
 import fiftyone_hiera
@@ -75,10 +75,7 @@ def others() -> Iterator[None]:
 
 
 def _check(samples: Any, pooling: str, field: str) -> None:
-    model = fiftyone_hiera.load_model(NANO, pooling=pooling)
-    paths, stored = samples.values(["filepath", field])
-    expected = model.embed_all([Image.open(path) for path in paths])
-    assert np.abs(np.stack(stored) - expected).max() < 1e-4
+    check_embeddings(samples, fiftyone_hiera.load_model(NANO, pooling=pooling), field)
 
 
 # Pipelines and other operators, which do not resolve our form

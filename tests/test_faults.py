@@ -117,8 +117,7 @@ def test_two_processes(
     code = """
         dataset = fo.load_dataset({name!r})
         say(ready=True)
-        while not Path({start!r}).exists():
-            time.sleep(0.001)
+        wait_for({start!r})
 
         report = model.embed_samples(dataset, "hiera", batch_size=4, shard={shard!r})
         say(embedded=report.embedded)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
-import numpy as np
 import pytest
+from digit_samples import check_embeddings
 from other_process import OtherProcess
-from PIL import Image
 
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs.field_claim import FieldClaim
@@ -25,12 +24,6 @@ def _label(samples: Any) -> None:
     for sample in samples.iter_samples(autosave=True):
         box = fo.Detection(bounding_box=[0, 0, 1, 1])
         sample["parts"] = fo.Detections(detections=[box])
-
-
-def _check(samples: Any, model: HieraEmbeddingModel, field: str = "hiera") -> None:
-    paths, stored = samples.values(["filepath", field])
-    expected = model.embed_all([Image.open(path) for path in paths])
-    assert np.abs(np.stack(stored) - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("patches_field", [None, "parts"])
@@ -137,8 +130,7 @@ def test_fields_that_processes_add_at_once_are_all_kept(
 
         dataset = fo.load_dataset({name!r})
         say(ready=True)
-        while not Path({start!r}).exists():
-            time.sleep(0.001)
+        wait_for({start!r})
 
         for number in range(40):
             Target(dataset, f"{process}_{{number}}", {patches_field!r}).add_field()
@@ -224,9 +216,9 @@ def test_write_under_way_when_the_field_is_taken_over_is_undone(
     samples.reload()
     held = samples.exists("hiera")
     assert len(held) == 3, "the embeddings of the late write are gone"
-    _check(held, other)
+    check_embeddings(held, other)
     assert other.embed_samples(samples, "hiera").embedded == 2
-    _check(samples, other)
+    check_embeddings(samples, other)
 
 
 _RACE = """
@@ -273,7 +265,7 @@ def test_one_of_two_processes_wins(
     for number, won in enumerate(wins):
         assert sum(won) == 1
         winner = [*models][won.index(True)]
-        _check(samples, models[winner], f"race_{number}")
+        check_embeddings(samples, models[winner], f"race_{number}")
         if exists:
             assert samples.get_field(f"race_{number}").info["pooling"] == winner
 
@@ -287,8 +279,7 @@ _SLOW = """
     def update_late(collection, *args, **kwargs):
         if collection.name == "datasets":
             say(is_late=True)
-            while not Path({go!r}).exists():
-                time.sleep(0.01)
+            wait_for({go!r})
 
         return update_one(collection, *args, **kwargs)
 
@@ -314,7 +305,7 @@ def test_slow_claim_loses(samples: Any, other: HieraEmbeddingModel, tmp_path: Pa
     assert any("Another run" in words.get("refused", "") for words in said), said
     samples.reload()
     assert samples.get_field("hiera").info["pooling"] == "cls"
-    _check(samples, other)
+    check_embeddings(samples, other)
 
 
 @pytest.mark.parametrize("patches_field", [None, "parts"])

@@ -366,8 +366,7 @@ _EMBED = """
         say(stored=bar.iteration)
         if bar.iteration >= {count} and not stayed:
             stayed.append(True)
-            while not Path({go!r}).exists():
-                time.sleep(0.01)
+            wait_for({go!r})
 
     report = fiftyone_hiera.embed_files(
         {manifest!r}, {out!r}, model="hiera-nano-digits", part_size=60, batch_size=4,

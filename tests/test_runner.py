@@ -14,6 +14,7 @@ import fiftyone.core.media as fom
 import numpy as np
 import pytest
 import torch
+from digit_samples import check_embeddings
 from fiftyone import ViewField as F
 from PIL import Image
 from random_hiera import make_config, make_hiera
@@ -50,14 +51,6 @@ def _absent(sample: fo.Sample) -> str:
     return str(path.with_name(f"{path.stem}-absent.png"))
 
 
-def _check(samples: Any, model: HieraEmbeddingModel, field: str = "hiera") -> None:
-    """Every sample holds the embedding of its own image."""
-    paths, stored = samples.values(["filepath", field])
-    expected = model.embed_all([Image.open(path) for path in paths])
-    assert all(embedding.dtype == np.float32 for embedding in stored)
-    assert np.abs(np.stack(stored) - expected).max() < 1e-4
-
-
 def test_field_that_was_lost_from_memory(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +65,7 @@ def test_field_that_was_lost_from_memory(
 
     monkeypatch.setattr(Target, "store", store_and_lose)
     model.embed_samples(samples, "hiera", batch_size=64)
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +83,7 @@ def test_everything_is_embedded(
     assert (report.embedded, report.skipped, report.failed) == (37, 0, [])
     assert report.images_per_second == pytest.approx(37 / report.seconds)
     assert isinstance(samples.get_field("hiera"), fo.VectorField)
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_batches_are_full_and_in_order_of_the_ids(
@@ -117,7 +110,7 @@ def test_second_run_skips_what_there_is(samples: Any, model: HieraEmbeddingModel
     third = model.embed_samples(samples, "hiera")
     done = [(report.embedded, report.skipped) for report in (first, second, third)]
     assert done == [(20, 0), (17, 20), (0, 37)]
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_overwrite_embeds_again(samples: Any, model: HieraEmbeddingModel) -> None:
@@ -126,7 +119,7 @@ def test_overwrite_embeds_again(samples: Any, model: HieraEmbeddingModel) -> Non
     samples.set_values("hiera", [wrong] * len(samples))
     report = model.embed_samples(samples, "hiera", overwrite=True)
     assert (report.embedded, report.skipped) == (37, 0)
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_overwriting_keeps_embeddings_that_cannot_be_computed_again(
@@ -235,9 +228,9 @@ def test_field_with_other_settings_is_refused(
     with pytest.raises(ValueError, match="only some would be overwritten"):
         other.embed_samples(samples, "hiera", overwrite=True, shard=(0, 2))
 
-    _check(samples[:20], model)
+    check_embeddings(samples[:20], model)
     assert other.embed_samples(samples, "hiera", overwrite=True).embedded == 37
-    _check(samples, other)
+    check_embeddings(samples, other)
     with pytest.raises(ValueError, match="computed with different settings"):
         model.embed_samples(samples, "hiera")
 
@@ -265,7 +258,7 @@ def test_nothing_is_overwritten_before_the_first_embedding(
         other.embed_samples(samples, "hiera", overwrite=True)
 
     samples.set_values("filepath", paths)
-    _check(samples, model)
+    check_embeddings(samples, model)
     assert model.embed_samples(samples, "hiera").skipped == 37
 
 
@@ -389,7 +382,7 @@ def test_shards_are_disjoint_and_complete(samples: Any, model: HieraEmbeddingMod
         for index in range(3)
     ]
     assert again == [report.embedded for report in reports]
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_views(samples: Any, model: HieraEmbeddingModel) -> None:
@@ -398,7 +391,7 @@ def test_views(samples: Any, model: HieraEmbeddingModel) -> None:
     assert model.embed_samples(samples.load_saved_view("mine"), "hiera").embedded == 20
     assert sorted(samples.exists("hiera").values("id")) == sorted(shuffled.values("id"))
     assert model.embed_samples(samples.skip(30), "other").embedded == 7
-    _check(samples.skip(30), model, "other")
+    check_embeddings(samples.skip(30), model, "other")
 
 
 def test_view_that_hides_the_field_is_refused(
@@ -621,7 +614,7 @@ def test_groups(
 
     right_slice = dataset.select_group_slices("right")
     assert model.embed_samples(right_slice, "hiera", failure_tag="bad").embedded == 5
-    _check(right_slice, model)
+    check_embeddings(right_slice, model)
     assert dataset.select_group_slices("left").count("hiera") == 0
     both = dataset.select_group_slices(["left", "right"])
     report = model.embed_samples(both, "hiera")
@@ -636,7 +629,7 @@ def test_dynamic_groups(samples: Any, model: HieraEmbeddingModel, is_ordered: bo
     assert model.embed_samples(view.limit(2), "hiera", failure_tag="bad").embedded == 16
     report = model.embed_samples(view, "hiera")
     assert (report.embedded, report.skipped) == (21, 16)
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_dynamic_groups_of_groups_are_refused(
@@ -827,7 +820,7 @@ def test_errors_of_the_model_have_the_report(
     assert error.value.report.seconds > 0
     monkeypatch.undo()
     assert model.embed_samples(samples, "hiera").embedded == 21
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_batches_are_halved_until_they_fit() -> None:
@@ -869,7 +862,7 @@ def test_batches_are_halved_natively(
 
     monkeypatch.setattr(model.embedder, "_embed_in_parts", Halving(small))
     samples.compute_embeddings(model, "hiera", batch_size=32, num_workers=0)
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

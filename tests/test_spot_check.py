@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bson import ObjectId
 from cpu_kinds import say_bfloat16
-from PIL import Image
+from digit_samples import check_embeddings
 
 import fiftyone_hiera
 from digits import Digit
@@ -26,12 +26,6 @@ NANO = "hiera-nano-digits"
 
 pytestmark = pytest.mark.samples(12)
 _IS_FOREIGN = r"in the field '{}' is not this model's.*relative distance is \d"
-
-
-def _check(samples: Any, model: HieraEmbeddingModel, field: str = "hiera") -> None:
-    paths, stored = samples.values(["filepath", field])
-    expected = model.embed_all([Image.open(path) for path in paths])
-    assert np.abs(np.stack(stored) - expected).max() < 1e-4
 
 
 @pytest.fixture
@@ -67,7 +61,7 @@ def test_embeddings_added_from_another_dataset_are_found(
     sample.save()
     assert model.embed_samples(samples, "hiera", overwrite=True).embedded == 15
     assert samples.exists("hiera", False).values("id") == [sample.id]
-    _check(samples.exists("hiera"), model)
+    check_embeddings(samples.exists("hiera"), model)
 
 
 def test_embeddings_merged_into_samples_are_found(
@@ -97,7 +91,7 @@ def test_embeddings_computed_natively_after_clearing_are_found(
 
     other.adopt_embeddings(samples, "hiera")
     assert other.embed_samples(samples, "hiera").embedded == 2
-    _check(samples, other)
+    check_embeddings(samples, other)
     with pytest.raises(ValueError, match="differ in pooling"):
         model.embed_samples(samples, "hiera")
 
@@ -108,7 +102,7 @@ def test_record_of_a_cleared_field_does_not_count(
     model.embed_samples(samples, "hiera")
     samples.clear_sample_field("hiera")
     assert other.embed_samples(samples, "hiera").embedded == 12
-    _check(samples, other)
+    check_embeddings(samples, other)
 
 
 def test_other_dimensions_are_found(samples: Any, model: HieraEmbeddingModel) -> None:
@@ -225,7 +219,7 @@ def test_overwriting_changed_files_is_not_refused(
 
     assert model.embed_samples(changed, "hiera", overwrite=True).embedded == 1
     assert model.embed_samples(samples, "hiera").skipped == 12
-    _check(samples, model)
+    check_embeddings(samples, model)
 
 
 def test_patches_are_checked(samples: Any, model: HieraEmbeddingModel) -> None:
