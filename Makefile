@@ -11,7 +11,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # Slow tests mostly wait for other processes, so that two cores serve three of them
 PYTEST_quick := $(BIN)/pytest --numprocesses 2 --dist worksteal
-PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup -m "not hub"
+PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder -m "not hub"
 
 # $(call timed,NAME,COMMANDS) runs a part of a recipe and prints its time
 SHELL := /bin/bash

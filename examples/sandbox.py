@@ -48,6 +48,8 @@ class OwnDatabase:
         log = folder / "mongod.log"
         where = ["--dbpath", str(folder), "--logpath", str(log), "--port", str(port)]
         command = [str(_mongod()), *where, "--bind_ip", "127.0.0.1", "--nounixsocket"]
+        # Once a second it would write figures for MongoDB's engineers
+        command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
         self.uri = f"mongodb://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             ["sh", "-c", _WATCH, "sh", *command],

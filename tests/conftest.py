@@ -256,11 +256,29 @@ def small_disk(
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Note the kind of each test, for the summary."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note the kind of each test, for the summary, and plan them for ``loadgroup``."""
     for item in items:
         kinds = (kind for kind in ("app", "hub", "slow") if item.get_closest_marker(kind))
-        item.user_properties.append(("kind", next(kinds, "quick")))
+        kind = next(kinds, "quick")
+        item.user_properties.append(("kind", kind))
+        if kind == "quick" and not item.get_closest_marker("xdist_group"):
+            # On one worker, the fixtures of a module are made once
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+    if config.getoption("loadgroup", False):
+        # What takes longest begins first: groups with slow tests, then those alone
+        long = {_group(item) for item in items if _kind(item) != "quick"}
+        items.sort(key=lambda item: (_group(item) not in long, _group(item) is None))
+
+
+def _kind(item: pytest.Item) -> object:
+    return dict(item.user_properties)["kind"]
+
+
+def _group(item: pytest.Item) -> str | None:
+    mark = item.get_closest_marker("xdist_group")
+    return None if mark is None else str(mark.args[0])
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -28,6 +28,9 @@ from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import for_image_size
 
+# The tests of a variant share its networks
+pytestmark = pytest.mark.xdist_group("encoder")
+
 _META = [c for c in CHECKPOINTS.values() if c.name.endswith("-224-hf")]
 _TOO_LARGE = 60_000_000
 # The others differ from these in the number of blocks and heads, and in width

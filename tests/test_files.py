@@ -373,7 +373,7 @@ _EMBED = """
         num_workers=1, progress=stay, ray={ray!r}, **exact
     )
     assert "fiftyone" not in sys.modules
-    say(embedded=report.embedded)
+    say(embedded=report.embedded, skipped=report.skipped, failed=report.failed)
 """
 
 
@@ -525,60 +525,30 @@ fiftyone_hiera.embed_files({str(manifest)!r}, "out", model="hiera-nano-digits")
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-def test_on_ray(
+def test_driver_killed_on_ray(
     ray_cluster: Any, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    manifest = _write(tmp_path / "manifest.parquet", [*paths[:100], "/absent.png"])
-    code = f"""
-import sys
-import fiftyone_hiera
-
-report = fiftyone_hiera.embed_files(
-    {str(manifest)!r}, {str(tmp_path / "out")!r}, model="hiera-nano-digits", part_size=40,
-    batch_size=8, ray=fiftyone_hiera.RayOptions({ray_cluster.address!r}, block_size=16),
-    progress=False, **{_EXACT!r}
-)
-assert "fiftyone" not in sys.modules
-assert (report.embedded, report.failed) == (100, 1)
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "PYTHONPATH": _SOURCES},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
-    assert done.returncode == 0, done.stderr
-    table = pq.read_table(tmp_path / "out", filters=[("id", "<", 100)])
-    rows = {row["id"]: row for row in table.to_pylist()}
-    assert len(table) == len(rows) == 100
-    for number, path in enumerate(paths[:100]):
-        assert np.abs(np.asarray(rows[number]["vector"]) - expected[path]).max() < 1e-4
-
-    # The parts are those of a run without Ray
-    again = _embed(manifest, tmp_path / "out", part_size=40)
-    assert (again.embedded, again.skipped, again.failed) == (0, 100, 1)
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
-def test_driver_killed_on_ray(
-    ray_cluster: Any,
-    manifest: Path,
-    paths: list[str],
-    expected: dict[str, np.ndarray],
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "out"
+    uris = [*paths, "/absent.png"]
+    manifest, out = _write(tmp_path / "manifest.parquet", uris), tmp_path / "out"
     process = _start(manifest, out, 1, ray_cluster.address)
     process.wait_until_stored(1)
     process.signal(signal.SIGKILL)
     process.wait()
     kept = _kept(out)
     assert kept < _COUNT
-    process = _start(manifest, out, _COUNT + 1, ray_cluster.address)
-    assert process.result() == {"embedded": _COUNT - kept}
-    _check(out, paths, expected)
+    process = _start(manifest, out, _COUNT + 2, ray_cluster.address)
+    said = process.result()
+    assert said["embedded"] + said["skipped"] == _COUNT
+    assert (said["skipped"], said["failed"]) == (kept, 1)
+    rows = {row["id"]: row for row in pq.read_table(out).to_pylist()}
+    assert "/absent.png" in rows.pop(_COUNT)["error"]
+    assert len(rows) == _COUNT
+    for number, path in enumerate(paths):
+        assert np.abs(np.asarray(rows[number]["vector"]) - expected[path]).max() < 1e-4
+
+    # The parts are those of a run without Ray
+    again = _embed(manifest, out)
+    assert (again.embedded, again.skipped, again.failed) == (0, _COUNT, 1)
 
 
 def test_no_cluster(manifest: Path, tmp_path: Path) -> None:

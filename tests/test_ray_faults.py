@@ -101,6 +101,8 @@ def test_node_removed(
     expected: _Vectors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import ray
+
     from fiftyone_hiera.cluster import source
 
     jobs = _make_jobs([digit.path for digit in digits[:400]])
@@ -120,6 +122,7 @@ def test_node_removed(
         ray_cluster.complete()
 
     _check(results, jobs, expected)
+    assert not ray.is_initialized()
 
 
 def test_other_version(
@@ -157,20 +160,6 @@ def test_wrong_token(ray_cluster: RayCluster, samples: Any, tmp_path: Path) -> N
     assert f"Cannot connect to Ray at {ray_cluster.address!r}" in said["message"]
     assert "RAY_AUTH_TOKEN" in said["message"]
     assert not said["has_field"]
-
-
-def test_first_failure_stops(
-    ray_cluster: RayCluster, samples: Any, model: HieraEmbeddingModel, tmp_path: Path
-) -> None:
-    import ray
-
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    samples.add_sample(fo.Sample(filepath=str(bad)))
-    with pytest.raises(RuntimeError, match=r"(?s)bad\.png.*skip_failures=True"):
-        model.embed_samples(samples, "hiera", skip_failures=False, ray=ray_cluster.address)
-
-    assert not ray.is_initialized()
 
 
 def test_encoder_killed(
@@ -270,6 +259,16 @@ def test_few_files_are_on_their_way(
     actors = plan_actors(RayOptions(), {"CPU": 3})
     assert 8 < most <= 8 * (most_blocks(actors) + 2) < len(jobs) / 2
     _check(results, jobs, expected)
+
+
+def test_first_failure_stops(
+    ray_job: None, samples: Any, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    samples.add_sample(fo.Sample(filepath=str(bad)))
+    with pytest.raises(RuntimeError, match=r"(?s)bad\.png.*skip_failures=True"):
+        model.embed_samples(samples, "hiera", skip_failures=False, ray=True)
 
 
 def test_other_weights(ray_job: None, digits: list[Digit], tmp_path: Path) -> None:
