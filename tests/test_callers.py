@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import shutil
 import textwrap
 import threading
 import time
@@ -71,7 +72,7 @@ def others() -> Iterator[None]:
     (folder / "fiftyone.yml").write_text(listed, "utf-8")
     (folder / "__init__.py").write_text(textwrap.dedent(_OTHERS), "utf-8")
     yield
-    (folder / "fiftyone.yml").unlink()
+    shutil.rmtree(folder)
 
 
 def _check(samples: Any, pooling: str, field: str) -> None:

@@ -538,8 +538,8 @@ def test_driver_killed_on_ray(
     assert kept < _COUNT
     process = _start(manifest, out, _COUNT + 2, ray_cluster.address)
     said = process.result()
-    assert said["embedded"] + said["skipped"] == _COUNT
-    assert (said["skipped"], said["failed"]) == (kept, 1)
+    assert kept - 1 <= said["skipped"] <= kept  # the absent file may be among them
+    assert (said["embedded"], said["failed"]) == (_COUNT - said["skipped"], 1)
     rows = {row["id"]: row for row in pq.read_table(out).to_pylist()}
     assert "/absent.png" in rows.pop(_COUNT)["error"]
     assert len(rows) == _COUNT
