@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := .venv/src
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-# Slow tests mostly wait for other processes, so that two cores serve three of them
+# Slow tests also wait for other processes: three keep two cores busy
 PYTEST_quick := $(BIN)/pytest --numprocesses 2 --dist worksteal
 PYTEST_all := $(BIN)/pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder -m "not hub"
 

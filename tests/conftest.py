@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,9 +200,11 @@ def postgres() -> Iterator[Any]:
 _clusters: list[Any] = []
 
 
-def _shared_cluster() -> Any:
+def _shared_cluster(request: pytest.FixtureRequest) -> Any:
     pytest.importorskip("ray")
     from ray_cluster import RayCluster
+
+    assert _group(request.node) == "ray", 'mark it with @pytest.mark.xdist_group("ray")'
 
     if not _clusters:
         _clusters.append(RayCluster())
@@ -210,27 +213,26 @@ def _shared_cluster() -> Any:
 
 
 @pytest.fixture
-def ray_cluster() -> Any:
+def ray_cluster(request: pytest.FixtureRequest) -> Any:
     """A Ray cluster on this machine, for tests of the group "ray", which leave it so."""
-    return _shared_cluster()
+    return _shared_cluster(request)
 
 
 @pytest.fixture(scope="module")
-def ray_job() -> Iterator[None]:
+def ray_job(request: pytest.FixtureRequest) -> Iterator[None]:
     """Connect this process to the cluster of the tests, for tests of the group "ray".
 
     They share the processes of one job, which take longer to start than a test takes.
     Tests that connect by themselves stand before them in their module.
     """
-    with _shared_cluster().connected():
+    with _shared_cluster(request).connected():
         yield
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Stop the cluster after its last test: idle, it takes a third of a core."""
-    group = nextitem and nextitem.get_closest_marker("xdist_group")
-    if _clusters and (group is None or group.args[0] != "ray"):
+    if _clusters and (nextitem is None or _group(nextitem) != "ray"):
         _clusters.pop().stop()
 
 
@@ -276,9 +278,15 @@ def _kind(item: pytest.Item) -> object:
     return dict(item.user_properties)["kind"]
 
 
-def _group(item: pytest.Item) -> str | None:
-    mark = item.get_closest_marker("xdist_group")
+def _group(node: Any) -> str | None:
+    mark = node.get_closest_marker("xdist_group")
     return None if mark is None else str(mark.args[0])
+
+
+def pytest_sessionfinish() -> None:
+    """Kill what tests that failed left behind."""
+    if "other_process" in sys.modules:
+        sys.modules["other_process"].kill_all()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -288,7 +296,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if hasattr(report, "duration"):
-                kind = dict(report.user_properties)["kind"]
+                kind = dict(report.user_properties).get("kind", "crashed")
                 seconds[kind] = seconds.get(kind, 0) + report.duration
                 tests.setdefault(kind, set()).add(report.nodeid)
 

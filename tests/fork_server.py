@@ -1,11 +1,13 @@
 """New Python processes in tenths of a second: they fork from one that has imported most.
 
 It imports nothing that starts a thread, and nothing of this project or of FiftyOne, which
-connects to its database when it is imported.
+connects to its database when it is imported. What torch reads from the environment then,
+such as OMP_NUM_THREADS, is that of the first process.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -54,4 +56,7 @@ def _run(script: Path, log: Path, environment: dict[str, str], said: Connection)
     def say(**values: Any) -> None:
         said.send(values)
 
-    runpy.run_path(str(script), {"say": say}, run_name="__main__")
+    try:
+        runpy.run_path(str(script), {"say": say}, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends a process without them

@@ -15,17 +15,21 @@ import psutil
 from fork_server import start_script
 from waiting import LIMIT
 
-_BARE = """
+_BARE = f"""
 import sys, time
 from pathlib import Path
+
+LIMIT = {LIMIT}
 
 def main():
     import fiftyone_hiera
 
-    exact = {"dtype": "float32", "engine": "torch"}
+    exact = {{"dtype": "float32", "engine": "torch"}}
 
     def wait_for(path):
+        end = time.monotonic() + LIMIT
         while not Path(path).exists():
+            assert time.monotonic() < end, "the test has ended"
             time.sleep(0.001)
 
 """
@@ -36,22 +40,26 @@ _WITH_FIFTYONE = """
     fix_auto()
     model = fiftyone_hiera.load_model("hiera-nano-digits", **exact)
 
-    def slowly(bar):
-        say(stored=bar.iteration)
-        time.sleep(0.05)
-
-    def stay_at(count):
+    def stay_at(count, until="/nowhere"):
         stayed = []
 
         def stay(bar):
             say(stored=bar.iteration)
             if bar.iteration >= count and not stayed:
                 stayed.append(True)
-                time.sleep(600)
+                wait_for(until)
 
         return stay
 
 """
+
+_living: set[OtherProcess] = set()
+
+
+def kill_all() -> None:
+    """Kill those that live, and what they started."""
+    for process in [*_living]:
+        process.kill()
 
 
 class OtherProcess:
@@ -60,8 +68,8 @@ class OtherProcess:
     Args:
         code: what it does; ``say(name=value)`` tells the test, ``wait_for(path)`` waits
             until the test makes a file,
-            ``progress=slowly`` makes a run report and take its time, and
-            ``progress=stay_at(count)`` makes it report and stay there until it is killed
+            and ``progress=stay_at(count, until)`` makes a run report what it stored, and
+            stay there until the test makes a file, or kills it
         folder: a folder for the script
         config (None): FiftyOne's config file; None is the tests' own
         bare (False): whether it starts without ``fo``, ``model`` and what takes a bar
@@ -83,9 +91,10 @@ class OtherProcess:
 
         self._log = script.with_suffix(".log")
         self._process, self._heard = start_script(script, self._log, environment)
-        self._limit = threading.Timer(LIMIT, self._process.kill)
+        self._limit = threading.Timer(LIMIT, self.kill)
         self._limit.daemon = True
         self._limit.start()
+        _living.add(self)
 
     def said(self) -> Iterator[dict[str, Any]]:
         """Yield what the code says, as it does."""
@@ -106,7 +115,16 @@ class OtherProcess:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def descendants(self, name: str) -> list[psutil.Process]:
+    def kill(self) -> None:
+        """Kill the process and those below it, which hold the pipe that ``said`` reads."""
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+
+        self._process.kill()
+
+    def descendants(self, name: str = "") -> list[psutil.Process]:
         """Return the processes below this one whose command line has a word."""
         below = psutil.Process(self._process.pid).children(recursive=True)
         return [process for process in below if name in " ".join(process.cmdline())]
@@ -118,6 +136,7 @@ class OtherProcess:
 
         self._process.join()
         self._limit.cancel()
+        _living.discard(self)
         assert self._process.exitcode is not None
         return self._process.exitcode, self._log.read_text("utf-8", "replace")
 

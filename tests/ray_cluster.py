@@ -60,7 +60,7 @@ class RayCluster:
         """Add the nodes that are missing."""
         with _environment():
             while len(self._cluster.worker_nodes) < 3:
-                self._cluster.add_node(num_cpus=1, **_NODE)
+                self._cluster.add_node(wait=False, num_cpus=1, **_NODE)
 
         self._cluster.wait_for_nodes(LIMIT)
 

@@ -58,7 +58,7 @@ def _check_resume(
 
 _RUN = """
     dataset = fo.load_dataset({name!r})
-    model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
+    model.embed_samples(dataset, "hiera", batch_size=4, progress=stay_at(40, {go!r}))
 """
 
 
@@ -71,9 +71,11 @@ def test_interrupted(
     tmp_path: Path,
     number: int,
 ) -> None:
-    process = OtherProcess(_RUN.format(name=samples.name), tmp_path)
+    go = tmp_path / "go"
+    process = OtherProcess(_RUN.format(name=samples.name, go=str(go)), tmp_path)
     process.wait_until_stored(40)
     process.signal(number)
+    go.touch()
     status, log = process.wait()
     assert status != 0
     assert ("KeyboardInterrupt" in log) == (number == signal.SIGINT)
@@ -90,13 +92,15 @@ def test_native_worker_killed(
     code = """
         dataset = fo.load_dataset({name!r})
         dataset.compute_embeddings(
-            model, "native", batch_size=4, num_workers=1, progress=slowly
+            model, "native", batch_size=4, num_workers=1, progress=stay_at(40, {go!r})
         )
     """
-    process = OtherProcess(code.format(name=samples.name), tmp_path)
+    go = tmp_path / "go"
+    process = OtherProcess(code.format(name=samples.name, go=str(go)), tmp_path)
     process.wait_until_stored(40)
-    (worker, *_) = process.descendants("forkserver")  # as its parent
+    (worker, *_) = process.descendants("forkserver")  # in the command lines of its forks
     worker.kill()
+    go.touch()
     status, log = process.wait()
     assert status != 0
     assert "killed" in log
@@ -154,7 +158,7 @@ def test_two_processes_with_different_settings(
         other = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", **exact)
         dataset = fo.load_dataset({name!r})
         try:
-            other.embed_samples(dataset, "hiera", batch_size=4, progress=slowly)
+            other.embed_samples(dataset, "hiera", batch_size=4, progress=stay_at(4))
         except ValueError as error:
             say(refused=str(error))
     """
@@ -346,8 +350,9 @@ _OWN_DATABASE = """
 _LOSE = """
     address = {address!r}
     ray = fiftyone_hiera.RayOptions(address, block_size=4) if address else None
+    stay = stay_at(40, {go!r})
     try:
-        model.embed_samples(dataset, "hiera", batch_size=4, progress=slowly, ray=ray)
+        model.embed_samples(dataset, "hiera", batch_size=4, progress=stay, ray=ray)
     except RuntimeError as error:
         say(error=type(error).__name__, message=str(error), stored=error.report.embedded)
 """
@@ -379,10 +384,13 @@ def _lose_database(
     database = OwnDatabase(folder / "database")
     config = own_config(work, database, show_progress_bars=False)
     begin = _OWN_DATABASE.format(pattern=pattern, count=_COUNT)
-    process = OtherProcess(begin + _LOSE.format(address=address), work, config)
+    go = work / "go"
+    code = begin + _LOSE.format(address=address, go=str(go))
+    process = OtherProcess(code, work, config)
     process.wait_until_stored(40)
     lose(database)
     start = time.monotonic()
+    go.touch()
     lost = next(said for said in process.said() if "error" in said)
     lost["seconds"] = time.monotonic() - start
     process.signal(signal.SIGKILL)  # FiftyOne would look for its database again
