@@ -231,7 +231,7 @@ def ray_job(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Stop the cluster after its last test: idle, it takes a third of a core."""
+    """Stop the cluster after its last test."""
     if _clusters and (nextitem is None or _group(nextitem) != "ray"):
         _clusters.pop().stop()
 
@@ -259,19 +259,21 @@ def small_disk(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Note the kind of each test, for the summary, and plan them for ``loadgroup``."""
+    """Note the kind of each test, for the summary; what takes longest begins first."""
     for item in items:
         kinds = (kind for kind in ("app", "hub", "slow") if item.get_closest_marker(kind))
-        kind = next(kinds, "quick")
-        item.user_properties.append(("kind", kind))
-        if kind == "quick" and not item.get_closest_marker("xdist_group"):
-            # On one worker, the fixtures of a module are made once
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        item.user_properties.append(("kind", next(kinds, "quick")))
+
+    long = {_group(item) for item in items if _kind(item) != "quick"} - {None}
+
+    def rank(item: pytest.Item) -> int:
+        if _group(item) in long:
+            return 0
+
+        return 2 if _kind(item) == "quick" else 1
 
     if config.getoption("loadgroup", False):
-        # What takes longest begins first: groups with slow tests, then those alone
-        long = {_group(item) for item in items if _kind(item) != "quick"}
-        items.sort(key=lambda item: (_group(item) not in long, _group(item) is None))
+        items.sort(key=rank)
 
 
 def _kind(item: pytest.Item) -> object:

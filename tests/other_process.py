@@ -67,12 +67,11 @@ class OtherProcess:
 
     Args:
         code: what it does; ``say(name=value)`` tells the test, ``wait_for(path)`` waits
-            until the test makes a file,
-            and ``progress=stay_at(count, until)`` makes a run report what it stored, and
-            stay there until the test makes a file, or kills it
+            until the test makes a file, and ``progress=stay_at(count, until)`` makes a run
+            report what it stored, and stay there until the test makes a file, or kills it
         folder: a folder for the script
         config (None): FiftyOne's config file; None is the tests' own
-        bare (False): whether it starts without ``fo``, ``model`` and what takes a bar
+        bare (False): whether it starts without ``fo``, ``model`` and ``stay_at``
 
     It is killed after ``LIMIT``.
     """
