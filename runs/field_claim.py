@@ -19,6 +19,7 @@ from ..embedding.provenance import (
     provenance_in,
     with_provenance,
 )
+from .index_model import update_index_models
 from .schema import StoredField, find_stored_field, replace_info
 from .target import Target
 
@@ -218,6 +219,7 @@ class FieldClaim:
             info = with_provenance(stored.info, provenance)
             if replace_info(self._target.dataset, self._target.path, stored, info):
                 self._found = provenance_in(info)
+                update_index_models(self._target.dataset)
                 return
 
     def _describe_held(self, held: int, mismatch: str | None) -> str:
