@@ -103,6 +103,13 @@ def read_record(config: Any) -> Provenance:
     return dict(record.get("provenance") or {})
 
 
+def with_provenance(config: Any, provenance: Provenance) -> Any:
+    """Record the provenance of an index in its config, which is returned."""
+    record = getattr(config, _RECORD, None) or {}
+    setattr(config, _RECORD, {**record, "provenance": provenance})
+    return config
+
+
 def check_index(
     dataset: Any, options: IndexOptions, contents: Contents, *, overwrite: bool
 ) -> None:

@@ -17,9 +17,10 @@ from ..embedding.provenance import (
     expected_provenance,
 )
 from ..indexes.backends import SKLEARN
-from ..indexes.brain_run import read_record
+from ..indexes.brain_run import read_record, with_provenance
 from .fiftyone_internals import label_path, show_brain_runs
 from .schema import read_provenance
+from .target import Target
 
 
 def read_index_provenance(dataset: Any, config: Any) -> Provenance:
@@ -62,6 +63,24 @@ def update_index_models(dataset: Any) -> None:
         name = _find_entry(provenance)
         if (config.model, config.model_kwargs) != (name, None):
             config.model, config.model_kwargs = name, None
+            BrainMethod.update_run_config(dataset, key, config)
+
+
+def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
+    """Record in indexes what their tables hold, before their field gets other vectors.
+
+    Args:
+        target: the field
+        provenance: its provenance until now
+    """
+    dataset = target.dataset
+    show_brain_runs(dataset)
+    for key in dataset.list_brain_runs(type=fob.Similarity):
+        config = dataset.get_brain_info(key).config
+        place = (config.embeddings_field, config.patches_field)
+        is_of_field = place == (target.name, target.patches_field)
+        if is_of_field and config.method != SKLEARN and not read_record(config):
+            config = with_provenance(config, provenance)
             BrainMethod.update_run_config(dataset, key, config)
 
 

@@ -121,6 +121,23 @@ def test_table_keeps_its_name_until_it_is_fed(samples: Any, tmp_path: Path) -> N
     assert [_name(samples, key) for key in ("key", "alone")] == [None, NANO]
 
 
+def test_table_of_fiftyone_keeps_the_provenance_of_its_rows(
+    samples: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    _load().embed_samples(samples, "h")
+    uri = str(tmp_path)
+    fob.compute_similarity(
+        samples, embeddings="h", brain_key="key", backend="lancedb", uri=uri
+    )
+    assert samples.get_brain_info("key").config.model is None
+    other = _load(pooling="cls")
+    other.embed_samples(samples, "h", overwrite=True)
+    assert _name(samples) == NANO  # its rows are the old vectors
+    with pytest.raises(ValueError, match="differ in pooling"):
+        other.embed_samples(samples, "h", brain_key="key", backend_kwargs={"uri": uri})
+
+
 def test_index_that_another_process_made(samples: Any) -> None:
     _load().embed_samples(samples, "h")
     fob.compute_similarity(samples, embeddings="h", brain_key="key")
