@@ -46,10 +46,13 @@ class KeptIndex:
         Yields:
             a :class:`fiftyone.brain.similarity.SimilarityIndex`, to be queried by vectors
             in this context only
+
+        Raises:
+            ValueError: if the run that was to make the index did not end
         """
         info = dataset.get_brain_info(brain_key)
         if info.config.method != SKLEARN:
-            yield dataset.load_brain_results(brain_key)
+            yield _load(dataset, brain_key)
             return
 
         with self._lock:
@@ -57,9 +60,7 @@ class KeptIndex:
             state = _read_state(dataset)
             if key != self._key or not self._update(dataset, state):
                 self._key = self._index = None
-                self._index = dataset.load_brain_results(
-                    brain_key, cache=False, load_view=False
-                )
+                self._index = _load(dataset, brain_key, cache=False, load_view=False)
                 self._key = key
 
             self._state = state
@@ -96,6 +97,14 @@ class KeptIndex:
             self._index.embeddings[row] = held[row_ids[row]]
 
         return True
+
+
+def _load(dataset: Any, brain_key: str, **kwargs: Any) -> Any:
+    index = dataset.load_brain_results(brain_key, **kwargs)
+    if index is None:
+        raise ValueError(f"The index {brain_key!r} is not complete: compute it again")
+
+    return index
 
 
 def _read_vectors(dataset: Any, config: Any, sample_ids: list[str]) -> dict[str, Any]:
