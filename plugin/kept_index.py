@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from ..runs.fiftyone_internals import (
 # The most samples whose vectors are compared with the database, not all read again
 _MAX_CHANGED = 1000
 
+# Writers that begin before a search may end after it, and clocks differ
+_MARGIN = timedelta(seconds=5)
+
 
 class KeptIndex:
     """Loads similarity indexes, for one thread at a time, with the vectors of the database.
@@ -32,7 +36,8 @@ class KeptIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: object = None
-        self._state: tuple[int, Any] = (0, None)
+        self._count = 0
+        self._since: datetime | None = None
         self._index: Any = None
 
     @contextlib.contextmanager
@@ -57,26 +62,23 @@ class KeptIndex:
 
         with self._lock:
             key = (dataset_id(dataset), brain_key, info.timestamp)
-            state = _read_state(dataset)
-            if key != self._key or not self._update(dataset, state):
+            samples = sample_collection(dataset)
+            count, since = samples.estimated_document_count(), _now(samples)
+            if key != self._key or count != self._count or not self._update(dataset):
                 self._key = self._index = None
                 self._index = _load(dataset, brain_key, cache=False, load_view=False)
                 self._key = key
 
-            self._state = state
+            self._count, self._since = count, since
             yield self._index
 
-    def _update(self, dataset: Any, state: tuple[int, Any]) -> bool:
+    def _update(self, dataset: Any) -> bool:
         """Read vectors that changed; return False if all must be read."""
         config = self._index.config
-        if state == self._state or config.embeddings_field is None:
+        if config.embeddings_field is None:
             return True
 
-        if state[0] != self._state[0]:
-            return False
-
-        # The clocks of two writers may give the same time
-        changed = {"last_modified_at": {"$gte": self._state[1]}}
+        changed = {"last_modified_at": {"$gt": self._since}}
         found = sample_collection(dataset).find(changed, ["_id"], limit=_MAX_CHANGED + 1)
         ids = [str(document["_id"]) for document in found]
         if len(ids) > _MAX_CHANGED:
@@ -119,8 +121,8 @@ def _read_vectors(dataset: Any, config: Any, sample_ids: list[str]) -> dict[str,
     return {id: vector for id, vector in pairs if vector is not None}
 
 
-def _read_state(dataset: Any) -> tuple[int, Any]:
-    """Return the number of samples, and the last time that one was modified."""
-    samples = sample_collection(dataset)
+def _now(samples: Any) -> datetime:
+    """Return a time that later writes are behind, whichever clock they are timed by."""
+    now = datetime.now(UTC).replace(tzinfo=None) - _MARGIN
     last = samples.find_one({}, ["last_modified_at"], sort=[("last_modified_at", -1)])
-    return samples.estimated_document_count(), (last or {}).get("last_modified_at")
+    return min(now, (last or {}).get("last_modified_at") or now)
