@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -72,9 +73,49 @@ def test_preprocessor_config_is_read(folder: Path) -> None:
     )
 
 
-def test_preprocessor_config_of_another_size_is_refused(folder: Path) -> None:
-    (folder / "preprocessor_config.json").write_text(json.dumps(META), "utf-8")
-    with pytest.raises(ValueError, match=r"crop_size \(224, 224\) .*image_size \(64, 64\)"):
+def test_processor_config_takes_precedence(folder: Path) -> None:
+    size = {"height": 64, "width": 64}
+    nested = {"image_processor_type": "ViTImageProcessor", "size": size}
+    path = folder / "processor_config.json"
+    path.write_text(
+        json.dumps({"processor_class": "P", "image_processor": nested}), "utf-8"
+    )
+    for text in ("[]", json.dumps(META)):  # not read
+        (folder / "preprocessor_config.json").write_text(text, "utf-8")
+        preprocessing = open_checkpoint(str(folder)).preprocessing
+        assert preprocessing.is_squashed
+        assert preprocessing.mean == (0.5, 0.5, 0.5)
+
+    path.write_text(json.dumps({"processor_class": "P"}), "utf-8")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: crop_size = .*224"):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("preprocessor_config.json", "{", r" is not a JSON file: Expecting"),
+        ("preprocessor_config.json", "[]", r" is not a configuration"),
+        ("preprocessor_config.json", '{"crop_pct": 1}', r": crop_pct = 1 is not supported"),
+        ("processor_config.json", "3", r" is not a configuration"),
+        (
+            "processor_config.json",
+            '{"image_processor": []}',
+            r": image_processor = \[\] is",
+        ),
+        (
+            "processor_config.json",
+            '{"image_processor": {"size": "large"}}',
+            r": image_processor: size = 'large' is not supported",
+        ),
+    ],
+)
+def test_other_processors_are_refused(
+    folder: Path, name: str, text: str, message: str
+) -> None:
+    (folder / name).write_text(text, "utf-8")
+    (folder / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(ValueError, match=re.escape(str(folder / name)) + message):
         open_checkpoint(str(folder))
 
 
