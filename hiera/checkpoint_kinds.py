@@ -16,7 +16,12 @@ from torch import nn
 from ..images.preprocessing import Preprocessing
 from . import abswin
 from .backbone import Backbone
-from .configuration import Configuration, stage_dim
+from .configuration import (
+    AUTOENCODER_NAME,
+    CLASSIFIER_NAME,
+    Configuration,
+    stage_dim,
+)
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
 from .state_dict import Shapes, resize_backbone, shapes_of
@@ -105,7 +110,7 @@ HIERA_MODEL = Architecture(
     norm="pooler.layernorm.",
 )
 CLASSIFIER = Architecture(
-    "HieraForImageClassification",
+    CLASSIFIER_NAME,
     produces="ImageNet classification and image embeddings",
     shapes=_classifier_shapes,
     norm="hiera.pooler.layernorm.",
@@ -115,7 +120,7 @@ CLASSIFIER = Architecture(
     config=lambda: {"id2label": dict(enumerate(imagenet_classes()))},
 )
 AUTOENCODER = Architecture(
-    "HieraForPreTraining",
+    AUTOENCODER_NAME,
     produces="image reconstruction error and image embeddings",
     shapes=_autoencoder_shapes,
     norm="encoder_norm.",

@@ -98,12 +98,8 @@ def _parse(values: Mapping[str, Any], image_size: tuple[int, int]) -> Preprocess
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
         if name not in defaults and name not in _NEUTRAL and value is not False:
-            raise _refusal(
-                name,
-                value,
-                f"only the settings {sorted({*defaults, *_NEUTRAL})}. Remove it if it does "
-                "not change pixels",
-            )
+            valid = f"only {sorted(defaults)}. Remove it if it does not change pixels"
+            raise _refusal(name, value, valid)
 
     settings = {**defaults, **given}
     for name in ("do_resize", "do_rescale", "rescale_factor"):

@@ -24,7 +24,7 @@ from random_hiera import (
 )
 from waiting import LIMIT
 
-from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
+from fiftyone_hiera.hiera.checkpoint_kinds import class_names, expected_shapes
 from fiftyone_hiera.hiera.configuration import read_configuration
 from fiftyone_hiera.hiera.encoder import load_encoder
 from fiftyone_hiera.hiera.user_checkpoint import (
@@ -131,6 +131,15 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
     assert torch.allclose(encoder(pixels, 4)[0], expected, atol=1e-5)
 
 
+_AS_CLASSIFIER: dict[str, Any] = {"architectures": ["HieraForImageClassification"]}
+_AS_AUTOENCODER: dict[str, Any] = {
+    "architectures": ["HieraForPreTraining"],
+    "decoder_hidden_size": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -139,12 +148,42 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
         ({"architectures": ["HieraBackbone"]}, r"architecture 'HieraBackbone'"),
         ({"architectures": ["birder.Hiera"]}, r"'birder.Hiera'.*\['HieraModel', [^]]*g'\]"),
         ({"num_channels": 1}, r"num_channels is 1, not 3"),
-        ({"embed_dim": "96"}, r"invalid embed_dim: '96'"),
+        ({"embed_dim": "96"}, r"invalid embed_dim: '96'; expected an integer from 1"),
+        ({"embed_dim": 96.5}, r"invalid embed_dim: 96\.5"),
         ({"depths": 4}, r"invalid depths: 4"),
+        ({"depths": []}, r"invalid depths: \(\)"),
+        ({"depths": [1, 1, 0, 1]}, r"invalid depths: \(1, 1, 0, 1\)"),
         ({"patch_size": [7, 7, 7]}, r"invalid patch_size: \(7, 7, 7\)"),
-        ({"num_heads": [1, 2]}, r"different lengths: .*\(1, 2\)"),
+        ({"query_stride": 0}, r"invalid query_stride: \(0, 0\)"),
+        ({"num_query_pool": "3"}, r"invalid num_query_pool: '3'"),
+        ({"mlp_ratio": 0}, r"invalid mlp_ratio: 0; expected a number above 0"),
+        ({"masked_unit_attention": [1, 1, 0, 0]}, r"invalid masked_unit_attention: \(1, "),
+        (
+            {"masked_unit_attention": [True]},
+            r"masked_unit_attention = \(True,\) has not one",
+        ),
+        ({"num_heads": [1, 2]}, r"num_heads = \(1, 2\) has not one entry for each stage"),
+        ({"num_heads": [1, 2, 4, 6]}, r"num_heads = .* stage 4, 128, by embed_dim = 16"),
         ({"num_query_pool": 4}, r"num_query_pool = 4 is not less than"),
+        ({"num_query_pool": 1}, r"masked_unit_attention = .* stage 3 with num_query_pool"),
         ({"masked_unit_size": [4, 4]}, r"masked_unit_size = \(4, 4\) is not a multiple"),
+        ({"image_size": [64, 80]}, r"image_size = \(64, 80\) .* multiple of \(32, 32\)"),
+        ({"patch_padding": [0, 0]}, r"patch_padding = \(0, 0\) does not give one token"),
+        ({"hidden_act": "relu"}, r"hidden_act = 'relu' is not supported, only 'gelu'"),
+        (_AS_CLASSIFIER | {"id2label": {"0": "a", "2": "b"}}, r"invalid id2label: \{'0'"),
+        (_AS_CLASSIFIER | {"id2label": {"a": "a"}}, r"id2label: .* index, from 0 on"),
+        (_AS_CLASSIFIER | {"id2label": ["a", "b"]}, r"invalid id2label: \['a', 'b'\]"),
+        (_AS_CLASSIFIER | {"id2label": {}}, r"invalid id2label: \{\}"),
+        (_AS_CLASSIFIER | {"num_labels": "3"}, r"invalid num_labels: '3'"),
+        (_AS_CLASSIFIER | {"problem_type": "rank"}, r"invalid problem_type: 'rank'"),
+        (
+            _AS_CLASSIFIER
+            | {"problem_type": "single_label_classification", "num_labels": 1},
+            r"problem_type = 'single_label_classification' needs more than one label",
+        ),
+        (_AS_AUTOENCODER | {"decoder_depth": None}, r"invalid decoder_depth: None"),
+        (_AS_AUTOENCODER | {"decoder_num_heads": 3}, r"decoder_num_heads = 3 .*_size = 16"),
+        (_AS_AUTOENCODER | {"mask_ratio": 1}, r"invalid mask_ratio: 1"),
     ],
     ids=str,
 )
@@ -152,8 +191,40 @@ def test_other_configs_are_refused(
     folder: Path, changes: dict[str, Any], message: str
 ) -> None:
     _edit(folder, **changes)
+    (folder / "model.safetensors").write_bytes(b"never read")
     with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
         open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "problem_type"),
+    [
+        ({}, ["LABEL_0", "LABEL_1"], "single_label_classification"),
+        (
+            {"num_labels": 3},
+            ["LABEL_0", "LABEL_1", "LABEL_2"],
+            "single_label_classification",
+        ),
+        ({"id2label": {"1": "b", "0": "a"}}, ["a", "b"], "single_label_classification"),
+        ({"id2label": {"0": "age"}}, ["age"], "regression"),
+        (
+            {"id2label": {"0": "a"}, "problem_type": "multi_label_classification"},
+            ["a"],
+            "multi_label_classification",
+        ),
+    ],
+)
+def test_labels_of_a_classifier(
+    folder: Path, changes: dict[str, Any], names: list[str], problem_type: str
+) -> None:
+    _edit(folder, **_AS_CLASSIFIER, **changes)
+    config = open_checkpoint(str(folder)).config
+    assert class_names(config) == names
+    assert config.problem_type == problem_type
+
+    # Nothing else has labels
+    _edit(folder, architectures=["HieraModel"], id2label=["unused"], problem_type="unused")
+    assert open_checkpoint(str(folder)).config.id2label == {}
 
 
 def test_defaults_are_those_of_transformers() -> None:

@@ -48,7 +48,6 @@ _OF_OTHERS = {  # what files of several releases have, and what is turned off
         (ViTProcessor, {"image_processor_type": "ViTImageProcessor"}),
         (ViTProcessor, {"feature_extractor_type": "ViTFeatureExtractor", "size": 224}),
     ],
-    ids=str,
 )
 def test_equals_the_processor(processor: Any, values: dict[str, Any]) -> None:
     preprocessing = parse_processor(values, (224, 224), "preprocessor_config.json")
