@@ -43,6 +43,7 @@ class Architecture:
         shapes: from a configuration to the shapes of all tensors of a file
         norm: the prefix of the final LayerNorm's tensors
         prefix (""): the prefix of the backbone's tensors
+        optional (None): the prefix of tensors that a user's own file may lack
         read_backbone: from the tensors of the backbone's prefix, the names in
             :class:`Backbone`'s state dict, the configuration and the (height, width) of
             the input in pixels to that state dict
@@ -60,6 +61,7 @@ class Architecture:
     shapes: Callable[[Configuration], Shapes]
     norm: str
     prefix: str = ""
+    optional: str | None = None
     read_backbone: ReadBackbone = resize_backbone
     read_preprocessing: Callable[[Path, tuple[int, int]], Preprocessing] | None = None
     poolings: tuple[str, ...] = tuple(POOLINGS)
@@ -108,6 +110,7 @@ HIERA_MODEL = Architecture(
     produces="image embeddings",
     shapes=_encoder_shapes,
     norm="pooler.layernorm.",
+    optional="pooler.layernorm.",  # of HieraModel(config, add_pooling_layer=False)
 )
 CLASSIFIER = Architecture(
     CLASSIFIER_NAME,

@@ -27,6 +27,11 @@ _PROCESSOR_NAMES = ("processor_config.json", "preprocessor_config.json")
 _REQUIRED_KEYS = ("depths", "embed_dim", "image_size", "num_heads")
 # Others define their preprocessing in the weights file, and have no config.json
 _SUPPORTED = [one.name for one in ARCHITECTURES.values() if not one.read_preprocessing]
+_CONVERT = (
+    "Sharded and pickle files are not loaded. Where you trust them, transformers converts "
+    "them: model = transformers.HieraModel.from_pretrained(folder), or the class in "
+    "config.json, then model.save_pretrained(folder, max_shard_size='100GB')"
+)
 _HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -82,13 +87,16 @@ def find_checkpoint(checkpoint: str) -> str:
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
             ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
             "revision is the full 40-digit commit hash from its page 'Files and "
-            "versions', so that embeddings are reproducible. Pickle files such as .bin "
-            "are never loaded"
+            f"versions', so that embeddings are reproducible. {_CONVERT}"
         )
 
-    missing = [str(file) for file in needed if not file.is_file()]
+    missing = [file for file in needed if not file.is_file()]
     if missing:
-        raise ValueError(f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}")
+        convert = f". {_CONVERT}" if needed[1] in missing else ""
+        raise ValueError(
+            f"Invalid checkpoint {checkpoint!r}: no file "
+            f"{', '.join(map(str, missing))}{convert}"
+        )
 
     return str(path)
 
@@ -127,7 +135,10 @@ def _on_hub(repo_id: str, revision: str) -> _Files:
     weights = HubFile(repo_id, revision)
 
     def fetch_weights() -> tuple[Path, _Verify]:
-        cached = fetch(weights)
+        cached = fetch_optional(weights)
+        if cached is None:
+            raise ValueError(f"{repo_id}@{revision} has no file {WEIGHTS_NAME}. {_CONVERT}")
+
         return cached, partial(verify_download, weights, cached)
 
     return (

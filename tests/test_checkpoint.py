@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
@@ -20,10 +21,13 @@ from random_hiera import (
     make_classifier,
     make_config,
     make_hiera,
+    randomize,
     save_checkpoint,
 )
+from transformers import HieraModel
 from waiting import LIMIT
 
+import fiftyone_hiera
 from fiftyone_hiera.hiera.checkpoint_kinds import class_names, expected_shapes
 from fiftyone_hiera.hiera.configuration import read_configuration
 from fiftyone_hiera.hiera.encoder import load_encoder
@@ -34,6 +38,7 @@ from fiftyone_hiera.hiera.user_checkpoint import (
 )
 from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import Preprocessing, for_image_size
+from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 
 @pytest.fixture
@@ -253,6 +258,73 @@ def test_missing_file_is_named(folder: Path, name: str) -> None:
         find_checkpoint(str(folder))
 
 
+def _load(folder: Path, **options: Any) -> HieraEmbeddingModel:
+    options = {"dtype": "float32", "engine": "torch", **options}
+    return fiftyone_hiera.load_model("hiera-nano-digits", checkpoint=folder, **options)
+
+
+@torch.inference_mode()
+def test_three_stages(tmp_path: Path) -> None:
+    layout = {"depths": (1, 1, 2), "num_heads": (1, 2, 4), "num_query_pool": 2}
+    hiera = make_hiera(make_config(**layout))
+    save_checkpoint(tmp_path, hiera)
+    image = np.random.default_rng(51).integers(0, 256, (70, 90, 3), np.uint8)
+    model, pooler = _load(tmp_path), _load(tmp_path, pooling="pooler")
+    expected = hiera(model._encoder.normalize(model.transforms(image).unsqueeze(0)))
+    tokens = expected.last_hidden_state[0].mean(dim=0).numpy()
+    assert np.allclose(model.embed(image), tokens, atol=1e-5)
+    assert np.allclose(pooler.embed(image), expected.pooler_output[0].numpy(), atol=1e-5)
+    assert model.embedder.provenance["stage"] == 3
+    assert [*model.feature_maps([image])] == ["stage1", "stage2", "stage3"]
+
+    # As another process loads it again, by its provenance
+    again = _load(tmp_path, pooling="pooler", stage=3)
+    assert np.array_equal(again.embed(image), pooler.embed(image))
+
+    for stage, message in ((4, "has stages 1 to 3"), (2, "Pooling 'pooler' .* stage 3")):
+        with pytest.raises(ValueError, match=rf"Invalid stage: {stage}\. .*{message}"):
+            _load(tmp_path, pooling="pooler", stage=stage)
+
+
+@torch.inference_mode()
+def test_without_the_final_norm(tmp_path: Path) -> None:
+    hiera = HieraModel(make_config(), add_pooling_layer=False).eval()
+    randomize(hiera)
+    save_checkpoint(tmp_path, hiera)
+    image = np.random.default_rng(51).integers(0, 256, (70, 90, 3), np.uint8)
+    for pooling in ("mean", "cls"):
+        model = _load(tmp_path, pooling=pooling)
+        inputs = model._encoder.normalize(model.transforms(image).unsqueeze(0))
+        tokens = hiera(inputs).last_hidden_state[0]
+        expected = tokens[0] if pooling == "cls" else tokens.mean(dim=0)
+        assert np.allclose(model.embed(image), expected.numpy(), atol=1e-5)
+        model.feature_maps([image])  # reads the file again
+
+    with pytest.raises(
+        ValueError, match=r"'pooler'\. .*\.safetensors has no final LayerNorm"
+    ):
+        _load(tmp_path, pooling="pooler")
+
+
+@pytest.mark.parametrize("kind", ["sharded", "pickle"])
+def test_other_formats_are_to_be_converted(tmp_path: Path, kind: str) -> None:
+    hiera = make_hiera(make_config())
+    if kind == "sharded":
+        hiera.save_pretrained(tmp_path, max_shard_size="300KB")
+    else:
+        hiera.config.save_pretrained(tmp_path)
+        torch.save(hiera.state_dict(), tmp_path / "pytorch_model.bin")
+
+    with pytest.raises(ValueError, match=r"no file .*model\.safetensors\. .* converts"):
+        find_checkpoint(str(tmp_path))
+
+    converted = HieraModel.from_pretrained(tmp_path)  # as the message says
+    converted.save_pretrained(tmp_path, max_shard_size="100GB")
+    image = np.zeros((64, 64, 3), np.uint8)
+    expected = _load(save_checkpoint(tmp_path / "expected", hiera)).embed(image)
+    assert np.array_equal(_load(tmp_path).embed(image), expected)
+
+
 _SCRIPT = """
 import sys
 from fiftyone_hiera.hiera.user_checkpoint import open_checkpoint
@@ -276,22 +348,35 @@ def test_hub_id(folder: Path, tmp_path: Path, with_preprocessor: bool) -> None:
 
     files = {name: (folder / name).read_bytes() for name in names}
     with HubServer(commit="d" * 40, files=files) as hub:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
-        command = [sys.executable, "-c", _SCRIPT, "owner/name@" + hub.commit]
         for attempt in ("downloads", "touches no network"):
             hub.requests.clear()
-            result = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=LIMIT
-            )
+            result = _open_on_hub(hub, tmp_path)
             assert result.returncode == 0, result.stderr
             assert "(1, 1, 2, 1) (64, 64)" in result.stdout
             assert bool(hub.requests) == (attempt == "downloads")
+
+
+@pytest.mark.slow
+def test_hub_id_of_another_format(folder: Path, tmp_path: Path) -> None:
+    files = {"config.json": (folder / "config.json").read_bytes()}
+    with HubServer(commit="d" * 40, files=files) as hub:
+        result = _open_on_hub(hub, tmp_path)
+        assert result.returncode
+        assert f"owner/name@{hub.commit} has no file model.safetensors. " in result.stderr
+
+
+def _open_on_hub(hub: HubServer, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-c", _SCRIPT, "owner/name@" + hub.commit]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=LIMIT
+    )
 
 
 def test_archives_are_refused_and_never_unpacked(tmp_path: Path) -> None:
