@@ -300,7 +300,7 @@ def _is_int(value: object, lowest: int) -> bool:
     return type(value) is int and value >= lowest
 
 
-def _is_positive(value: object) -> bool:
+def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fiftyone.operators.executor import ExecutionContext
 from hub_server import HubServer
 from pil_processor import META
 from random_hiera import (
@@ -284,6 +285,11 @@ def test_three_stages(tmp_path: Path) -> None:
     for stage, message in ((4, "has stages 1 to 3"), (2, "Pooling 'pooler' .* stage 3")):
         with pytest.raises(ValueError, match=rf"Invalid stage: {stage}\. .*{message}"):
             _load(tmp_path, pooling="pooler", stage=stage)
+
+
+def test_form_has_no_default_stage() -> None:
+    form = fiftyone_hiera.resolve_input("hiera-nano-digits", ExecutionContext({}))
+    assert form.type.properties["stage"].default is None
 
 
 @torch.inference_mode()
