@@ -14,7 +14,7 @@ import torch
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
 from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
-from ..hiera.configuration import Configuration
+from ..hiera.configuration import Configuration, at_size
 from ..hiera.encoder import load_encoder
 from ..hiera.hub import (
     BundledFile,
@@ -94,6 +94,7 @@ def load_checkpoint(
         local, source = _open_entry(checkpoint, weights), checkpoint.origin
 
     preprocessing = settings.apply(local.preprocessing)
+    at_size(local.config, preprocessing.crop_size)  # refuses a size before weights are read
     shapes = expected_shapes(local.config)
     file = WeightsFile(local.weights, shapes, local.verify, optional)
     encoder = load_encoder(

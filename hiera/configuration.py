@@ -140,8 +140,8 @@ class Configuration:
             dim = stage_dim(self, index + 1)
             if dim % heads:
                 raise ValueError(
-                    f"num_heads = {self.num_heads} does not divide the length of tokens in "
-                    f"stage {index + 1}, {dim}, by embed_dim = {self.embed_dim}"
+                    f"num_heads = {self.num_heads} does not divide the {dim} dimensions of "
+                    f"stage {index + 1}, which follow from embed_dim = {self.embed_dim}"
                 )
 
             # The first block of a stage attends like the stage before, too

@@ -151,7 +151,7 @@ def load_encoder(
         an :class:`Encoder`
 
     Raises:
-        ValueError: if the configuration is not supported
+        ValueError: if the crop does not have a size that the network takes
     """
     device = device or torch.device("cpu")
     image_size = preprocessing.crop_size

@@ -7,6 +7,7 @@ settings of the image processor, if they are there, the preprocessing: in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,17 +21,25 @@ from ..images.preprocessing import Preprocessing, for_image_size
 from ..images.processor_config import parse_processor
 from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
 from .configuration import Configuration, read_configuration
-from .hub import WEIGHTS_NAME, HubFile, fetch, fetch_optional, verify_download
+from .hub import (
+    WEIGHTS_NAME,
+    DownloadError,
+    HubFile,
+    fetch,
+    fetch_optional,
+    verify_download,
+)
 
 _CONFIG_NAME = "config.json"
 _PROCESSOR_NAMES = ("processor_config.json", "preprocessor_config.json")
 _REQUIRED_KEYS = ("depths", "embed_dim", "image_size", "num_heads")
 # Others define their preprocessing in the weights file, and have no config.json
 _SUPPORTED = [one.name for one in ARCHITECTURES.values() if not one.read_preprocessing]
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".safetensors.index.json")
 _CONVERT = (
-    "Sharded and pickle files are not loaded. Where you trust them, transformers converts "
-    "them: model = transformers.HieraModel.from_pretrained(folder), or the class in "
-    "config.json, then model.save_pretrained(folder, max_shard_size='100GB')"
+    "Sharded and pickle files are not loaded. If you trust them, convert them with "
+    "transformers: model = transformers.HieraModel.from_pretrained(folder), or the class "
+    "in config.json, then model.save_pretrained(folder, max_shard_size='100GB')"
 )
 _HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
@@ -83,19 +92,22 @@ def find_checkpoint(checkpoint: str) -> str:
     elif _HUB_ID.fullmatch(checkpoint):
         return checkpoint
     else:
+        is_other = path.name.endswith(_OTHER_FORMATS)
         raise ValueError(
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
             ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
             "revision is the full 40-digit commit hash from its page 'Files and "
-            f"versions', so that embeddings are reproducible. {_CONVERT}"
+            "versions', so that embeddings are reproducible"
+            + (f". {_CONVERT}" if is_other else "")
         )
 
-    missing = [file for file in needed if not file.is_file()]
+    missing = [str(file) for file in needed if not file.is_file()]
     if missing:
-        convert = f". {_CONVERT}" if needed[1] in missing else ""
+        others = (one.name.endswith(_OTHER_FORMATS) for one in needed[1].parent.glob("*"))
+        is_other = not needed[1].is_file() and any(others)
+        convert = f". {_CONVERT}" if is_other else ""
         raise ValueError(
-            f"Invalid checkpoint {checkpoint!r}: no file "
-            f"{', '.join(map(str, missing))}{convert}"
+            f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}{convert}"
         )
 
     return str(path)
@@ -141,14 +153,15 @@ def _on_hub(repo_id: str, revision: str) -> _Files:
 
         return cached, partial(verify_download, weights, cached)
 
-    return (
-        fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME)),
-        [
-            fetch_optional(HubFile(repo_id, revision, filename=name))
-            for name in _PROCESSOR_NAMES
-        ],
-        fetch_weights,
-    )
+    config = fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME))
+    nested, plain = (HubFile(repo_id, revision, filename=name) for name in _PROCESSOR_NAMES)
+    processors = [None, fetch_optional(plain)]
+    # Few repositories have this one, so without a network it is not missed, as by
+    # transformers
+    with contextlib.suppress(DownloadError):
+        processors[0] = fetch_optional(nested)
+
+    return config, processors, fetch_weights
 
 
 def _on_disk(path: Path) -> _Files:

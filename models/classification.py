@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any
 
 import fiftyone.core.labels as fol
 import fiftyone.core.models as fom
@@ -49,7 +48,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         """Whether this model can generate logits."""
         return True
 
-    def predict(self, arg: ImageLike) -> Any:
+    def predict(self, arg: ImageLike) -> fol.Label:
         """Classify an image.
 
         Args:
@@ -60,7 +59,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         """
         return self.predict_all([arg])[0]
 
-    def predict_all(self, args: Iterable[ImageLike]) -> list[Any]:
+    def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Label]:
         """Classify a batch of images and embed them in the same forward pass.
 
         :meth:`get_embeddings` then returns the embeddings.
@@ -85,7 +84,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         self._embeddings = embeddings
         return [self._to_label(row) for row in logits]
 
-    def _to_label(self, logits: Logits) -> Any:
+    def _to_label(self, logits: Logits) -> fol.Label:
         unnormalized = np.exp(logits - logits.max())
         index = int(np.argmax(logits))
         label = self.classes[index]
@@ -121,7 +120,7 @@ class HieraMultiLabelModel(HieraClassifierModel):
         super().__init__(classifier, classes, embedder)
         self.config = LabelFilter(classes, confidence_thresh=0.5)
 
-    def _to_label(self, logits: Logits) -> fol.Classifications:
+    def _to_label(self, logits: Logits) -> fol.Label:
         confidences = np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
         labels = [
             fol.Classification(label=label, confidence=confidence)
@@ -155,11 +154,12 @@ class HieraRegressionModel(HieraClassifierModel):
         """Whether this model can generate logits."""
         return False
 
-    def _to_label(self, logits: Logits) -> fol.Regression | dict[str, fol.Regression]:
+    def _to_label(self, logits: Logits) -> fol.Label | dict[str, fol.Label]:
         values = [fol.Regression(value=value) for value in logits.tolist()]
-        return (
-            values[0] if len(values) == 1 else dict(zip(self.classes, values, strict=True))
-        )
+        if len(values) == 1:
+            return values[0]
+
+        return dict(zip(self.classes, values, strict=True))
 
 
 class NoFilter:
