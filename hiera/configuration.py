@@ -20,6 +20,7 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 
 _PROBLEM_TYPES = [SINGLE_LABEL, MULTI_LABEL, REGRESSION]
+_FLOATS = {"mlp_ratio", "embed_dim_multiplier", "layer_norm_eps"}
 _PAIRS = (
     "image_size",
     "patch_size",
@@ -187,6 +188,9 @@ def read_configuration(values: Mapping[str, Any]) -> Configuration:
             known[name] = (known[name], known[name])
 
     _check_types(known)
+    for name in _FLOATS & known.keys():  # transformers refuses integers
+        known[name] = float(known[name])
+
     stages = len(known["depths"])
     for name in ("num_heads", "masked_unit_attention"):
         # As transformers, ignore what is beyond the last stage
@@ -239,8 +243,8 @@ def _check_types(values: Mapping[str, Any]) -> None:
         if not _is_int(values.get(name, 1), lowest):
             raise _invalid(name, values[name], f"an integer from {lowest}")
 
-    for name in ("mlp_ratio", "embed_dim_multiplier", "layer_norm_eps"):
-        if not _is_positive(values.get(name, 1)):
+    for name in _FLOATS & values.keys():
+        if not _is_positive(values[name]):
             raise _invalid(name, values[name], "a number above 0")
 
 
@@ -255,11 +259,12 @@ def _check_decoder(values: Mapping[str, Any]) -> None:
             f"decoder_num_heads = {heads} does not divide decoder_hidden_size = {dim}"
         )
 
-    ratio, is_normalized = values.get("mask_ratio", 0.6), values.get("normalize_pixel_loss")
+    ratio = values.get("mask_ratio", Configuration.mask_ratio)
     if not (_is_positive(ratio) and ratio < 1):
         raise _invalid("mask_ratio", ratio, "a number between 0 and 1")
 
-    if is_normalized not in (None, True, False):
+    is_normalized = values.get("normalize_pixel_loss", True)
+    if type(is_normalized) is not bool:
         raise _invalid("normalize_pixel_loss", is_normalized, "true or false")
 
 

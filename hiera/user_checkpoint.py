@@ -211,17 +211,17 @@ def _read_config(path: Path) -> Configuration:
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'hiera'")
 
     # Early files have other names for these, and the defaults would be silently wrong
-    missing = [key for key in _REQUIRED_KEYS if key not in config]
+    missing = [key for key in _REQUIRED_KEYS if config.get(key) is None]
     if missing:
         raise ValueError(
             f"{path}: missing {missing}; save the model again with transformers"
         )
 
     architectures = config.get("architectures") or [HIERA_MODEL.name]
-    if architectures[0] not in _SUPPORTED:
+    if not isinstance(architectures, list) or architectures[0] not in _SUPPORTED:
         raise ValueError(
-            f"{path}: unsupported architecture {architectures[0]!r}; supported are "
-            f"{_SUPPORTED}"
+            f"{path}: unsupported architectures {architectures!r}; supported are "
+            f"{_SUPPORTED}, the first of the list"
         )
 
     if config.get("num_channels", 3) != 3:

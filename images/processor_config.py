@@ -77,7 +77,7 @@ def parse_processor(
     """Return the preprocessing of an image processor that transformers saved.
 
     Args:
-        values: the settings; null stands for the default of the class
+        values: the settings; None turns a step off, as in transformers
         image_size: the (height, width) of the network's input, in pixels
         source: the file that the settings come from, for error messages
 
@@ -95,30 +95,28 @@ def parse_processor(
 
 def _parse(values: Mapping[str, Any], image_size: tuple[int, int]) -> Preprocessing:
     defaults = _PROCESSORS[_class_name(values)]
-    given = {name: value for name, value in values.items() if value is not None}
-    for name, value in given.items():
-        if name not in defaults and name not in _NEUTRAL and value is not False:
+    for name, value in values.items():
+        if name not in defaults and name not in _NEUTRAL and value not in (None, False):
             valid = f"only {sorted(defaults)}. Remove it if it does not change pixels"
             raise _refusal(name, value, valid)
 
-    settings = {**defaults, **given}
+    settings = {**defaults, **values}
     for name in ("do_resize", "do_rescale", "rescale_factor"):
         if settings[name] != defaults[name]:
             raise _refusal(name, settings[name], f"only {defaults[name]!r}")
 
     for name in ("do_normalize", "do_center_crop", "default_to_square"):
-        if not isinstance(settings[name], bool):
-            raise _refusal(name, settings[name], "only true and false")
+        if settings[name] not in (True, False, None):
+            raise _refusal(name, settings[name], "only true, false and null")
 
     resample = settings["resample"]
     if type(resample) is not int or resample not in _FILTERS:
         raise _refusal("resample", resample, f"only Pillow's filters, {[*_FILTERS]}")
 
-    mean, std = (
-        _parse_channels(name, settings[name]) for name in ("image_mean", "image_std")
-    )
-    if not settings["do_normalize"]:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if settings["do_normalize"]:
+        mean = _parse_channels("image_mean", settings["image_mean"])
+        std = _parse_channels("image_std", settings["image_std"])
 
     resize_size, is_squashed = _parse_sizes(settings, image_size)
     return Preprocessing(
@@ -187,7 +185,6 @@ def _parse_size(name: str, value: Any, is_square: bool) -> dict[str, int]:
         size = {"height": value[0], "width": value[1]}
 
     if isinstance(size, dict):
-        size = {edge: pixels for edge, pixels in size.items() if pixels is not None}
         is_valid = all(type(pixels) is int and pixels > 0 for pixels in size.values())
         if is_valid and set(size) in ({"shortest_edge"}, {"height", "width"}):
             return size
@@ -197,7 +194,7 @@ def _parse_size(name: str, value: Any, is_square: bool) -> dict[str, int]:
     )
 
 
-def _parse_channels(name: str, value: Any) -> tuple[float, ...]:
+def _parse_channels(name: str, value: Any) -> tuple[float, float, float]:
     is_valid = (
         isinstance(value, (list, tuple))
         and len(value) == 3
@@ -208,7 +205,8 @@ def _parse_channels(name: str, value: Any) -> tuple[float, ...]:
         above = "" if name == "image_mean" else " above 0"
         raise _refusal(name, value, f"only a list of 3 numbers{above}, one a channel")
 
-    return tuple(map(float, value))
+    red, green, blue = map(float, value)
+    return red, green, blue
 
 
 def _refusal(name: str, value: Any, valid: str) -> ValueError:

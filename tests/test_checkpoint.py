@@ -151,7 +151,8 @@ _AS_AUTOENCODER: dict[str, Any] = {
     [
         ({"model_type": "vit"}, r"model_type is 'vit', not 'hiera'"),
         ({"num_heads": None}, r"missing \['num_heads'\]"),
-        ({"architectures": ["HieraBackbone"]}, r"architecture 'HieraBackbone'"),
+        ({"architectures": ["HieraBackbone"]}, r"architectures \['HieraBackbone'\]"),
+        ({"architectures": {"0": "HieraModel"}}, r"architectures \{'0': 'HieraModel'\}"),
         ({"architectures": ["birder.Hiera"]}, r"'birder.Hiera'.*\['HieraModel', [^]]*g'\]"),
         ({"num_channels": 1}, r"num_channels is 1, not 3"),
         ({"embed_dim": "96"}, r"invalid embed_dim: '96'; expected an integer from 1"),
@@ -239,6 +240,9 @@ def test_defaults_are_those_of_transformers() -> None:
     ours = read_configuration(required)
     assert ours == configuration(config)
     assert configuration(ours.to_transformers()) == ours
+    assert (
+        read_configuration({**required, "mlp_ratio": 4}).to_transformers().mlp_ratio == 4.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ _OF_OTHERS = {  # what files of several releases have, and what is turned off
         (PilProcessor, {"feature_extractor_type": "BitFeatureExtractor"}),
         (PilProcessor, {}),
         (PilProcessor, {**_OF_OTHERS, "size": 240, "crop_size": [224, 224]}),
+        (PilProcessor, {"do_normalize": None, "image_mean": None, "do_convert_rgb": None}),
         (
             PilProcessor,
             {"do_normalize": False, "resample": 1, "size": {"shortest_edge": 230}},
@@ -80,7 +81,11 @@ def test_metas() -> None:
         ("rescale_factor", 1.0),
         ("rescale_factor", "0.0039"),
         ("do_normalize", "no"),
-        ("do_center_crop", 0),
+        ("do_center_crop", "no"),
+        ("rescale_factor", None),
+        ("resample", None),
+        ("image_std", None),
+        ("crop_size", None),
         ("resample", 6),
         ("resample", True),
         ("resample", "bicubic"),
@@ -108,6 +113,7 @@ def test_what_it_does_otherwise_is_refused(name: str, value: Any) -> None:
         parse_processor({**META, name: value}, (224, 224), "a.json")
 
 
-def test_images_of_different_sizes_are_refused() -> None:
+@pytest.mark.parametrize("off", [False, None])
+def test_images_of_different_sizes_are_refused(off: bool | None) -> None:
     with pytest.raises(ValueError, match=r"size = .* without do_center_crop only"):
-        parse_processor({**META, "do_center_crop": False}, (224, 224), "a.json")
+        parse_processor({**META, "do_center_crop": off}, (224, 224), "a.json")
