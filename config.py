@@ -200,7 +200,8 @@ class Settings:
     stage: int = _option(
         LAST_STAGE,
         "Stage",
-        "The stage whose tokens are pooled. Earlier stages have finer grids",
+        "The stage whose tokens are pooled. Earlier stages have finer grids. For your own "
+        "weights with fewer stages, the default is their last",
         range(1, LAST_STAGE + 1),
     )
     image_size: tuple[int, int] | None = _option(
@@ -312,14 +313,9 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
         **{name: OPTIONS[name].parse(name, value) for name, value in given.items()}
     )
     _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
-    if settings.pooling == "pooler" and settings.stage != LAST_STAGE:
-        raise ValueError(
-            f"Invalid stage: {settings.stage}. Pooling 'pooler' applies the LayerNorm of "
-            f"stage {LAST_STAGE}; for another stage, use another pooling"
-        )
-
     output, device = settings.output, settings.device or _available_devices()[0]
     if settings.checkpoint is None:
+        _check_pooler(settings, LAST_STAGE)
         output = choose_output(settings, checkpoint.architecture)
 
     dtype = _choose_dtype(settings.dtype, device)
@@ -336,6 +332,41 @@ def default_pooling(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
     """
     has_norm = options.get("stage", LAST_STAGE) == LAST_STAGE
     return next(name for name in checkpoint.poolings if has_norm or name != "pooler")
+
+
+def fit_settings(settings: Settings, options: Mapping[str, Any], stages: int) -> Settings:
+    """Return the options for a checkpoint of the user's own, once its stages are known.
+
+    Args:
+        settings: the options
+        options: the options that were given
+        stages: the number of stages
+
+    Returns:
+        a :class:`Settings` whose stage is by default the last
+
+    Raises:
+        ValueError: if there is no such stage, or if it has no LayerNorm for the pooling
+    """
+    if "stage" not in options:
+        settings = replace(settings, stage=min(stages, LAST_STAGE))
+
+    if settings.stage > stages:
+        raise ValueError(
+            f"Invalid stage: {settings.stage}. The checkpoint {settings.checkpoint} has "
+            f"stages 1 to {stages}"
+        )
+
+    _check_pooler(settings, stages)
+    return settings
+
+
+def _check_pooler(settings: Settings, last_stage: int) -> None:
+    if settings.pooling == "pooler" and settings.stage != last_stage:
+        raise ValueError(
+            f"Invalid stage: {settings.stage}. Pooling 'pooler' applies the LayerNorm of "
+            f"stage {last_stage}; for another stage, use another pooling"
+        )
 
 
 # The options that are for one output alone

@@ -11,7 +11,12 @@ from .embedding.loading import LoadedCheckpoint, download_weights, load_checkpoi
 from .hiera.autoencoder import load_autoencoder
 from .hiera.checkpoint_kinds import class_names, get_architecture
 from .hiera.classification_head import load_classifier
-from .models.classification import HieraClassifierModel
+from .hiera.configuration import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .models.classification import (
+    HieraClassifierModel,
+    HieraMultiLabelModel,
+    HieraRegressionModel,
+)
 from .models.embedding import HieraEmbeddingModel
 from .models.heatmap import HieraFeatureHeatmapModel
 from .models.reconstruction import HieraAutoencoderModel
@@ -53,7 +58,8 @@ def load(
 def _make_classifier(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     embedder = loaded.embedder
     classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
-    return HieraClassifierModel(classifier, class_names(loaded.config), embedder)
+    model = _CLASSIFIERS[loaded.config.problem_type]
+    return model(classifier, class_names(loaded.config), embedder)
 
 
 def _make_autoencoder(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
@@ -72,6 +78,13 @@ def _make_heatmap_model(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     basis = loaded.embedder.settings.heatmap_basis
     return HieraFeatureHeatmapModel(Path(basis) if basis else None, loaded.embedder)
 
+
+_CLASSIFIERS: dict[str, type[HieraClassifierModel]] = {
+    SINGLE_LABEL: HieraClassifierModel,
+    MULTI_LABEL: HieraMultiLabelModel,
+    REGRESSION: HieraRegressionModel,
+}
+"""Models of a fine-tuned checkpoint, by what it was trained for."""
 
 _MODELS: dict[str, Callable[[LoadedCheckpoint], HieraEmbeddingModel]] = {
     "embeddings": lambda loaded: HieraEmbeddingModel(loaded.embedder),

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..checkpoints import Checkpoint, get_checkpoint
-from ..config import AUTO, DTYPES, Settings, parse_settings
-from ..hiera.checkpoint_kinds import expected_shapes
-from ..hiera.configuration import Configuration
+from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
+from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
+from ..hiera.configuration import Configuration, at_size
 from ..hiera.encoder import load_encoder
 from ..hiera.hub import (
     BundledFile,
@@ -85,13 +85,18 @@ def load_checkpoint(
     checkpoint = get_checkpoint(name)
     settings = parse_settings(checkpoint, options)
     _log_choices(name, settings, options)
+    optional = None
     if settings.checkpoint is not None:
         local, source = open_checkpoint(settings.checkpoint), settings.checkpoint
+        settings = fit_settings(settings, options, len(local.config.depths))
+        optional = get_architecture(local.config).optional
     else:
         local, source = _open_entry(checkpoint, weights), checkpoint.origin
 
     preprocessing = settings.apply(local.preprocessing)
-    file = WeightsFile(local.weights, expected_shapes(local.config), local.verify)
+    at_size(local.config, preprocessing.crop_size)  # refuses a size before weights are read
+    shapes = expected_shapes(local.config)
+    file = WeightsFile(local.weights, shapes, local.verify, optional)
     encoder = load_encoder(
         local.config,
         file,
@@ -100,6 +105,12 @@ def load_checkpoint(
         dtype=DTYPES[settings.dtype],
         device=torch.device(settings.device or "cpu"),
     )
+    if settings.pooling == "pooler" and encoder.norm is None:
+        raise ValueError(
+            f"Invalid pooling: 'pooler'. {file.path} has no final LayerNorm, as a model "
+            "with add_pooling_layer=False: use 'mean' or 'cls'"
+        )
+
     origin = Origin(source, local.revision, file.sha256)
     embedder = Embedder(encoder, preprocessing, settings, origin, name, weights)
     return LoadedCheckpoint(local.config, file, embedder)

@@ -32,27 +32,12 @@ class Backbone(nn.Module):
         config: the configuration
         stages (None): the stages whose tokens are returned, from 1, ascending. By
             default, the last. Stages after the last of these are not computed
-
-    Raises:
-        ValueError: if the configuration is not supported
     """
 
     order: torch.Tensor
 
     def __init__(self, config: Configuration, stages: Sequence[int] | None = None) -> None:
         super().__init__()
-        unit = [
-            stride * side
-            for stride, side in zip(
-                config.patch_stride, config.masked_unit_size, strict=True
-            )
-        ]
-        if any(side % step for side, step in zip(config.image_size, unit, strict=True)):
-            raise ValueError(
-                f"Invalid image_size: {config.image_size}. This checkpoint takes "
-                f"multiples of {unit}"
-            )
-
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
         self.stages = tuple(stages or [len(config.depths)])
@@ -163,12 +148,6 @@ class _Encoder(nn.Module):
                 is_local = config.masked_unit_attention[index] or (
                     is_first and config.masked_unit_attention[index - 1]
                 )
-                if is_local and index > config.num_query_pool:
-                    raise ValueError(
-                        f"Attention within mask units in stage {index + 1} is not "
-                        f"supported with num_query_pool = {config.num_query_pool}"
-                    )
-
                 attention = _Attention(
                     dim_in=dim if is_first else dim_out,
                     dim=dim_out,
@@ -202,7 +181,7 @@ class _Block(nn.Module):
         self.layernorm_before = nn.LayerNorm(dim_in, eps=config.layer_norm_eps)
         self.attn = attention
         self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.mlp = _Mlp(dim, int(dim * config.mlp_ratio), config.hidden_act)
+        self.mlp = _Mlp(dim, int(dim * config.mlp_ratio))
         self.proj = nn.Linear(dim_in, dim) if dim_in != dim else None
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -280,11 +259,8 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int, activation: str) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        if activation != "gelu":
-            raise ValueError(f"hidden_act = {activation!r} is not supported, only 'gelu'")
-
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 

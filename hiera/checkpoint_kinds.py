@@ -16,7 +16,12 @@ from torch import nn
 from ..images.preprocessing import Preprocessing
 from . import abswin
 from .backbone import Backbone
-from .configuration import Configuration, stage_dim
+from .configuration import (
+    AUTOENCODER_NAME,
+    CLASSIFIER_NAME,
+    Configuration,
+    stage_dim,
+)
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
 from .state_dict import Shapes, resize_backbone, shapes_of
@@ -38,6 +43,7 @@ class Architecture:
         shapes: from a configuration to the shapes of all tensors of a file
         norm: the prefix of the final LayerNorm's tensors
         prefix (""): the prefix of the backbone's tensors
+        optional (None): the prefix of tensors that a user's own file may lack
         read_backbone: from the tensors of the backbone's prefix, the names in
             :class:`Backbone`'s state dict, the configuration and the (height, width) of
             the input in pixels to that state dict
@@ -55,6 +61,7 @@ class Architecture:
     shapes: Callable[[Configuration], Shapes]
     norm: str
     prefix: str = ""
+    optional: str | None = None
     read_backbone: ReadBackbone = resize_backbone
     read_preprocessing: Callable[[Path, tuple[int, int]], Preprocessing] | None = None
     poolings: tuple[str, ...] = tuple(POOLINGS)
@@ -103,9 +110,10 @@ HIERA_MODEL = Architecture(
     produces="image embeddings",
     shapes=_encoder_shapes,
     norm="pooler.layernorm.",
+    optional="pooler.layernorm.",  # of HieraModel(config, add_pooling_layer=False)
 )
 CLASSIFIER = Architecture(
-    "HieraForImageClassification",
+    CLASSIFIER_NAME,
     produces="ImageNet classification and image embeddings",
     shapes=_classifier_shapes,
     norm="hiera.pooler.layernorm.",
@@ -115,7 +123,7 @@ CLASSIFIER = Architecture(
     config=lambda: {"id2label": dict(enumerate(imagenet_classes()))},
 )
 AUTOENCODER = Architecture(
-    "HieraForPreTraining",
+    AUTOENCODER_NAME,
     produces="image reconstruction error and image embeddings",
     shapes=_autoencoder_shapes,
     norm="encoder_norm.",

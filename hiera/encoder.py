@@ -37,7 +37,7 @@ class Encoder:
     Args:
         start: builds the network that computes the given stages
         stages: the output of each stage
-        norm: the final LayerNorm, for pooling the last stage
+        norm: the final LayerNorm, for pooling the last stage; None if the file has none
         normalize: from pixels to the input of the network
         device: the device of the network
     """
@@ -46,7 +46,7 @@ class Encoder:
         self,
         start: Callable[[tuple[int, ...]], Run],
         stages: Sequence[Stage],
-        norm: nn.LayerNorm,
+        norm: nn.LayerNorm | None,
         normalize: Normalization,
         device: torch.device,
     ) -> None:
@@ -151,7 +151,7 @@ def load_encoder(
         an :class:`Encoder`
 
     Raises:
-        ValueError: if the configuration is not supported
+        ValueError: if the crop does not have a size that the network takes
     """
     device = device or torch.device("cpu")
     image_size = preprocessing.crop_size
@@ -180,7 +180,10 @@ def load_encoder(
         Stage(grid_size(resized, stage), stage_dim(config, stage))
         for stage in range(1, len(config.depths) + 1)
     ]
-    norm = nn.LayerNorm(stages[-1].embedding_dim, config.layer_norm_eps, device="meta")
-    norm.load_state_dict(weights.tensors(architecture.norm), assign=True)
-    norm.requires_grad_(False).float().to(device)
+    norm, tensors = None, weights.tensors(architecture.norm)
+    if tensors:
+        norm = nn.LayerNorm(stages[-1].embedding_dim, config.layer_norm_eps, device="meta")
+        norm.load_state_dict(tensors, assign=True)
+        norm.requires_grad_(False).float().to(device)
+
     return Encoder(start, stages, norm, Normalization(preprocessing, device), device)

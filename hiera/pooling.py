@@ -1,6 +1,7 @@
 """Poolings: from the tokens of a stage to one embedding per image.
 
-Each takes tokens (N, T, D) in raster order and the final LayerNorm, and returns (N, D).
+Each takes tokens (N, T, D) in raster order and the final LayerNorm, if there is one, and
+returns (N, D).
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import TypeAlias
 import torch
 
 Norm: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-Pooling: TypeAlias = Callable[[torch.Tensor, Norm], torch.Tensor]
+Pooling: TypeAlias = Callable[[torch.Tensor, Norm | None], torch.Tensor]
 
 
-def mean(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
+def mean(tokens: torch.Tensor, norm: Norm | None) -> torch.Tensor:
     """Average all tokens: the one to use, unless you have a reason."""
     return tokens.mean(dim=1)
 
 
-def cls(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
+def cls(tokens: torch.Tensor, norm: Norm | None) -> torch.Tensor:
     """Take the token of the top-left corner (32 of 224 px), after attention to the rest.
 
     Hiera has no class token, but earlier plugins stored this one under that name.
@@ -27,11 +28,12 @@ def cls(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
     return tokens[:, 0]
 
 
-def pooler(tokens: torch.Tensor, norm: Norm) -> torch.Tensor:
+def pooler(tokens: torch.Tensor, norm: Norm | None) -> torch.Tensor:
     """Apply the final LayerNorm to the mean, as transformers' pooler_output.
 
     Pretraining does not train this LayerNorm, fine-tuning does.
     """
+    assert norm is not None  # load_checkpoint() refuses this pooling
     return norm(tokens.mean(dim=1))
 
 

@@ -1,11 +1,13 @@
 """Open a user's own checkpoint: a folder, a safetensors file or a hub id.
 
-Any Hiera that transformers saved. ``config.json`` defines the architecture, and
-``preprocessor_config.json``, if it exists, the preprocessing.
+Any Hiera that transformers saved. ``config.json`` defines the architecture, and the
+settings of the image processor, if they are there, the preprocessing: in
+``processor_config.json`` as ``image_processor``, or else in ``preprocessor_config.json``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,22 +17,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..images.preprocessing import Preprocessing, for_image_size, from_file
+from ..images.preprocessing import Preprocessing, for_image_size
+from ..images.processor_config import parse_processor
 from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
 from .configuration import Configuration, read_configuration
-from .hub import WEIGHTS_NAME, HubFile, fetch, fetch_optional, verify_download
+from .hub import (
+    WEIGHTS_NAME,
+    DownloadError,
+    HubFile,
+    fetch,
+    fetch_optional,
+    verify_download,
+)
 
 _CONFIG_NAME = "config.json"
-_PREPROCESSOR_NAME = "preprocessor_config.json"
+_PROCESSOR_NAMES = ("processor_config.json", "preprocessor_config.json")
 _REQUIRED_KEYS = ("depths", "embed_dim", "image_size", "num_heads")
 # Others define their preprocessing in the weights file, and have no config.json
 _SUPPORTED = [one.name for one in ARCHITECTURES.values() if not one.read_preprocessing]
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".safetensors.index.json")
+_CONVERT = (
+    "Sharded and pickle files are not loaded. If you trust them, convert them with "
+    "transformers: model = transformers.HieraModel.from_pretrained(folder), or the class "
+    "in config.json, then model.save_pretrained(folder, max_shard_size='100GB')"
+)
 _HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
 _Verify: TypeAlias = Callable[[str], None]
-_Files: TypeAlias = tuple[Path, Path | None, Callable[[], tuple[Path, _Verify | None]]]
-"""config.json, preprocessor_config.json, and how to get and verify the weights."""
+_Files: TypeAlias = tuple[
+    Path, list[Path | None], Callable[[], tuple[Path, _Verify | None]]
+]
+"""config.json, _PROCESSOR_NAMES, and how to get and verify the weights."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +92,23 @@ def find_checkpoint(checkpoint: str) -> str:
     elif _HUB_ID.fullmatch(checkpoint):
         return checkpoint
     else:
+        is_other = path.name.endswith(_OTHER_FORMATS)
         raise ValueError(
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
             ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
             "revision is the full 40-digit commit hash from its page 'Files and "
-            "versions', so that embeddings are reproducible. Pickle files such as .bin "
-            "are never loaded"
+            "versions', so that embeddings are reproducible"
+            + (f". {_CONVERT}" if is_other else "")
         )
 
     missing = [str(file) for file in needed if not file.is_file()]
     if missing:
-        raise ValueError(f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}")
+        others = (one.name.endswith(_OTHER_FORMATS) for one in needed[1].parent.glob("*"))
+        is_other = not needed[1].is_file() and any(others)
+        convert = f". {_CONVERT}" if is_other else ""
+        raise ValueError(
+            f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}{convert}"
+        )
 
     return str(path)
 
@@ -112,18 +136,9 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
         files = _on_disk(Path(found))
 
     # Small files first, so that nothing large is downloaded only to be refused
-    config_path, preprocessor_path, fetch_weights = files
+    config_path, processor_paths, fetch_weights = files
     config = _read_config(config_path)
-    image_size = config.image_size
-    preprocessing = (
-        from_file(preprocessor_path) if preprocessor_path else for_image_size(image_size)
-    )
-    if preprocessing.crop_size != image_size:
-        raise ValueError(
-            f"{preprocessor_path}: crop_size {preprocessing.crop_size} differs from "
-            f"image_size {image_size} in {config_path}"
-        )
-
+    preprocessing = _read_preprocessing(processor_paths, config.image_size)
     weights, verify = fetch_weights()
     return LocalCheckpoint(config, weights, preprocessing, revision, verify)
 
@@ -132,50 +147,81 @@ def _on_hub(repo_id: str, revision: str) -> _Files:
     weights = HubFile(repo_id, revision)
 
     def fetch_weights() -> tuple[Path, _Verify]:
-        cached = fetch(weights)
+        cached = fetch_optional(weights)
+        if cached is None:
+            raise ValueError(f"{repo_id}@{revision} has no file {WEIGHTS_NAME}. {_CONVERT}")
+
         return cached, partial(verify_download, weights, cached)
 
-    return (
-        fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME)),
-        fetch_optional(HubFile(repo_id, revision, filename=_PREPROCESSOR_NAME)),
-        fetch_weights,
-    )
+    config = fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME))
+    nested, plain = (HubFile(repo_id, revision, filename=name) for name in _PROCESSOR_NAMES)
+    processors = [None, fetch_optional(plain)]
+    # Few repositories have this one, so without a network it is not missed, as by
+    # transformers
+    with contextlib.suppress(DownloadError):
+        processors[0] = fetch_optional(nested)
+
+    return config, processors, fetch_weights
 
 
 def _on_disk(path: Path) -> _Files:
     weights = path / WEIGHTS_NAME if path.is_dir() else path
-    preprocessor = weights.with_name(_PREPROCESSOR_NAME)
+    processors = [weights.with_name(name) for name in _PROCESSOR_NAMES]
     return (
         weights.with_name(_CONFIG_NAME),
-        preprocessor if preprocessor.is_file() else None,
+        [path if path.is_file() else None for path in processors],
         lambda: (weights, None),
     )
 
 
-def _read_config(path: Path) -> Configuration:
+def _read_preprocessing(
+    paths: list[Path | None], image_size: tuple[int, int]
+) -> Preprocessing:
+    """Read the first settings of an image processor, as transformers does."""
+    nested, plain = paths
+    if nested is not None:
+        values = _read_json(nested).get("image_processor")
+        if isinstance(values, dict):
+            return parse_processor(values, image_size, f"{nested}: image_processor")
+
+        if values is not None:
+            raise ValueError(f"{nested}: image_processor = {values!r} is not a dict")
+
+    if plain is not None:
+        return parse_processor(_read_json(plain), image_size, str(plain))
+
+    return for_image_size(image_size)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        values: Any = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
 
-    if not isinstance(config, dict):
+    if not isinstance(values, dict):
         raise ValueError(f"{path} is not a configuration that transformers saved")
 
+    return values
+
+
+def _read_config(path: Path) -> Configuration:
+    config = _read_json(path)
     if config.get("model_type") != "hiera":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, not 'hiera'")
 
     # Early files have other names for these, and the defaults would be silently wrong
-    missing = [key for key in _REQUIRED_KEYS if key not in config]
+    missing = [key for key in _REQUIRED_KEYS if config.get(key) is None]
     if missing:
         raise ValueError(
             f"{path}: missing {missing}; save the model again with transformers"
         )
 
     architectures = config.get("architectures") or [HIERA_MODEL.name]
-    if architectures[0] not in _SUPPORTED:
+    if not isinstance(architectures, list) or architectures[0] not in _SUPPORTED:
         raise ValueError(
-            f"{path}: unsupported architecture {architectures[0]!r}; supported are "
-            f"{_SUPPORTED}"
+            f"{path}: unsupported architectures {architectures!r}; supported are "
+            f"{_SUPPORTED}, the first of the list"
         )
 
     if config.get("num_channels", 3) != 3:

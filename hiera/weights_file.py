@@ -39,6 +39,7 @@ class WeightsFile:
         path: the path of the file; links are followed at once
         expected: the names and shapes of all tensors of the file
         verify (None): raises an error if a sha256 is not the right one
+        optional (None): the prefix of expected tensors that the file may lack
 
     Raises:
         ValueError: if it is not a complete safetensors file with exactly the expected
@@ -47,12 +48,17 @@ class WeightsFile:
     """
 
     def __init__(
-        self, path: Path, expected: Shapes, verify: Callable[[str], None] | None = None
+        self,
+        path: Path,
+        expected: Shapes,
+        verify: Callable[[str], None] | None = None,
+        optional: str | None = None,
     ) -> None:
         self.path = path.resolve()
         self._expected = expected
+        self._optional = optional
         try:
-            tensors, self.sha256 = _read(self.path, expected)
+            tensors, self.sha256 = _read(self.path, expected, optional)
         except ValueError:
             if verify is not None:
                 verify(sha256(self.path))
@@ -77,7 +83,7 @@ class WeightsFile:
         return {
             name.removeprefix(prefix): tensors[name]
             for name in self._expected
-            if name.startswith(prefix)
+            if name.startswith(prefix) and name in tensors
         }
 
     def release(self) -> None:
@@ -88,7 +94,7 @@ class WeightsFile:
         again = "Its weights are needed again: load the model again"
         changed = f"{self.path} changed after the model was loaded. {again}"
         try:
-            tensors, digest = _read(self.path, self._expected)
+            tensors, digest = _read(self.path, self._expected, self._optional)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{self.path} was removed after the model was loaded. {again}"
@@ -115,13 +121,16 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def _read(path: Path, expected: Shapes) -> tuple[Tensors, str]:
+def _read(path: Path, expected: Shapes, optional: str | None) -> tuple[Tensors, str]:
     """Return the tensors of a file and the sha256 of the bytes they were read from."""
     with open(path, "rb") as file:
         start = _read_header(file)
         digest = hashlib.sha256(start)
         header = _parse(path, start)
         header.pop(_METADATA, None)
+        if optional and not any(name.startswith(optional) for name in header):
+            expected = {k: v for k, v in expected.items() if not k.startswith(optional)}
+
         problems = _differences(expected, header)
         if problems:
             raise ValueError(

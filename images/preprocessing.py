@@ -13,11 +13,9 @@ read would spend 0.5 GB and seconds on it.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -200,61 +198,6 @@ def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
     """
     height, width = image_size
     return Preprocessing((height * 256 // 224, width * 256 // 224), image_size)
-
-
-def from_file(path: Path) -> Preprocessing:
-    """Read the preprocessing of a checkpoint.
-
-    Args:
-        path: the path of a ``preprocessor_config.json``
-
-    Returns:
-        a :class:`Preprocessing`
-
-    Raises:
-        ValueError: if a value in the file is not supported
-    """
-    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    size, crop_size = config.get("size"), config.get("crop_size")
-
-    expected = {
-        "do_resize": True,
-        "do_center_crop": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "rescale_factor": 1 / 255,
-    }
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise ValueError(
-                f"{path}: {key} = {config[key]!r} is not supported, only {value!r}"
-            )
-
-    if not isinstance(size, dict) or set(size) != {"shortest_edge"}:
-        raise ValueError(
-            f"{path}: size = {size!r} is not supported, only {{'shortest_edge': N}}"
-        )
-
-    if not isinstance(crop_size, dict) or set(crop_size) != {"height", "width"}:
-        raise ValueError(
-            f"{path}: crop_size = {crop_size!r} is not supported, only "
-            "{'height': N, 'width': N}"
-        )
-
-    edge = int(size["shortest_edge"])
-    crop = (int(crop_size["height"]), int(crop_size["width"]))
-    if max(crop) > edge:
-        raise ValueError(
-            f"{path}: crop_size = {crop_size!r} is larger than size = {size!r}"
-        )
-
-    return Preprocessing(
-        resize_size=(edge, edge),
-        crop_size=crop,
-        resample=int(config.get("resample", Image.Resampling.BICUBIC)),
-        mean=tuple(config["image_mean"]),
-        std=tuple(config["image_std"]),
-    )
 
 
 def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> PixelArray:

@@ -1,4 +1,4 @@
-"""The FiftyOne model that classifies images with a fine-tuned checkpoint."""
+"""The FiftyOne models that classify images, or regress, with a fine-tuned checkpoint."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         """Whether this model can generate logits."""
         return True
 
-    def predict(self, arg: ImageLike) -> fol.Classification:
+    def predict(self, arg: ImageLike) -> fol.Label:
         """Classify an image.
 
         Args:
             arg: see :meth:`predict_all`
 
         Returns:
-            a :class:`fiftyone.core.labels.Classification`
+            an item of what :meth:`predict_all` returns
         """
         return self.predict_all([arg])[0]
 
-    def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Classification]:
+    def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Label]:
         """Classify a batch of images and embed them in the same forward pass.
 
         :meth:`get_embeddings` then returns the embeddings.
@@ -69,7 +69,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
 
         Returns:
             a list of :class:`fiftyone.core.labels.Classification` instances. Those
-            that :attr:`config` filters out have no label
+            that :attr:`config` filters out have no label. Subclasses return other labels
 
         Raises:
             ValueError, MemoryError: as for :meth:`embed_all`
@@ -84,7 +84,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         self._embeddings = embeddings
         return [self._to_label(row) for row in logits]
 
-    def _to_label(self, logits: Logits) -> fol.Classification:
+    def _to_label(self, logits: Logits) -> fol.Label:
         unnormalized = np.exp(logits - logits.max())
         index = int(np.argmax(logits))
         label = self.classes[index]
@@ -102,17 +102,100 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         return self.embedder.pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
 
 
+class HieraMultiLabelModel(HieraClassifierModel):
+    """FiftyOne model of a checkpoint whose images may have any number of its classes.
+
+    :meth:`predict` returns :class:`fiftyone.core.labels.Classifications`: each class that
+    passes the filter, by default with a confidence of 0.5 or more.
+
+    Args:
+        classifier: the classification head
+        classes: the names of the classes, in the order of the logits
+        embedder: what computes embeddings
+    """
+
+    def __init__(
+        self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
+    ) -> None:
+        super().__init__(classifier, classes, embedder)
+        self.config = LabelFilter(classes, confidence_thresh=0.5)
+
+    def _to_label(self, logits: Logits) -> fol.Label:
+        confidences = np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
+        labels = [
+            fol.Classification(label=label, confidence=confidence)
+            for label, confidence in zip(self.classes, confidences.tolist(), strict=True)
+            if self.config.keeps(label, confidence)
+        ]
+        stored = logits if self.store_logits else None
+        return fol.Classifications(classifications=labels, logits=stored)
+
+
+class HieraRegressionModel(HieraClassifierModel):
+    """FiftyOne model of a checkpoint whose outputs are values, not logits.
+
+    :meth:`predict` returns a :class:`fiftyone.core.labels.Regression`, or a dict of them by
+    name if there are several outputs.
+
+    Args:
+        classifier: the head
+        classes: the names of the outputs
+        embedder: what computes embeddings
+    """
+
+    def __init__(
+        self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
+    ) -> None:
+        super().__init__(classifier, classes, embedder)
+        self.config = NoFilter()
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether this model can generate logits."""
+        return False
+
+    def _to_label(self, logits: Logits) -> fol.Label | dict[str, fol.Label]:
+        values = [fol.Regression(value=value) for value in logits.tolist()]
+        if len(values) == 1:
+            return values[0]
+
+        return dict(zip(self.classes, values, strict=True))
+
+
+class NoFilter:
+    """Refuses the filters that ``apply_model`` sets, where labels have no confidence."""
+
+    confidence_thresh: float | None = None
+    filter_classes: frozenset[str] | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse a filter.
+
+        Raises:
+            ValueError: if the value is not None
+        """
+        if value is not None:
+            option = "classes" if name == "filter_classes" else name
+            raise ValueError(
+                f"Invalid {option}: {value!r}. This checkpoint is a regression, whose "
+                "values have neither a confidence nor a class"
+            )
+
+
 class LabelFilter:
     """Filter of labels by confidence and class, which ``apply_model`` sets during a run.
 
     Args:
         classes: the names of all classes
+        confidence_thresh (None): the minimum confidence of a label
     """
 
-    def __init__(self, classes: Iterable[str]) -> None:
+    def __init__(
+        self, classes: Iterable[str], confidence_thresh: float | None = None
+    ) -> None:
         self._classes = frozenset(classes)
         self._filter_classes: frozenset[str] | None = None
-        self._confidence_thresh: float | None = None
+        self._confidence_thresh = confidence_thresh
 
     def keeps(self, label: str, confidence: float) -> bool:
         """Return whether a label passes the filter."""

@@ -172,14 +172,14 @@ class HieraEmbeddingModel(
         return embeddings
 
     def feature_maps(
-        self, images: Iterable[ImageLike], stages: Sequence[int] = (1, 2, 3, 4)
+        self, images: Iterable[ImageLike], stages: Sequence[int] | None = None
     ) -> dict[str, Embeddings]:
         """Compute feature maps for a batch of images in one forward pass.
 
         Args:
             images: as for :meth:`embed_all`
-            stages ((1, 2, 3, 4)): the stages, counted from 1. The network is built again
-                if it does not compute them yet, and computes them from then on
+            stages (None): the stages, counted from 1; by default, all. The network is
+                built again if it does not compute them yet, and computes them from then on
 
         Returns:
             a dict from the names of the stages to float32 arrays of shape
@@ -189,6 +189,9 @@ class HieraEmbeddingModel(
             ValueError, MemoryError: as for :meth:`embed_all`, or if a stage does not
                 exist
         """
+        if stages is None:
+            stages = range(1, len(self._encoder.stages) + 1)
+
         if isinstance(stages, (int, str)) or not stages:
             raise ValueError(
                 f"Invalid stages: {stages!r}. Expected a non-empty list of stages"

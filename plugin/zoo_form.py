@@ -33,7 +33,8 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         if name == "num_masks" and "reconstruction_error" not in outputs:
             continue
 
-        default = getattr(Settings, name)
+        # Left empty, the stage is the last, also of the user's own weights
+        default = None if name == "stage" else getattr(Settings, name)
         texts = {"label": option.label, "description": option.description}
         if name == "pooling":
             ask_pooling(inputs, checkpoint)

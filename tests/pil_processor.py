@@ -1,4 +1,4 @@
-"""Transformers' image processor that computes with Pillow, and Meta's settings."""
+"""Transformers' image processors that compute with Pillow, and Meta's settings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from typing import Any
 
 try:
     from transformers import BitImageProcessorPil as PilProcessor
-except ImportError:  # its name before the other kind became the default
+    from transformers import CLIPImageProcessorPil as CLIPProcessor
+    from transformers import ViTImageProcessorPil as ViTProcessor
+except ImportError:  # their names before the other kind became the default
     from transformers.models.bit.image_processing_bit import (
         BitImageProcessor as PilProcessor,
     )
+    from transformers.models.clip.image_processing_clip import (
+        CLIPImageProcessor as CLIPProcessor,
+    )
+    from transformers.models.vit.image_processing_vit import (
+        ViTImageProcessor as ViTProcessor,
+    )
 
-__all__ = ["META", "PilProcessor"]
+__all__ = ["META", "CLIPProcessor", "PilProcessor", "ViTProcessor"]
 
 # What preprocessor_config.json of Meta's repositories says
 META: dict[str, Any] = {

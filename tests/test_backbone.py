@@ -26,7 +26,6 @@ _LAYOUTS: list[dict[str, Any]] = [
         "depths": (2, 1, 1),
         "num_heads": (1, 2, 4),
         "masked_unit_size": (4, 4),
-        "masked_unit_attention": (True, True, False),
         "num_query_pool": 2,
     },
 ]
@@ -104,19 +103,6 @@ def test_only_wanted_stages_are_computed(
         monkeypatch.setattr(stage, "forward", None)
 
     assert len(backbone(torch.randn(2, 3, 64, 64))) == len(stages)
-
-
-@pytest.mark.parametrize(
-    ("layout", "message"),
-    [
-        ({"num_query_pool": 1}, "mask units in stage 3 .*num_query_pool = 1"),
-        ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
-        ({"image_size": (64, 80)}, r"image_size: \(64, 80\).* multiples of \[32, 32\]"),
-    ],
-)
-def test_what_no_hiera_does_is_refused(layout: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Backbone(configuration(make_config(**layout)))
 
 
 def test_worked_example_of_the_order() -> None:

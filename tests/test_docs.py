@@ -236,7 +236,8 @@ def test_make_targets_are_documented() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_files_exist(path: Path) -> None:
     text = path.read_text("utf-8")
-    users = {"config.json", "preprocessor_config.json", "_record.json"}
+    users = {"config.json", "_record.json"}
+    users |= {"processor_config.json", "preprocessor_config.json"}
     for name in {*re.findall(r"`([\w/]+\.(?:py|json|toml|txt|yml))`", text)} - users:
         assert (ROOT / name).is_file(), name
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from fiftyone_hiera.images.preprocessing import (
     IMAGENET_STD,
     Preprocessing,
     for_image_size,
-    from_file,
 )
 
 _SIZES = [
@@ -121,50 +118,3 @@ def test_margin_of_the_crop(image_size: tuple[int, int]) -> None:
     left, top, right, bottom = preprocessing.crop_box((300, 300))
     inside = max((right - left) / 300, (bottom - top) / 300)
     assert inside == pytest.approx(7 / 8, abs=0.01)
-
-
-def _write(folder: Path, **changes: Any) -> Path:
-    path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps({**META, **changes}), "utf-8")
-    return path
-
-
-def test_from_file(tmp_path: Path) -> None:
-    assert from_file(_write(tmp_path)) == for_image_size((224, 224))
-
-
-def test_from_file_of_other_values(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {
-        "size": {"shortest_edge": 180},
-        "crop_size": {"height": 160, "width": 128},
-        "image_mean": [0.5, 0.4, 0.3],
-        "image_std": [0.1, 0.2, 0.3],
-        "resample": 2,
-    }
-    image = _noise((333, 257))
-    preprocessing = from_file(_write(tmp_path, **changes))
-    processor = PilProcessor(**{**META, **changes})
-    expected = processor(image, return_tensors="pt").pixel_values
-    pixels = preprocessing(image)
-    assert torch.equal(_normalize(pixels, preprocessing.mean, preprocessing.std), expected)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"do_resize": False},
-        {"do_center_crop": False},
-        {"do_rescale": False},
-        {"do_normalize": False},
-        {"rescale_factor": 1.0},
-        {"size": {"height": 224, "width": 224}},
-        {"size": 256},
-        {"crop_size": 224},
-        {"crop_size": {"height": 300, "width": 224}},
-    ],
-    ids=str,
-)
-def test_unsupported_steps_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    (key,) = changes
-    with pytest.raises(ValueError, match=rf"preprocessor_config\.json: {key} = "):
-        from_file(_write(tmp_path, **changes))
