@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import fiftyone.brain as fob
 
 from ..embedding.provenance import Provenance, differing
 from .backends import SKLEARN, Backend, get_backend
+from .credentials import advise, keep_path
 from .table import VectorTable, open_table
 
 # The attribute of a run's config that says what its vectors are
@@ -158,31 +160,31 @@ def open_index(
     Raises:
         ValueError: if the database cannot be reached, or if the table is not this index's
     """
-    key = options.brain_key
-    config = _find_config(dataset, key)
+    config = _find_config(dataset, options.brain_key)
     backend = _backend(options, config, rebuild)
-    if config is None:
-        return _create(dataset, backend, options, contents)
-
-    index = _load(dataset, config, options) if _owns(config, contents) else None
-    if index is not None and not rebuild:
-        table = _open_table(index, contents)
-        if not read_record(config):
-            check_rows(index, table)
-            record = _make_record(index.config.method, contents)
-            setattr(index.config, _RECORD, record)
-            index.save_config()
-
-        return table
-
     # A copy of a dataset leaves the table to the dataset that it is a copy of. A run that
     # was killed before it had a table has no results
-    if index is not None:
-        open_table(index).drop()
+    is_owner = config is not None and _owns(config, contents)
+    index = _load(dataset, config, options) if is_owner else None
+    if index is None or rebuild:
+        if config is not None:
+            options = _keep_settings(backend, config, options, is_owner)
 
-    settings = _keep_settings(backend, config, options, _owns(config, contents))
-    dataset.delete_brain_run(key)
-    return _create(dataset, backend, IndexOptions(key, backend.name, settings), contents)
+        options = _check_new(dataset, backend, options, contents, index)
+        _drop(dataset, options.brain_key, config, index)
+        index = _compute(dataset, backend, options, contents)
+        return _open_table(index, options.brain_key, contents)
+
+    table = _open_table(index, options.brain_key, contents)
+    is_recorded = bool(read_record(config))
+    if not is_recorded:
+        check_rows(index, table)
+        setattr(index.config, _RECORD, _make_record(index.config.method, contents))
+
+    if not is_recorded or _credentials(config, options):
+        index.save_config()
+
+    return table
 
 
 def list_indexes(dataset: Any, contents: Contents) -> list[str]:
@@ -205,13 +207,28 @@ def has_table(dataset: Any, options: IndexOptions, *, overwrite: bool) -> bool:
 def register_index(dataset: Any, options: IndexOptions, contents: Contents) -> None:
     """Make an index of a backend that reads the vectors from the field, if there is none.
 
+    One with other settings is replaced.
+
     Args:
         dataset: the dataset
         options: the index, which was checked
         contents: what it is to hold
     """
-    if _find_config(dataset, options.brain_key) is None:
-        _compute(dataset, get_backend(options.backend), options, contents)
+    config = _find_config(dataset, options.brain_key)
+    if config is not None and _conflict(config, options) is None:
+        return
+
+    if config is not None:
+        index = _load(dataset, config, options) if _owns(config, contents) else None
+        _drop(dataset, options.brain_key, config, index)
+
+    _compute(dataset, get_backend(options.backend), options, contents)
+
+
+def advise_on_credentials(dataset: Any, options: IndexOptions) -> str | None:
+    """Say how sessions get the given credentials of an index; None if they have them."""
+    config = _find_config(dataset, options.brain_key)
+    return advise(options.brain_key, config, _credentials(config, options))
 
 
 def _backend(options: IndexOptions, config: Any, overwrite: bool) -> Backend:
@@ -255,18 +272,9 @@ def _other_place(config: Any, contents: Contents) -> str | None:
 
 def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     key = options.brain_key
-    if options.backend not in (None, config.method):
-        raise ValueError(
-            f"The index {key!r} has backend {config.method!r}, not {options.backend!r}: "
-            f"{REBUILD}"
-        )
-
-    for name, value in options.settings.items():
-        found = getattr(config, name, None)
-        if name not in get_backend(config.method).credentials and found != value:
-            raise ValueError(
-                f"The index {key!r} has {name} {found!r}, not {value!r}: {REBUILD}"
-            )
+    conflict = _conflict(config, options)
+    if conflict is not None:
+        raise ValueError(f"The index {key!r} has {conflict}: {REBUILD}")
 
     if not _owns(config, contents):
         raise ValueError(
@@ -292,40 +300,83 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
         )
 
 
+def _conflict(config: Any, options: IndexOptions) -> str | None:
+    """Return which setting of an index is not as given; None if all are."""
+    if options.backend not in (None, config.method):
+        return f"backend {config.method!r}, not {options.backend!r}"
+
+    for name, value in options.settings.items():
+        found = getattr(config, name, None)
+        if name not in get_backend(config.method).credentials and found != value:
+            return f"{name} {found!r}, not {value!r}"
+
+    return None
+
+
 def _owns(config: Any, contents: Contents) -> bool:
     """Return whether an index is of this dataset, not of one that this is a copy of."""
     record = getattr(config, _RECORD, None) or {}
     return record.get("dataset_id") in (None, contents.dataset_id)
 
 
-def _create(
-    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
-) -> VectorTable:
-    index = _compute(dataset, backend, options, contents)
-    try:
-        table = _open_table(index, contents)
+def _check_new(
+    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents, old: Any
+) -> IndexOptions:
+    """Check, with a connection, that an index can be made.
+
+    Args:
+        dataset: the dataset
+        backend: the backend of the index
+        options: the index
+        contents: what it is to hold
+        old: FiftyOne's index that it is to replace, if there is one
+
+    Returns:
+        the options, with the name of its table
+
+    Raises:
+        ValueError: if the database cannot be reached, or if the table is not free
+    """
+    index = _compute(dataset, backend, options, contents, register=False)
+    name = backend.table_setting
+    if name is not None:
+        settings = {**options.settings, name: getattr(index.config, name)}
+        options = IndexOptions(options.brain_key, backend.name, settings)
+
+    is_same = old is not None and old.config.method == backend.name
+    if is_same and name and getattr(old.config, name) == getattr(index.config, name):
+        open_table(index).close()
+        return options
+
+    with contextlib.closing(_open_table(index, options.brain_key, contents)) as table:
         held = table.count()
-        if held:
-            raise ValueError(
-                f"{_name_table(index.config)} exists and has {held:,} rows, but no index "
-                "of this dataset: choose another name"
-            )
-    except Exception:
-        # The run was just registered, and would stay without its table
-        dataset.delete_brain_run(options.brain_key)
-        raise
 
-    return table
+    if held:
+        raise ValueError(
+            f"{_name_table(index.config)} exists and has {held:,} rows, but no index of "
+            "this dataset: choose another name"
+        )
+
+    return options
 
 
-def _open_table(index: Any, contents: Contents) -> VectorTable:
+def _drop(dataset: Any, brain_key: str, config: Any, index: Any) -> None:
+    """Drop the table of an index and delete its run, as far as there are any."""
+    if index is not None:
+        open_table(index).drop()
+
+    if config is not None:
+        dataset.delete_brain_run(brain_key)
+
+
+def _open_table(index: Any, brain_key: str, contents: Contents) -> VectorTable:
     try:
         table = open_table(index)
         found = table.dim()
     except ValueError:
         raise
     except Exception as error:
-        raise _cannot_open(index.config.method, index.key, error) from error
+        raise _cannot_open(index.config.method, brain_key, error) from error
 
     if found not in (None, contents.dim):
         raise ValueError(
@@ -337,21 +388,30 @@ def _open_table(index: Any, contents: Contents) -> VectorTable:
 
 
 def _compute(
-    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
+    dataset: Any,
+    backend: Backend,
+    options: IndexOptions,
+    contents: Contents,
+    *,
+    register: bool = True,
 ) -> Any:
+    """Connect to an index by FiftyOne's class, and register its run if wanted."""
     key = options.brain_key
     settings = _with_defaults(backend, options)
     record = _make_record(backend.name, contents)
     try:
-        return fob.compute_similarity(
+        index = fob.compute_similarity(
             dataset,
             patches_field=contents.patches_field,
             embeddings=False,
             embeddings_field=contents.embeddings_field,
-            brain_key=key,
+            brain_key=key if register else None,
             backend=backend.name,
             **{**settings, _RECORD: record},
         )
+        keep_path(index.config)
+        index.save_config()
+        return index
     except Exception as error:
         # FiftyOne registers a run before it connects. One that another process registered
         # meanwhile stays
@@ -372,10 +432,9 @@ def _make_record(method: str, contents: Contents) -> dict[str, Any]:
 
 def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
     """Load an index; None if its run has no results."""
-    accepted = get_backend(config.method).credentials
-    given = {name: v for name, v in options.settings.items() if name in accepted}
+    given = _credentials(config, options)
     try:
-        return dataset.load_brain_results(
+        index = dataset.load_brain_results(
             options.brain_key, cache=False, load_view=False, **given
         )
     except Exception as error:
@@ -385,6 +444,20 @@ def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
         )
         raise _cannot_open(config.method, options.brain_key, error, forget) from error
 
+    if index is not None:
+        keep_path(index.config)
+
+    return index
+
+
+def _credentials(config: Any, options: IndexOptions) -> dict[str, Any]:
+    """Return the given credentials of an index, which are none if its backend changes."""
+    if options.backend not in (None, config.method):
+        return {}
+
+    names = get_backend(config.method).credentials
+    return {name: v for name, v in options.settings.items() if name in names}
+
 
 def _cannot_open(
     method: str, brain_key: str, error: Exception, advice: str = ""
@@ -393,7 +466,7 @@ def _cannot_open(
     names = [*map(backend.env_name, backend.credentials)]
     where = f" (place and credentials are read from {names[0]}" if names else ""
     where += " and the like)" if len(names) > 1 else ")" if names else ""
-    reason = re.sub(r"//[^/@\s]*@", "//***@", one_line(error))  # a password
+    reason = re.sub(r"//\S*@", "//***@", one_line(error))  # a password
     return ValueError(
         f"Cannot open the index {brain_key!r} with backend {method!r}: {reason}{where}"
         f"{advice}"
@@ -423,18 +496,19 @@ def _with_defaults(backend: Backend, options: IndexOptions) -> dict[str, Any]:
 
 def _keep_settings(
     backend: Backend, config: Any, options: IndexOptions, is_owner: bool
-) -> dict[str, Any]:
-    """Return the settings of an index, replaced by those that are given."""
+) -> IndexOptions:
+    """Return the options of an index with its settings, where no others are given."""
     if config.method != backend.name:
-        return dict(options.settings)
+        return options
 
-    names = {*backend.settings} - {*backend.credentials}
+    config.load_credentials(**_credentials(config, options))
+    names = {*backend.settings}
     if not is_owner:
         names -= {backend.table_setting, "index_name"}
 
     kept = {name: getattr(config, name, None) for name in names}
     kept = {name: value for name, value in kept.items() if value is not None}
-    return {**kept, **options.settings}
+    return IndexOptions(options.brain_key, backend.name, {**kept, **options.settings})
 
 
 def _name_table(config: Any) -> str:

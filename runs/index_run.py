@@ -15,6 +15,7 @@ from ..embedding.embedder import Embedder
 from ..indexes.brain_run import (
     REBUILD,
     Contents,
+    advise_on_credentials,
     check_index,
     has_table,
     list_indexes,
@@ -99,6 +100,10 @@ def open_index_feed(
             yield feed
     finally:
         dataset.clear_cache()  # of an index that was loaded with the vectors of before
+
+    advice = advise_on_credentials(dataset, index)
+    if advice is not None:
+        logger.warning("%s", advice)
 
 
 def settle_index(
