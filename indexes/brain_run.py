@@ -13,7 +13,7 @@ import fiftyone.brain as fob
 
 from ..embedding.provenance import Provenance, differing
 from .backends import SKLEARN, Backend, get_backend
-from .credentials import advise, keep_path
+from .credentials import advise, is_elsewhere, keep_path
 from .table import VectorTable, open_table
 
 # The attribute of a run's config that says what its vectors are
@@ -167,10 +167,12 @@ def open_index(
     is_owner = config is not None and _owns(config, contents)
     index = _load(dataset, config, options) if is_owner else None
     if index is None or rebuild:
+        replaced = index
         if config is not None:
+            replaced = None if _is_other_database(config, options) else index
             options = _keep_settings(backend, config, options, is_owner)
 
-        options = _check_new(dataset, backend, options, contents, index)
+        options = _check_new(dataset, backend, options, contents, replaced)
         _drop(dataset, options.brain_key, config, index)
         index = _compute(dataset, backend, options, contents)
         return _open_table(index, options.brain_key, contents)
@@ -305,12 +307,24 @@ def _conflict(config: Any, options: IndexOptions) -> str | None:
     if options.backend not in (None, config.method):
         return f"backend {config.method!r}, not {options.backend!r}"
 
+    credentials = get_backend(config.method).credentials
     for name, value in options.settings.items():
         found = getattr(config, name, None)
-        if name not in get_backend(config.method).credentials and found != value:
+        if name not in credentials and found != value:
             return f"{name} {found!r}, not {value!r}"
 
+    if _is_other_database(config, options):
+        return f"uri {config.uri!r}, not {options.settings['uri']!r}"
+
     return None
+
+
+def _is_other_database(config: Any, options: IndexOptions) -> bool:
+    """Return whether the database that is given is another one than that of an index."""
+    if options.backend not in (None, config.method):
+        return True
+
+    return is_elsewhere(config, options.settings.get("uri"))
 
 
 def _owns(config: Any, contents: Contents) -> bool:
@@ -329,7 +343,7 @@ def _check_new(
         backend: the backend of the index
         options: the index
         contents: what it is to hold
-        old: FiftyOne's index that it is to replace, if there is one
+        old: FiftyOne's index in the same database that it is to replace, if there is one
 
     Returns:
         the options, with the name of its table
@@ -342,11 +356,9 @@ def _check_new(
     if name is not None:
         settings = {**options.settings, name: getattr(index.config, name)}
         options = IndexOptions(options.brain_key, backend.name, settings)
-
-    is_same = old is not None and old.config.method == backend.name
-    if is_same and name and getattr(old.config, name) == getattr(index.config, name):
-        open_table(index).close()
-        return options
+        if old is not None and getattr(old.config, name) == settings[name]:
+            open_table(index).close()
+            return options
 
     with contextlib.closing(_open_table(index, options.brain_key, contents)) as table:
         held = table.count()
@@ -451,8 +463,8 @@ def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
 
 
 def _credentials(config: Any, options: IndexOptions) -> dict[str, Any]:
-    """Return the given credentials of an index, which are none if its backend changes."""
-    if options.backend not in (None, config.method):
+    """Return the given credentials of the database of an index."""
+    if _is_other_database(config, options):
         return {}
 
     names = get_backend(config.method).credentials

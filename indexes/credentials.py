@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,22 @@ def keep_path(config: Any) -> None:
     if path is not None:
         config.uri = path
         vars(config)["uri"] = path  # properties alone are not serialized
+
+
+def is_elsewhere(config: Any, uri: str | None) -> bool:
+    """Return whether an index is in another local database than one, as far as is stored.
+
+    Args:
+        config: its config, as it is stored
+        uri: the URI of the database; None if none is given
+    """
+    stored = getattr(config, "uri", None)
+    path = _find_path(stored)
+    if uri is None or path is None or path == _find_path(uri):
+        return False
+
+    # Before brain 0.26, a config that stores no URI has FiftyOne's default
+    return bool(stored != inspect.signature(type(config)).parameters["uri"].default)
 
 
 def advise(brain_key: str, config: Any, given: Mapping[str, Any]) -> str | None:

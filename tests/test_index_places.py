@@ -49,6 +49,7 @@ def _check_search(samples: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_place")  # where a path that is lost would end
 @pytest.mark.parametrize("backend", ["lancedb", "milvus"])
 def test_path_is_given_once(
     samples: Any,
@@ -92,15 +93,47 @@ def test_path_is_given_once(
     clone.delete()
     assert [*(tmp_path / "second").iterdir()] == []
 
-    # The folder was moved
-    if backend == "lancedb":
-        os.rename(tmp_path / "first", tmp_path / "third")
-        given = {"uri": str(tmp_path / "third" / "place.db")}
-        report = model.embed_samples(
-            samples, "hiera", brain_key=KEY, backend_kwargs=given, overwrite=True
+
+@pytest.mark.slow
+def test_another_path(
+    samples: Any, model: HieraEmbeddingModel, default_place: Path, tmp_path: Path
+) -> None:
+    import lancedb
+
+    def embed(name: str, **given: Any) -> Any:
+        settings = {"uri": str(tmp_path / name), "table_name": "mine"}
+        return model.embed_samples(
+            samples,
+            "hiera",
+            brain_key=KEY,
+            backend="lancedb",
+            backend_kwargs=settings,
+            **given,
         )
-        _check_search(samples)
-        assert samples.get_brain_info(KEY).config.uri == given["uri"]
+
+    embed("a")
+    with pytest.raises(ValueError, match=r"has uri '.*/a', not '.*/b': overwrite=True"):
+        embed("b")
+
+    # A table of the same name is another index's
+    place = lancedb.connect(tmp_path / "b")
+    place.create_table("mine", [{"id": "1", "sample_id": "1", "vector": [1.0] * 192}])
+    with pytest.raises(ValueError, match=r"'mine' .* exists and has 1 rows"):
+        embed("b", overwrite=True)
+
+    assert place.open_table("mine").count_rows() == 1
+    _check_search(samples)
+    embed("c", overwrite=True)
+    _check_search(samples)
+    assert samples.get_brain_info(KEY).config.uri == str(tmp_path / "c")
+    assert [*(tmp_path / "a").glob("*.lance")] == []
+
+    # The folder was moved
+    os.rename(tmp_path / "c", tmp_path / "d")
+    assert embed("d").index.added == 0
+    _check_search(samples)
+    assert samples.get_brain_info(KEY).config.uri == str(tmp_path / "d")
+    assert not default_place.exists()
 
 
 @pytest.mark.slow
