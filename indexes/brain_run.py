@@ -13,7 +13,7 @@ import fiftyone.brain as fob
 
 from ..embedding.provenance import Provenance, differing
 from .backends import SKLEARN, Backend, get_backend
-from .credentials import advise, is_elsewhere, keep_path
+from .credentials import advise, is_elsewhere, save_config
 from .table import VectorTable, open_table
 
 # The attribute of a run's config that says what its vectors are
@@ -105,6 +105,13 @@ def read_record(config: Any) -> Provenance:
     return dict(record.get("provenance") or {})
 
 
+def with_provenance(config: Any, provenance: Provenance) -> Any:
+    """Record the provenance of an index in its config, which is returned."""
+    record = getattr(config, _RECORD, None) or {}
+    setattr(config, _RECORD, {**record, "provenance": provenance})
+    return config
+
+
 def check_index(
     dataset: Any, options: IndexOptions, contents: Contents, *, overwrite: bool
 ) -> None:
@@ -184,7 +191,7 @@ def open_index(
         setattr(index.config, _RECORD, _make_record(index.config.method, contents))
 
     if not is_recorded or _credentials(config, options):
-        index.save_config()
+        save_config(dataset, options.brain_key, index.config)
 
     return table
 
@@ -421,8 +428,9 @@ def _compute(
             backend=backend.name,
             **{**settings, _RECORD: record},
         )
-        keep_path(index.config)
-        index.save_config()
+        if register:
+            save_config(dataset, key, index.config)
+
         return index
     except Exception as error:
         # FiftyOne registers a run before it connects. One that another process registered
@@ -446,7 +454,7 @@ def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
     """Load an index; None if its run has no results."""
     given = _credentials(config, options)
     try:
-        index = dataset.load_brain_results(
+        return dataset.load_brain_results(
             options.brain_key, cache=False, load_view=False, **given
         )
     except Exception as error:
@@ -455,11 +463,6 @@ def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
             "forgets the index"
         )
         raise _cannot_open(config.method, options.brain_key, error, forget) from error
-
-    if index is not None:
-        keep_path(index.config)
-
-    return index
 
 
 def _credentials(config: Any, options: IndexOptions) -> dict[str, Any]:

@@ -7,21 +7,27 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from fiftyone.core.brain import BrainMethod
+
 from .backends import get_backend
 
 
-def keep_path(config: Any) -> None:
-    """Have the config of an index store the path of its database, if it is a local one.
+def save_config(dataset: Any, brain_key: str, config: Any) -> None:
+    """Save the config of an index, with the path of its database if that is a local one.
 
     FiftyOne's classes read the path from there, but before brain 0.26 do not store it.
 
     Args:
+        dataset: the dataset
+        brain_key: the brain key of the index
         config: the :class:`fiftyone.brain.similarity.SimilarityConfig`
     """
-    path = _find_path(getattr(config, "uri", None))
+    path = _find_path(_read_uri(config))
     if path is not None:
         config.uri = path
         vars(config)["uri"] = path  # properties alone are not serialized
+
+    BrainMethod.update_run_config(dataset, brain_key, config)
 
 
 def is_elsewhere(config: Any, uri: str | None) -> bool:
@@ -31,13 +37,8 @@ def is_elsewhere(config: Any, uri: str | None) -> bool:
         config: its config, as it is stored
         uri: the URI of the database; None if none is given
     """
-    stored = getattr(config, "uri", None)
-    path = _find_path(stored)
-    if uri is None or path is None or path == _find_path(uri):
-        return False
-
-    # Before brain 0.26, a config that stores no URI has FiftyOne's default
-    return bool(stored != inspect.signature(type(config)).parameters["uri"].default)
+    path = _find_path(_read_uri(config))
+    return uri is not None and path is not None and path != _find_path(uri)
 
 
 def advise(brain_key: str, config: Any, given: Mapping[str, Any]) -> str | None:
@@ -72,6 +73,14 @@ def advise(brain_key: str, config: Any, given: Mapping[str, Any]) -> str | None:
         f"{', '.join(settings)} for sessions that search it, before they import FiftyOne; "
         f"in this one, call dataset.load_brain_results({brain_key!r}, {arguments}) first"
     )
+
+
+def _read_uri(config: Any) -> Any:
+    """Return the URI of a config; None if it is FiftyOne's default."""
+    uri = getattr(config, "uri", None)
+    # Before brain 0.26, a config that stores no URI has the default
+    default = inspect.signature(type(config)).parameters.get("uri")
+    return None if default is None or uri == default.default else uri
 
 
 def _find_path(uri: Any) -> str | None:

@@ -24,7 +24,6 @@ from .compute_form import check_form
 from .compute_params import parse_params
 from .compute_plan import EmbeddingPlan, make_plan, target_samples
 from .index_form import with_secrets
-from .index_model_name import name_model
 from .local_weights import find_in_zoo, find_on_disk, zoo_folder
 from .maps import compute_visualization
 from .outputs import report_to_dict, show_error, show_progress, show_report
@@ -170,7 +169,6 @@ def _run(
 
     if plan.params.similarity_index:
         result["similarity_brain_key"] = plan.similarity_brain_key
-        name_model(plan)
 
     if plan.params.visualization:
         yield _Update(result, "Computing the 2-D map", 1.0)

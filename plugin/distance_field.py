@@ -7,7 +7,7 @@ from typing import Any
 import fiftyone as fo
 from fiftyone.core.odm.utils import validate_field_name
 
-from ..runs.fiftyone_internals import label_path
+from ..runs.fiftyone_internals import all_slices, label_path
 from ..runs.schema import add_field
 
 _DESCRIPTION = "Distances from the last search by similarity"
@@ -70,4 +70,6 @@ def empty_field(dataset: Any, path: str) -> None:
     if dataset.get_field(path) is None:
         add_field(dataset, path, fo.FloatField, _DESCRIPTION)
     else:
-        dataset.clear_sample_field(path)
+        # Only where there are some: a cleared sample counts as modified
+        found = all_slices(dataset).mongo([{"$match": {path: {"$type": "number"}}}])
+        found.clear_sample_field(path)

@@ -15,9 +15,7 @@ from ..embedding.provenance import (
     Provenance,
     differing,
 )
-from ..indexes.brain_run import read_record
-from ..runs.fiftyone_internals import label_path
-from ..runs.schema import read_provenance
+from ..runs.index_model import read_index_provenance
 from .allowed_models import AllowedModels
 from .kept_model import KeptModel
 
@@ -82,14 +80,7 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
         an :class:`IndexModel`, or None if it is not a model of this source
     """
     config = dataset.get_brain_info(brain_key).config
-    path = getattr(config, "embeddings_field", None)
-    if path is not None and config.patches_field is not None:
-        path = f"{label_path(dataset, config.patches_field)[1]}.{path}"
-
-    provenance = read_record(config)
-    if not provenance and path is not None:
-        provenance = read_provenance(dataset, path)
-
+    provenance = read_index_provenance(dataset, config)
     if provenance:
         return _from_provenance(provenance)
 

@@ -8,18 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import fiftyone.brain as fob
+import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from ..embedding.arguments import to_integer
 from ..images.decoding import read_image
-from ..runs.fiftyone_internals import is_patches
+from ..runs.fiftyone_internals import (
+    base_view_of,
+    flatten_dynamic_groups,
+    is_generated,
+    is_patches,
+    label_path,
+)
 from .allowed_models import read_allowed
 from .distance_field import distance_path, empty_field
+from .kept_index import KeptIndex
 from .query_model import describe, find_index_model, use_index_model
 from .widgets import check, error_form
 
 _TITLE = "Sort by similarity to an image"
 _DEFAULT_K = 25
+_kept = KeptIndex()
 _NO_INDEX = (
     "This dataset has no similarity index of Hiera embeddings: compute one with "
     "'Compute Hiera embeddings'"
@@ -49,6 +58,15 @@ def build_form(ctx: Any) -> types.Property:
         "brain_key", list(labels), default=next(iter(labels)), label="Index", view=choices
     )
     check(index, lambda: _chosen_index(ctx, labels))
+    target = inputs.view_target(
+        ctx,
+        action_description="Search",
+        default_target=_whole(ctx),
+        allow_selected_samples=False,
+    )
+    if not index.invalid:
+        check(target, lambda: _searched(ctx, _chosen_index(ctx, labels)))
+
     inputs.define_property(
         "query_image",
         types.UploadedFile(),
@@ -56,7 +74,14 @@ def build_form(ctx: Any) -> types.Property:
         label="Image",
         view=types.FileView(label="Image"),
     )
-    number = inputs.int("k", default=_DEFAULT_K, label="Number of results")
+    number = inputs.int(
+        "k",
+        default=_DEFAULT_K,
+        label="Number of results",
+        description=(
+            None if index.invalid or target.invalid else _count_searched(ctx, labels)
+        ),
+    )
     check(number, lambda: _chosen_k(ctx))
     field = inputs.str(
         "dist_field",
@@ -73,17 +98,20 @@ def build_form(ctx: Any) -> types.Property:
 
 
 def sort_view(ctx: Any) -> Any:
-    """Sort the view by similarity to the uploaded image.
+    """Sort samples or patches by similarity to the uploaded image.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`; its ``view_target``
+            is "DATASET", the default, "CURRENT_VIEW", or "BASE_VIEW" for a view of patches
 
     Returns:
-        a :class:`fiftyone.core.view.DatasetView`, the most similar first
+        a :class:`fiftyone.core.view.DatasetView` of the k most similar, the most similar
+        first
 
     Raises:
         ValueError: if there is no index, if the image cannot be read, if the model of the
-            index cannot be loaded or is not allowed, or if a parameter is not valid
+            index cannot be loaded or is not allowed, if a parameter is not valid, or if
+            nothing that is searched is in the index
     """
     key = _chosen_index(ctx, _find_indexes(ctx))
     k = _chosen_k(ctx)
@@ -92,24 +120,113 @@ def sort_view(ctx: Any) -> Any:
     with use_index_model(ctx.dataset, key, read_allowed(ctx)) as model:
         embedding = model.embed(image)
 
-    view = ctx.view
-    index = ctx.dataset.load_brain_results(key)
-    patches_field = index.config.patches_field
-    if patches_field is not None and not is_patches(view):
-        view = view.to_patches(patches_field)
-
-    with index.use_view(view, allow_missing=True, warn_missing=False):
-        if not index.index_size:
-            raise ValueError(f"No sample of the current view is in the index {key!r}")
+    patches_field = _patches_field(ctx, key)
+    samples = _searched(ctx, key)
+    if patches_field is not None and not is_patches(samples):
+        samples = samples.to_patches(patches_field)
 
     dist_field = ctx.params.get("dist_field") or None
     if path is not None:
         empty_field(ctx.dataset, path)
-        view.reload()  # patches are copies of the labels
+        samples.reload()  # patches are copies of the labels
         if patches_field is not None:
             dist_field = f"{patches_field}.{dist_field}"
 
-    return view.sort_by_similarity(embedding, k=k, brain_key=key, dist_field=dist_field)
+    with _kept.use(ctx.dataset, key) as index:
+        found = _find_similar(index, samples, embedding, k, dist_field)
+        if not len(found):
+            raise ValueError(_explain_nothing_found(ctx, index, samples, embedding))
+
+    return found
+
+
+def _searched(ctx: Any, brain_key: str) -> Any:
+    """Return the samples to search, or a view of patches: all, if no view is chosen.
+
+    Raises:
+        ValueError: if the chosen view does not show what the index is of
+    """
+    patches_field = _patches_field(ctx, brain_key)
+    chosen = {**ctx.params, **ctx.request_params}.get("view_target")
+    is_whole = chosen in (None, _whole(ctx))
+    samples = base_view_of(ctx.view) if is_whole else ctx.target_view()
+    samples = flatten_dynamic_groups(samples)
+    if is_generated(samples) and not _shows_patches(samples, patches_field):
+        if not is_whole:
+            raise ValueError(
+                f"The index {brain_key!r} is of {_describe_kind(patches_field)}, which the "
+                "current view does not show: search all, or show others"
+            )
+
+        samples = ctx.dataset.view()
+
+    if samples.media_type == fom.GROUP and ctx.group_slice:
+        samples.group_slice = ctx.group_slice
+
+    return samples
+
+
+def _whole(ctx: Any) -> str:
+    """Return FiftyOne's name for all that there is, beside the current view."""
+    return "BASE_VIEW" if is_generated(ctx.view) else "DATASET"
+
+
+def _shows_patches(samples: Any, patches_field: str | None) -> bool:
+    """Return whether a generated view has the labels of a field one by one."""
+    if patches_field is None or not samples.has_field(patches_field):
+        return False
+
+    return label_path(samples, patches_field)[1] == patches_field
+
+
+def _describe_kind(patches_field: str | None) -> str:
+    return "images" if patches_field is None else f"patches of {patches_field!r}"
+
+
+def _count_searched(ctx: Any, labels: dict[str, str]) -> str:
+    """Return how many images or patches are searched, in words."""
+    key = _chosen_index(ctx, labels)
+    patches_field = _patches_field(ctx, key)
+    samples = _searched(ctx, key)
+    if patches_field is None or is_patches(samples):
+        number = len(samples)
+    else:
+        number = samples.count(label_path(samples, patches_field)[1])
+
+    return f"Searches {number:,} {_describe_kind(patches_field)}"
+
+
+def _patches_field(ctx: Any, brain_key: str) -> str | None:
+    field: str | None = ctx.dataset.get_brain_info(brain_key).config.patches_field
+    return field
+
+
+def _find_similar(
+    index: Any, samples: Any, embedding: Any, k: int, dist_field: str | None = None
+) -> Any:
+    """Return a view of the samples that are in an index, sorted by similarity."""
+    with index.use_view(samples, allow_missing=True, warn_missing=False):
+        if not index.index_size:
+            return samples.limit(0)
+
+        return index.sort_by_similarity(embedding, k=k, dist_field=dist_field)
+
+
+def _explain_nothing_found(ctx: Any, index: Any, samples: Any, embedding: Any) -> str:
+    message = f"Nothing that is searched is in the index {index.key!r}"
+    if ctx.dataset.media_type != fom.GROUP:
+        return message
+
+    slices = []
+    for name in ctx.dataset.group_slices:
+        others = ctx.dataset.select_group_slices(name)
+        if index.config.patches_field is not None:
+            others = others.to_patches(index.config.patches_field)
+
+        if len(_find_similar(index, others, embedding, 1)):
+            slices.append(name)
+
+    return f"{message}. It is of the slices {slices}: choose one of them in the App"
 
 
 def _find_indexes(ctx: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ from ..embedding.provenance import (
     provenance_in,
     with_provenance,
 )
+from .index_model import keep_provenance_of_tables, update_index_models
 from .schema import StoredField, find_stored_field, replace_info
 from .target import Target
 
@@ -111,6 +112,9 @@ class FieldClaim:
 
         self._target.add_field()
         if self._must_clear:
+            if self._found:
+                keep_provenance_of_tables(self._target, self._found)
+
             mark = _BEING_REPLACED + str(uuid.uuid4())
             self._record({**self._provenance, "sha256": mark})
             self._target.clear()
@@ -218,6 +222,7 @@ class FieldClaim:
             info = with_provenance(stored.info, provenance)
             if replace_info(self._target.dataset, self._target.path, stored, info):
                 self._found = provenance_in(info)
+                update_index_models(self._target.dataset)
                 return
 
     def _describe_held(self, held: int, mismatch: str | None) -> str:

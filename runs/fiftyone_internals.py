@@ -50,6 +50,11 @@ def is_generated(samples: Any) -> bool:
     return bool(samples._is_generated)
 
 
+def base_view_of(view: Any) -> Any:
+    """Return the view of all of the dataset, or of all patches that a view was made of."""
+    return view._base_view
+
+
 def is_patches(samples: Any) -> bool:
     """Return whether samples are a view of patches."""
     return bool(samples._is_patches)
@@ -130,6 +135,12 @@ def show_info(dataset: Any, path: str, info: dict[str, Any]) -> None:
     with schema_lock:
         dataset._doc.reload(fields)
         dataset.get_field(path).info = info
+
+
+def show_brain_runs(dataset: Any) -> None:
+    """Show the brain runs of the database in the dataset in memory."""
+    with schema_lock:
+        dataset._doc.reload("brain_methods")
 
 
 def stages_of(samples: Any) -> list[Any]:

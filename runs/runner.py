@@ -22,6 +22,7 @@ from ..embedding.jobs import Part
 from ..embedding.results import Embedded, Embeddings, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
+from .index_model import update_index_models
 from .index_run import check_index_options, open_index_feed, settle_index
 from .options import KEPT, RunOptions
 from .pending_index import add_pending_index
@@ -140,6 +141,7 @@ def _run(
     with open_index_feed(target, embedder, options) as feed:
         yield from _run_steps(target, embedder, options, progress, report, claim, feed)
         report.index = settle_index(target, embedder, options, feed, report)
+        update_index_models(target.dataset)
 
     # FiftyOne's reloads for another run in this process may have lost it from memory
     target.find_field()

@@ -15,8 +15,9 @@ from index_rows import KEY, check, database, neighbors
 from index_servers import Postgres, configured
 
 from fiftyone_hiera.indexes.backends import get_backend
-from fiftyone_hiera.indexes.credentials import advise
+from fiftyone_hiera.indexes.credentials import advise, save_config
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs.index_model import update_index_models
 
 pytestmark = pytest.mark.samples(12)
 
@@ -77,6 +78,15 @@ def test_path_is_given_once(
     assert "does not store" not in caplog.text
     monkeypatch.chdir(tmp_path / "second")
     _check_search(samples)
+
+    # It is not lost when the config is saved again
+    config = samples.get_brain_info(KEY).config
+    config.model = "another"
+    save_config(samples, KEY, config)
+    update_index_models(samples)
+    assert samples.get_brain_info(KEY).config.model is None
+    _check_search(samples)
+
     report = model.embed_samples(samples, "hiera", brain_key=KEY)
     assert (report.index.added, report.index.rows) == (4, 12)
     _check_search(samples)

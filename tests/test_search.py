@@ -16,7 +16,7 @@ import fiftyone.core.view as fov
 import numpy as np
 import pytest
 from bson import json_util
-from operator_calls import SORT, execute_in_app, make_context, plugin_module
+from operator_calls import SORT, execute_in_app, make_context, plugin_module, resolve
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -57,7 +57,7 @@ def _index(samples: Any, key: str, **options: Any) -> None:
     )
 
 
-def _upload(path: str) -> dict[str, Any]:
+def _upload(path: str | Path) -> dict[str, Any]:
     content = base64.b64encode(Path(path).read_bytes()).decode()
     return {"name": Path(path).name, "content": content}
 
@@ -134,6 +134,129 @@ def test_search_without_an_index(samples: Any) -> None:
     ctx = make_context(samples, params, operator_uri=SORT)
     with pytest.raises(ValueError, match="no similarity index of Hiera embeddings"):
         plugin_module("plugin.search").sort_view(ctx)
+
+
+# Whatever ran before
+
+
+@pytest.mark.parametrize("key", ["mean", "patches"])
+def test_earlier_searches_change_nothing(samples: Any, key: str) -> None:
+    _index(samples, key)
+    _search(samples, key)
+    index = samples.load_brain_results(key)
+    ids = index.sample_ids if key == "mean" else index.label_ids
+    before = index.embeddings.copy()
+    samples.sort_by_similarity(ids[0], k=3, brain_key=key)
+    index.find_duplicates(fraction=0.1)
+    index.find_unique(5)
+    assert np.abs(index.embeddings - before).max() > 1e-3  # which FiftyOne centers
+
+    rows = {id: row for row, id in enumerate(ids)}
+    for query in range(3):
+        found = [rows[id] for id in _search(samples, key, query, k=60).values("id")]
+        assert len(found) == len(rows)
+        whole = 2 * query + 1 if key == "patches" else query  # the box of the whole image
+        assert (np.diff(_distances(before, whole)[found]) > -1e-6).all()
+
+
+def _first(samples: Any, query: int) -> str:
+    first: str = _search(samples, "mean", query, k=1).first().id
+    return first
+
+
+def test_search_reads_what_was_written_since(samples: Any, digits: list[Any]) -> None:
+    model = fiftyone_hiera.load_model(NANO)
+    _index(samples, "mean")
+    ids = samples.values("id")
+    assert _first(samples, 3) == ids[3]
+    kept = plugin_module("plugin.search")._kept
+    index = kept._index
+
+    vectors = samples.values("mean")  # by any tool, in any process
+    samples.set_values("mean", {ids[3]: vectors[4], ids[4]: vectors[3]}, key_field="id")
+    assert [_first(samples, query) for query in (3, 4, 5)] == [ids[4], ids[3], ids[5]]
+    samples.tag_samples("seen")
+    samples.limit(3).tag_samples("again")
+    assert _first(samples, 6) == ids[6]
+    assert kept._index is index  # for which not all was read again
+
+    new = samples.add_sample(fo.Sample(filepath=str(digits[200].path)))
+    model.embed_samples(samples, "mean")
+    assert _first(samples, -1) == new
+
+    samples.delete_samples([new])
+    assert len(_search(samples, "mean", k=50)) == 30
+
+    fiftyone_hiera.load_model(NANO, stage=3).embed_samples(samples, "mean", overwrite=True)
+    assert [_first(samples, query) for query in (3, 4)] == ids[3:5]
+
+
+@pytest.mark.parametrize("key", ["mean", "patches"])
+def test_whole_dataset_is_searched_unless_a_view_is_chosen(samples: Any, key: str) -> None:
+    _index(samples, key)
+    shown = _search(samples, key, 0, k=5)
+    ids = shown.values("sample_id" if key == "patches" else "id")
+    outside = next(i for i, id in enumerate(samples.values("id")) if id not in ids)
+    sample_id = samples.values("id")[outside]
+
+    def first(view: Any, **params: Any) -> str:
+        found = _search(view, key, outside, k=1, **params).first()
+        return str(found.sample_id if key == "patches" else found.id)
+
+    views = [shown, samples.take(3)]
+    for view in views:
+        assert first(view) == sample_id
+        assert first(view, view_target="CURRENT_VIEW") in view.values(
+            "sample_id" if view._is_patches else "id"
+        )
+
+    number = 60 if key == "patches" else 30
+    for view, target, searched in (
+        (samples, None, number),
+        (shown, None, number),
+        (shown, "CURRENT_VIEW", 5),
+    ):
+        properties, errors = resolve(SORT, view, brain_key=key, view_target=target)
+        assert not errors.keys() - {"query_image"}
+        assert f"Searches {searched} " in properties["k"].view.description
+
+    whole = "BASE_VIEW" if shown._is_patches else "DATASET"
+    assert properties["view_target"].default == whole
+
+
+def test_index_of_what_the_view_does_not_show(samples: Any) -> None:
+    _index(samples, "mean")
+    patches = samples.to_patches("parts")
+    assert _search(patches, "mean", 7, k=1).first().id == samples.values("id")[7]
+    params = {"brain_key": "mean", "view_target": "CURRENT_VIEW"}
+    _, errors = resolve(SORT, patches, **params)
+    assert "is of images, which the current view does not show" in errors["view_target"]
+    with pytest.raises(ValueError, match="does not show"):
+        _sort(patches, **params)
+
+
+def test_index_of_another_slice(dataset: Any, digits: list[Any]) -> None:
+    dataset.add_group_field("group", default="left")
+    for digit in digits[:6]:
+        group = fo.Group()
+        dataset.add_samples(
+            [
+                fo.Sample(filepath=str(digit.path), group=group.element(name))
+                for name in ("left", "right")
+            ]
+        )
+
+    right = dataset.select_group_slices("right")
+    fiftyone_hiera.load_model(NANO).embed_samples(right, "mean", brain_key="mean")
+    params = {"query_image": _upload(digits[2].path), "brain_key": "mean"}
+    sort = plugin_module("plugin.search").sort_view
+    with pytest.raises(
+        ValueError, match=r"in the index 'mean'. It is of the slices \['right'"
+    ):
+        sort(make_context(dataset, params, operator_uri=SORT, group_slice="left"))
+
+    found = sort(make_context(dataset, params, operator_uri=SORT, group_slice="right"))
+    assert found.first().filepath == str(digits[2].path)
 
 
 # Distances

@@ -303,3 +303,38 @@ for name, pooling in ((TINY, "mean"), (TINY, "cls"), (TINY, "pooler"), (NANO, "m
 """
     )
     assert named == [TINY, TINY + "-cls", None, NANO]
+
+
+def test_index_from_python_works_in_the_search_of_fiftyone(registered: ZooUser) -> None:
+    found = registered.python(
+        """
+import asyncio
+import base64
+import numpy as np
+from pathlib import Path
+
+from fiftyone.operators.executor import execute_or_delegate_operator
+from fiftyone.operators.store import ExecutionStore
+from PIL import Image
+
+dataset = fo.Dataset("searched", overwrite=True)
+for seed in range(8):
+    pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(f"noise{seed}.png")
+    dataset.add_sample(fo.Sample(filepath=f"noise{seed}.png"))
+
+model = foz.load_zoo_model(NANO)
+model.embed_samples(dataset, "hiera", brain_key="key", progress=False)
+content = base64.b64encode(Path("noise5.png").read_bytes()).decode()
+panel = "@voxel51/panels/similarity_search"
+image = {"name": "noise5.png", "content": content}
+params = dict(brain_key="key", query_type="upload", query_image=image, k=3)
+request = dict(dataset_name=dataset.name, view=[], operator_uri=panel, params=params)
+answer = asyncio.run(execute_or_delegate_operator(panel, request))
+run = ExecutionStore.create("similarity_search_panel", dataset._doc.id).get(
+    "run:" + answer.result["run_id"]
+)
+result = dataset[run["result_ids"][0]].filename
+"""
+    )
+    assert found == "noise5.png"

@@ -1,0 +1,98 @@
+"""The zoo model in the config of a similarity index, with which FiftyOne embeds queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone.brain as fob
+import fiftyone.zoo as foz
+
+from ..checkpoints import CHECKPOINTS
+from ..config import parse_settings
+from ..embedding.provenance import (
+    PREPROCESSING_OPTIONS,
+    Provenance,
+    differing,
+    expected_provenance,
+)
+from ..indexes.backends import SKLEARN
+from ..indexes.brain_run import read_record, with_provenance
+from ..indexes.credentials import save_config
+from .fiftyone_internals import label_path, show_brain_runs
+from .schema import read_provenance
+from .target import Target
+
+
+def read_index_provenance(dataset: Any, config: Any) -> Provenance:
+    """Return the provenance of the vectors of an index; empty if none is recorded.
+
+    Args:
+        dataset: the dataset
+        config: the config of the index; what it records takes precedence over its field
+    """
+    recorded = read_record(config)
+    path = config.embeddings_field
+    if recorded or path is None:
+        return recorded
+
+    if config.patches_field is not None:
+        path = f"{label_path(dataset, config.patches_field)[1]}.{path}"
+
+    return read_provenance(dataset, path)
+
+
+def update_index_models(dataset: Any) -> None:
+    """Set the model of each index to the zoo model that computes its vectors, or to None.
+
+    FiftyOne's own search by an uploaded image loads this model by its name alone. Without
+    one, it refuses the search instead of comparing embeddings of different settings.
+    Indexes without a provenance stay as they are.
+
+    Args:
+        dataset: the dataset, after the provenance of a field or an index was recorded
+    """
+    show_brain_runs(dataset)
+    for key in dataset.list_brain_runs(type=fob.Similarity):
+        config = dataset.get_brain_info(key).config
+        # A table may hold other vectors than its field by now
+        is_known = config.method == SKLEARN or read_record(config)
+        provenance = read_index_provenance(dataset, config) if is_known else {}
+        if not provenance:
+            continue
+
+        name = _find_entry(provenance)
+        if (config.model, config.model_kwargs) != (name, None):
+            config.model, config.model_kwargs = name, None
+            save_config(dataset, key, config)
+
+
+def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
+    """Record in indexes what their tables hold, before their field gets other vectors.
+
+    Args:
+        target: the field
+        provenance: its provenance until now
+    """
+    dataset = target.dataset
+    show_brain_runs(dataset)
+    for key in dataset.list_brain_runs(type=fob.Similarity):
+        config = dataset.get_brain_info(key).config
+        place = (config.embeddings_field, config.patches_field)
+        is_of_field = place == (target.name, target.patches_field)
+        if is_of_field and config.method != SKLEARN and not read_record(config):
+            config = with_provenance(config, provenance)
+            save_config(dataset, key, config)
+
+
+def _find_entry(provenance: Provenance) -> str | None:
+    """Return the zoo model that computes embeddings by default, but for rounding."""
+    if any(provenance.get(name) for name in PREPROCESSING_OPTIONS):
+        return None
+
+    rounding = {name: provenance[name] for name in ("dtype", "engine")}
+    for entry in CHECKPOINTS.values():
+        expected = expected_provenance(entry, parse_settings(entry, {}))
+        if not differing(provenance, {**expected, **rounding}):
+            return entry.name if entry.name in foz.list_zoo_models() else None
+
+    return None
