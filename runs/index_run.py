@@ -14,15 +14,15 @@ import numpy as np
 from ..embedding.embedder import Embedder
 from ..indexes.brain_run import (
     REBUILD,
-    Contents,
     advise_on_credentials,
     check_index,
     has_table,
     list_indexes,
-    one_line,
     open_index,
     register_index,
 )
+from ..indexes.fiftyone_index import one_line
+from ..indexes.options import Contents
 from ..indexes.table import VectorTable, read_rows
 from .fiftyone_internals import dataset_id, stages_of
 from .index_feed import IndexFeed, stored_jobs

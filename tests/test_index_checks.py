@@ -304,13 +304,13 @@ def test_run_of_another_process_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
-    find, calls = brain_run._find_config, []
+    find, calls = brain_run.find_config, []
 
     def find_late(*given: Any) -> Any:
         calls.append(given)
         return find(*given) if len(calls) > 3 else None
 
-    monkeypatch.setattr(brain_run, "_find_config", find_late)
+    monkeypatch.setattr(brain_run, "find_config", find_late)
     with pytest.raises(ValueError, match="Cannot open the index"):
         model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
 

@@ -12,7 +12,8 @@ from index_rows import IS_NEW_BRAIN, count, database, loaded
 
 from fiftyone_hiera.indexes import brain_run
 from fiftyone_hiera.indexes.backends import get_backend
-from fiftyone_hiera.indexes.brain_run import Contents, IndexOptions, open_index, read_record
+from fiftyone_hiera.indexes.brain_run import open_index, read_record
+from fiftyone_hiera.indexes.options import Contents, IndexOptions
 from fiftyone_hiera.indexes.table import IndexTable, VectorTable, read_rows
 from fiftyone_hiera.runs.fiftyone_internals import dataset_id
 
