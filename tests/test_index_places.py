@@ -11,7 +11,7 @@ from typing import Any
 import fiftyone.brain.internal.core.lancedb as brain_lancedb
 import pytest
 from eta.core.utils import get_class
-from index_rows import KEY, check, database, neighbors
+from index_rows import IS_NEW_BRAIN, KEY, check, database, neighbors
 from index_servers import Postgres, configured
 
 from fiftyone_hiera.indexes.backends import get_backend
@@ -238,6 +238,13 @@ def test_connection_string_is_not_stored(
         ("milvus", {}, {"secure": True}, "set secure in the brain config"),
         ("milvus", {}, {"user": "me"}, "load_brain_results('k', user=...)"),
         ("sklearn", {}, {}, None),
+        pytest.param(
+            "lancedb",
+            {},
+            {"storage_options": {"key": "http://a"}},
+            "set storage_options in the brain config",
+            marks=pytest.mark.skipif(not IS_NEW_BRAIN, reason="no such setting"),
+        ),
     ],
 )
 def test_advice(

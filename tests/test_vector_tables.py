@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index_rows import IS_NEW_BRAIN, count, database, loaded
+from index_servers import configured
 
 from fiftyone_hiera.indexes import brain_run
 from fiftyone_hiera.indexes.backends import get_backend
@@ -225,7 +226,8 @@ def test_table(
 @pytest.mark.slow
 @pytest.mark.skipif(not IS_NEW_BRAIN, reason="the class of this brain builds no indexes")
 def test_lancedb_indexes(samples: Any, request: pytest.FixtureRequest) -> None:
-    with database("lancedb", request):
+    options = {"timeout": "9s"}
+    with database("lancedb", request), configured("lancedb", storage_options=options):
         index = _Index(samples, "lancedb", "parts")
         index.settings["min_index_rows"] = 300
         random = np.random.default_rng(0)
@@ -234,7 +236,8 @@ def test_lancedb_indexes(samples: Any, request: pytest.FixtureRequest) -> None:
             (300, {"id", "vector"}),
             (400, {"vector", "id"}),
         ):
-            table = index.open()
+            table: Any = index.open()
+            assert table._database.storage_options == options
             ids = [f"{number:024x}" for number in range(count)]
             vectors = random.normal(size=(count, _DIM)).astype(np.float32)
             table.upsert(ids, ids, vectors)
