@@ -4,6 +4,7 @@ MODEL ?= hiera-nano-$(if $(PHOTOS),photos,digits)
 IMAGES ?=
 APP ?=
 TESTS ?= quick
+BRAIN ?= 0.27.0
 
 BIN := .venv/bin
 SOURCES := .venv/src
@@ -49,6 +50,12 @@ test: .venv/.$(if $(filter all,$(TESTS)),app,test)
 test-app: .venv/.app
 	$(BIN)/pytest -m app
 
+# Test similarity indexes with the brain of the next FiftyOne
+.PHONY: test-brain
+test-brain: .venv/brain-$(BRAIN)
+	PYTHONPATH=$(abspath $<) $(BIN)/pytest -m "not app and not hub" \
+		tests/test_index*.py tests/test_vector_tables.py
+
 # Measure the speed of everything, and of what users have otherwise
 .PHONY: bench
 bench: .venv/.bench
@@ -82,6 +89,14 @@ bench-index: .venv/.index
 .PHONY: evaluate
 evaluate: .venv/.demo
 	$(BIN)/python examples/evaluate.py
+
+# The installed FiftyOne's files, with another release of its brain
+.venv/brain-%: .venv/.test
+	rm -rf $@.part
+	$(BIN)/pip install --quiet --no-deps --target $@.part fiftyone-brain==$*
+	for path in $$(realpath .venv/lib)/python3*/site-packages/fiftyone/*; do \
+		test -e $@.part/fiftyone/$${path##*/} || ln -s $$path $@.part/fiftyone || exit; done
+	mv $@.part $@
 
 .venv/.%: pyproject.toml scripts/install.py | .venv/bin/python
 	$(BIN)/python scripts/install.py $(EXTRAS_$*)

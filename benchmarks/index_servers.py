@@ -61,7 +61,7 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def configured(backend: str, **settings: str) -> Iterator[None]:
+def configured(backend: str, **settings: object) -> Iterator[None]:
     """Have settings of a backend in FiftyOne's brain config, as from the environment."""
     config = fob.brain_config.similarity_backends[backend]
     before = dict(config)

@@ -162,7 +162,8 @@ def _measure(name: str, rows: int, folder: Path) -> dict[str, Any]:
 def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
     """Feed the same rows in small and in large batches, build the index, and grow it."""
     from fiftyone_hiera.embedding.jobs import Part
-    from fiftyone_hiera.indexes.brain_run import Contents, IndexOptions, open_index
+    from fiftyone_hiera.indexes.brain_run import open_index
+    from fiftyone_hiera.indexes.options import Contents, IndexOptions
     from fiftyone_hiera.runs.fiftyone_internals import dataset_id
     from fiftyone_hiera.runs.index_feed import IndexFeed
     from fiftyone_hiera.runs.target import Target

@@ -2,111 +2,41 @@
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable
 from typing import Any
-
-import fiftyone.brain as fob
 
 from ..embedding.provenance import Provenance, differing
 from .backends import SKLEARN, Backend, get_backend
+from .credentials import advise, save_config
+from .fiftyone_index import (
+    RECORD,
+    cannot_open,
+    connect,
+    find_config,
+    given_credentials,
+    is_other_database,
+    keep_settings,
+    load,
+    make_record,
+)
+from .options import Contents, IndexOptions
 from .table import VectorTable, open_table
-
-# The attribute of a run's config that says what its vectors are
-_RECORD = "hiera"
 
 REBUILD = "overwrite=True for the whole dataset rebuilds it; or choose another brain_key"
 """What to do about an index that a run may not feed."""
 
 
-@dataclass(frozen=True)
-class IndexOptions:
-    """Which similarity index to feed.
-
-    Args:
-        brain_key: its brain key
-        backend (None): the similarity backend; None is FiftyOne's default, or that of the
-            index if it exists
-        settings: the settings of the backend, such as ``metric`` or ``table_name``
-
-    Raises:
-        ValueError: if an option is not valid
-    """
-
-    brain_key: str
-    backend: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_brain_key(self.brain_key)
-        settings: object = self.settings
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"Invalid backend_kwargs {settings!r}: expected a dict")
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What the vectors of an index are.
-
-    Args:
-        dataset_id: the ID of the dataset
-        embeddings_field: the field that also holds them, for patches an attribute of the
-            labels; None if the index alone has them
-        patches_field: the field of the labels; None for whole images
-        dim: the number of dimensions
-        provenance: the provenance of the embeddings
-    """
-
-    dataset_id: str
-    embeddings_field: str | None
-    patches_field: str | None
-    dim: int
-    provenance: Provenance
-
-
-def check_brain_key(key: object) -> None:
-    """Check that something can be a brain key.
-
-    Raises:
-        ValueError: if it cannot
-    """
-    if not isinstance(key, str) or not key.isidentifier():
-        raise ValueError(
-            f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
-            "with a letter"
-        )
-
-
-def to_index_options(
-    brain_key: str | None, backend: str | None, backend_kwargs: Mapping[str, Any] | None
-) -> IndexOptions | None:
-    """Return the options of an index; None if none is asked for.
-
-    Raises:
-        ValueError: if an argument is not valid
-    """
-    if brain_key is not None:
-        settings = {} if backend_kwargs is None else backend_kwargs
-        return IndexOptions(brain_key, backend, settings)
-
-    if backend is not None or backend_kwargs is not None:
-        raise ValueError("backend and backend_kwargs are for an index: give a brain_key")
-
-    return None
-
-
 def read_record(config: Any) -> Provenance:
     """Return the provenance that the config of a brain run records; empty if none."""
-    record = getattr(config, _RECORD, None) or {}
+    record = getattr(config, RECORD, None) or {}
     return dict(record.get("provenance") or {})
 
 
 def with_provenance(config: Any, provenance: Provenance) -> Any:
     """Record the provenance of an index in its config, which is returned."""
-    record = getattr(config, _RECORD, None) or {}
-    setattr(config, _RECORD, {**record, "provenance": provenance})
+    record = getattr(config, RECORD, None) or {}
+    setattr(config, RECORD, {**record, "provenance": provenance})
     return config
 
 
@@ -125,7 +55,7 @@ def check_index(
         ValueError: if an option is not valid, or if the brain key belongs to another run
         ImportError: if the package of the backend is not installed
     """
-    config = _find_config(dataset, options.brain_key)
+    config = find_config(dataset, options.brain_key)
     if config is not None:
         _check_kind(config, options.brain_key, contents)
 
@@ -165,31 +95,33 @@ def open_index(
     Raises:
         ValueError: if the database cannot be reached, or if the table is not this index's
     """
-    key = options.brain_key
-    config = _find_config(dataset, key)
+    config = find_config(dataset, options.brain_key)
     backend = _backend(options, config, rebuild)
-    if config is None:
-        return _create(dataset, backend, options, contents)
-
-    index = _load(dataset, config, options) if _owns(config, contents) else None
-    if index is not None and not rebuild:
-        table = _open_table(index, contents)
-        if not read_record(config):
-            check_rows(index, table)
-            record = _make_record(index.config.method, contents)
-            setattr(index.config, _RECORD, record)
-            index.save_config()
-
-        return table
-
     # A copy of a dataset leaves the table to the dataset that it is a copy of. A run that
     # was killed before it had a table has no results
-    if index is not None:
-        open_table(index).drop()
+    is_owner = config is not None and _owns(config, contents)
+    index = load(dataset, config, options) if is_owner else None
+    if index is None or rebuild:
+        replaced = index
+        if config is not None:
+            replaced = None if is_other_database(config, options) else index
+            options = keep_settings(backend, config, options, is_owner)
 
-    settings = _keep_settings(backend, config, options, _owns(config, contents))
-    dataset.delete_brain_run(key)
-    return _create(dataset, backend, IndexOptions(key, backend.name, settings), contents)
+        options = _check_new(dataset, backend, options, contents, replaced)
+        _drop(dataset, options.brain_key, config, index)
+        index = connect(dataset, backend, options, contents)
+        return _open_table(index, options.brain_key, contents)
+
+    table = _open_table(index, options.brain_key, contents)
+    is_recorded = bool(read_record(config))
+    if not is_recorded:
+        check_rows(index, table)
+        setattr(index.config, RECORD, make_record(index.config.method, contents))
+
+    if not is_recorded or given_credentials(config, options):
+        save_config(dataset, options.brain_key, index.config)
+
+    return table
 
 
 def list_indexes(dataset: Any, contents: Contents) -> list[str]:
@@ -205,20 +137,35 @@ def list_indexes(dataset: Any, contents: Contents) -> list[str]:
 
 def has_table(dataset: Any, options: IndexOptions, *, overwrite: bool) -> bool:
     """Return whether the backend of an index keeps the vectors by itself."""
-    config = _find_config(dataset, options.brain_key)
+    config = find_config(dataset, options.brain_key)
     return _backend(options, config, overwrite).has_table
 
 
 def register_index(dataset: Any, options: IndexOptions, contents: Contents) -> None:
     """Make an index of a backend that reads the vectors from the field, if there is none.
 
+    One with other settings is replaced.
+
     Args:
         dataset: the dataset
         options: the index, which was checked
         contents: what it is to hold
     """
-    if _find_config(dataset, options.brain_key) is None:
-        _compute(dataset, get_backend(options.backend), options, contents)
+    config = find_config(dataset, options.brain_key)
+    if config is not None and _conflict(config, options) is None:
+        return
+
+    if config is not None:
+        index = load(dataset, config, options) if _owns(config, contents) else None
+        _drop(dataset, options.brain_key, config, index)
+
+    connect(dataset, get_backend(options.backend), options, contents)
+
+
+def advise_on_credentials(dataset: Any, options: IndexOptions) -> str | None:
+    """Say how sessions get the given credentials of an index; None if they have them."""
+    config = find_config(dataset, options.brain_key)
+    return advise(options.brain_key, config, given_credentials(config, options))
 
 
 def _backend(options: IndexOptions, config: Any, overwrite: bool) -> Backend:
@@ -226,16 +173,6 @@ def _backend(options: IndexOptions, config: Any, overwrite: bool) -> Backend:
         return get_backend(options.backend)
 
     return get_backend(config.method)
-
-
-def _find_config(dataset: Any, brain_key: str) -> Any:
-    """Return the config of a brain run, or None if there is no run of that key."""
-    if brain_key not in dataset.list_brain_runs():
-        dataset.reload()  # another process may have made it
-        if brain_key not in dataset.list_brain_runs():
-            return None
-
-    return dataset.get_brain_info(brain_key).config
 
 
 def _check_kind(config: Any, brain_key: str, contents: Contents) -> None:
@@ -262,18 +199,9 @@ def _other_place(config: Any, contents: Contents) -> str | None:
 
 def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     key = options.brain_key
-    if options.backend not in (None, config.method):
-        raise ValueError(
-            f"The index {key!r} has backend {config.method!r}, not {options.backend!r}: "
-            f"{REBUILD}"
-        )
-
-    for name, value in options.settings.items():
-        found = getattr(config, name, None)
-        if name not in get_backend(config.method).credentials and found != value:
-            raise ValueError(
-                f"The index {key!r} has {name} {found!r}, not {value!r}: {REBUILD}"
-            )
+    conflict = _conflict(config, options)
+    if conflict is not None:
+        raise ValueError(f"The index {key!r} has {conflict}: {REBUILD}")
 
     if not _owns(config, contents):
         raise ValueError(
@@ -299,40 +227,85 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
         )
 
 
+def _conflict(config: Any, options: IndexOptions) -> str | None:
+    """Return which setting of an index is not as given; None if all are."""
+    if options.backend not in (None, config.method):
+        return f"backend {config.method!r}, not {options.backend!r}"
+
+    credentials = get_backend(config.method).credentials
+    for name, value in options.settings.items():
+        found = getattr(config, name, None)
+        if name not in credentials and found != value:
+            return f"{name} {found!r}, not {value!r}"
+
+    if is_other_database(config, options):
+        return f"uri {config.uri!r}, not {options.settings['uri']!r}"
+
+    return None
+
+
 def _owns(config: Any, contents: Contents) -> bool:
     """Return whether an index is of this dataset, not of one that this is a copy of."""
-    record = getattr(config, _RECORD, None) or {}
+    record = getattr(config, RECORD, None) or {}
     return record.get("dataset_id") in (None, contents.dataset_id)
 
 
-def _create(
-    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
-) -> VectorTable:
-    index = _compute(dataset, backend, options, contents)
-    try:
-        table = _open_table(index, contents)
+def _check_new(
+    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents, old: Any
+) -> IndexOptions:
+    """Check, with a connection, that an index can be made.
+
+    Args:
+        dataset: the dataset
+        backend: the backend of the index
+        options: the index
+        contents: what it is to hold
+        old: FiftyOne's index in the same database that it is to replace, if there is one
+
+    Returns:
+        the options, with the name of its table
+
+    Raises:
+        ValueError: if the database cannot be reached, or if the table is not free
+    """
+    index = connect(dataset, backend, options, contents, register=False)
+    name = backend.table_setting
+    if name is not None:
+        settings = {**options.settings, name: getattr(index.config, name)}
+        options = IndexOptions(options.brain_key, backend.name, settings)
+        if old is not None and getattr(old.config, name) == settings[name]:
+            open_table(index).close()
+            return options
+
+    with contextlib.closing(_open_table(index, options.brain_key, contents)) as table:
         held = table.count()
-        if held:
-            raise ValueError(
-                f"{_name_table(index.config)} exists and has {held:,} rows, but no index "
-                "of this dataset: choose another name"
-            )
-    except Exception:
-        # The run was just registered, and would stay without its table
-        dataset.delete_brain_run(options.brain_key)
-        raise
 
-    return table
+    if held:
+        raise ValueError(
+            f"{_name_table(index.config)} exists and has {held:,} rows, but no index of "
+            "this dataset: choose another name"
+        )
+
+    return options
 
 
-def _open_table(index: Any, contents: Contents) -> VectorTable:
+def _drop(dataset: Any, brain_key: str, config: Any, index: Any) -> None:
+    """Drop the table of an index and delete its run, as far as there are any."""
+    if index is not None:
+        open_table(index).drop()
+
+    if config is not None:
+        dataset.delete_brain_run(brain_key)
+
+
+def _open_table(index: Any, brain_key: str, contents: Contents) -> VectorTable:
     try:
         table = open_table(index)
         found = table.dim()
     except ValueError:
         raise
     except Exception as error:
-        raise _cannot_open(index.config.method, index.key, error) from error
+        raise cannot_open(index.config.method, brain_key, error) from error
 
     if found not in (None, contents.dim):
         raise ValueError(
@@ -341,107 +314,6 @@ def _open_table(index: Any, contents: Contents) -> VectorTable:
         )
 
     return table
-
-
-def _compute(
-    dataset: Any, backend: Backend, options: IndexOptions, contents: Contents
-) -> Any:
-    key = options.brain_key
-    settings = _with_defaults(backend, options)
-    record = _make_record(backend.name, contents)
-    try:
-        return fob.compute_similarity(
-            dataset,
-            patches_field=contents.patches_field,
-            embeddings=False,
-            embeddings_field=contents.embeddings_field,
-            brain_key=key,
-            backend=backend.name,
-            **{**settings, _RECORD: record},
-        )
-    except Exception as error:
-        # FiftyOne registers a run before it connects. One that another process registered
-        # meanwhile stays
-        config = _find_config(dataset, key)
-        if config is not None and getattr(config, _RECORD, None) == record:
-            dataset.delete_brain_run(key)
-
-        raise _cannot_open(backend.name, key, error) from error
-
-
-def _make_record(method: str, contents: Contents) -> dict[str, Any]:
-    record = {"dataset_id": contents.dataset_id, "run": str(uuid.uuid4())}
-    if method == SKLEARN:
-        return record  # the field has the provenance
-
-    return {**record, "provenance": contents.provenance}
-
-
-def _load(dataset: Any, config: Any, options: IndexOptions) -> Any:
-    """Load an index; None if its run has no results."""
-    accepted = get_backend(config.method).credentials
-    given = {name: v for name, v in options.settings.items() if name in accepted}
-    try:
-        return dataset.load_brain_results(
-            options.brain_key, cache=False, load_view=False, **given
-        )
-    except Exception as error:
-        forget = (
-            f". If it is gone for good, dataset.delete_brain_run({options.brain_key!r}) "
-            "forgets the index"
-        )
-        raise _cannot_open(config.method, options.brain_key, error, forget) from error
-
-
-def _cannot_open(
-    method: str, brain_key: str, error: Exception, advice: str = ""
-) -> ValueError:
-    backend = get_backend(method)
-    names = [*map(backend.env_name, backend.credentials)]
-    where = f" (place and credentials are read from {names[0]}" if names else ""
-    where += " and the like)" if len(names) > 1 else ")" if names else ""
-    reason = re.sub(r"//[^/@\s]*@", "//***@", one_line(error))  # a password
-    return ValueError(
-        f"Cannot open the index {brain_key!r} with backend {method!r}: {reason}{where}"
-        f"{advice}"
-    )
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of a database's error, which may have several lines."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _with_defaults(backend: Backend, options: IndexOptions) -> dict[str, Any]:
-    """Add the settings whose defaults in FiftyOne are not good enough."""
-    settings = dict(options.settings)
-    defaults = {"metric": "cosine"}  # Milvus' is "dotproduct", which prefers long vectors
-    if backend.name == "pgvector":
-        # FiftyOne's default is the same for all indexes of a dataset, of which each new
-        # one drops the one before
-        defaults["index_name"] = f"hiera-{uuid.uuid4().hex}"
-
-    for name, value in defaults.items():
-        if name in backend.settings and name not in backend.configured:
-            settings.setdefault(name, value)
-
-    return settings
-
-
-def _keep_settings(
-    backend: Backend, config: Any, options: IndexOptions, is_owner: bool
-) -> dict[str, Any]:
-    """Return the settings of an index, replaced by those that are given."""
-    if config.method != backend.name:
-        return dict(options.settings)
-
-    names = {*backend.settings} - {*backend.credentials}
-    if not is_owner:
-        names -= {backend.table_setting, "index_name"}
-
-    kept = {name: getattr(config, name, None) for name in names}
-    kept = {name: value for name, value in kept.items() if value is not None}
-    return {**kept, **options.settings}
 
 
 def _name_table(config: Any) -> str:

@@ -1,6 +1,7 @@
 """The table of a LanceDB index, written by merges of many rows.
 
-FiftyOne's class reads the whole table and writes it anew each time that it adds rows.
+Before brain 0.26, FiftyOne's class reads and writes the whole table each time that it adds
+rows.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 
-from .table import Keys, Vectors
+from .table import Keys, Vectors, check_columns
 
 _PAGE_SIZE = 10_000
 
@@ -35,25 +37,21 @@ class LanceDBTable:
     def __init__(self, index: Any) -> None:
         self._index = index
         self._name: str = index.config.table_name
-        self._database = lancedb.connect(index.config.uri)
+        self._database = _connect(index.config)
         self._writes = 0
         self._table: Any = None
         with contextlib.suppress(ValueError):  # if there is none
             self._table = self._database.open_table(self._name)
 
-        # FiftyOne's class finds what table_names() lists
-        listed = [*self._database.table_names()]
-        if self._name not in listed and (self._table is not None or len(listed) >= _LISTED):
-            raise ValueError(
-                f"FiftyOne's class finds {_LISTED} tables in a folder of LanceDB, and "
-                f"{index.config.uri!r} has more: give another folder as its URI"
-            )
+        if not _is_new(index.config):
+            self._check_listed()
 
     def dim(self) -> int | None:
         """See the base."""
         if self._table is None:
             return None
 
+        check_columns(self._name, self._table.schema.names, ("id", "sample_id", "vector"))
         return int(self._table.schema.field("vector").type.list_size)
 
     def count(self) -> int:
@@ -108,8 +106,13 @@ class LanceDBTable:
 
     def finish(self) -> None:
         """See the base."""
-        if self._table is not None:
-            self._table.optimize()
+        if self._table is None:
+            return
+
+        if _is_new(self._index.config):
+            self._build_indexes()
+
+        self._table.optimize()
 
     def drop(self) -> None:
         """See the base."""
@@ -119,6 +122,46 @@ class LanceDBTable:
 
     def close(self) -> None:
         """See the base."""
+
+    def _check_listed(self) -> None:
+        """Check that table_names() lists the table, so that FiftyOne's class finds it."""
+        listed = [*self._database.table_names()]
+        if self._name not in listed and (self._table is not None or len(listed) >= _LISTED):
+            raise ValueError(
+                f"FiftyOne's class finds {_LISTED} tables in a folder of LanceDB, and "
+                f"{self._index.config.uri!r} has more: give another folder as its URI"
+            )
+
+    def _build_indexes(self) -> None:
+        """Have FiftyOne's class build its indexes of IDs and vectors, if it has none yet.
+
+        It does so whenever it adds rows, after 2,048 of them or ``min_index_rows``.
+        """
+        for row in self._table.search().limit(1).to_list():
+            is_label = self._index.config.patches_field is not None
+            self._index.add_to_index(
+                np.array([row["vector"]], np.float32),
+                [row["sample_id"]],
+                label_ids=[row["id"]] if is_label else None,
+                reload=False,
+            )
+
+        self._table.checkout_latest()
+
+
+def _is_new(config: Any) -> bool:
+    """Return whether FiftyOne's class is that of brain 0.26 or later."""
+    return hasattr(config, "resolve_uri")
+
+
+def _connect(config: Any) -> Any:
+    """Connect as FiftyOne's class does."""
+    if not _is_new(config):
+        return lancedb.connect(config.uri)
+
+    return lancedb.connect(
+        config.resolve_uri(), storage_options=config.storage_options or None
+    )
 
 
 def _among(ids: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .table import Keys, Vectors
+from .table import Keys, Vectors, check_columns
 
 # Milvus returns at most 16,384 rows at once
 _PAGE_SIZE = 10_000
@@ -30,8 +30,9 @@ class MilvusTable:
         if self._collection is None:
             return None
 
-        (field,) = (f for f in self._collection.schema.fields if f.name == "vector")
-        return int(field.params["dim"])
+        fields = {field.name: field for field in self._collection.schema.fields}
+        check_columns(self._collection.name, fields, ("pk", "vector", "sample_id"))
+        return int(fields["vector"].params["dim"])
 
     def count(self) -> int:
         """See the base."""

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import sql
 
-from .table import Keys, Vectors
+from .table import Keys, Vectors, check_columns
 
 _PAGE_SIZE = 10_000
 _VECTOR = "embedding_vector"
@@ -41,11 +41,7 @@ class PgVectorTable:
         index.close_connections()
 
     def dim(self) -> int | None:
-        """See the base.
-
-        Raises:
-            ValueError: if there is a table of that name with other columns
-        """
+        """See the base."""
         columns = dict(
             self._fetch(
                 "SELECT attname, atttypmod FROM pg_attribute WHERE attnum > 0 "
@@ -56,12 +52,8 @@ class PgVectorTable:
         if not columns:
             return None
 
-        if columns.keys() != {"id", "sample_id", _VECTOR}:
-            raise ValueError(
-                f"The table {self._index.config.table_name!r} exists with other columns, "
-                f"{[*columns]}: choose another name"
-            )
-
+        expected = ("id", "sample_id", _VECTOR)
+        check_columns(self._index.config.table_name, columns, expected)
         return int(columns[_VECTOR])
 
     def count(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,11 @@ class VectorTable(Protocol):
     rows_at_once: int
 
     def dim(self) -> int | None:
-        """Return the number of dimensions; None if there is no table yet."""
+        """Return the number of dimensions; None if there is no table yet.
+
+        Raises:
+            ValueError: if there is one of that name with other columns
+        """
 
     def count(self) -> int:
         """Count the rows."""
@@ -79,6 +83,18 @@ def open_table(index: Any) -> VectorTable:
         return LanceDBTable(index)
 
     return IndexTable(index)
+
+
+def check_columns(name: str, found: Collection[str], expected: Collection[str]) -> None:
+    """Check that a table has the columns of FiftyOne's class.
+
+    Raises:
+        ValueError: if it has not
+    """
+    if {*found} != {*expected}:
+        raise ValueError(
+            f"The table {name!r} exists with other columns, {[*found]}: choose another name"
+        )
 
 
 def read_rows(index: Any, ids: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..embedding.results import Embeddings
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
-from ..indexes.brain_run import to_index_options
+from ..indexes.options import to_index_options
 from ..runs.adoption import adopt
 from ..runs.options import RunOptions
 from ..runs.report import EmbeddingReport

@@ -11,7 +11,7 @@ from fiftyone.operators import types
 from fiftyone.operators.executor import ValidationContext
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from ..indexes.brain_run import check_brain_key
+from ..indexes.options import check_brain_key
 from ..runs.fiftyone_internals import dataset_of, is_generated
 from ..runs.index_run import NO_FRAMES
 from .allowed_models import AllowedModels, read_allowed

@@ -19,7 +19,8 @@ from ..embedding.provenance import (
     expected_provenance,
 )
 from ..indexes.backends import get_backend, list_backends
-from ..indexes.brain_run import Contents, IndexOptions, check_index
+from ..indexes.brain_run import check_index
+from ..indexes.options import Contents, IndexOptions
 from ..runs.field_claim import FieldClaim
 from ..runs.fiftyone_internals import (
     all_slices,

@@ -10,7 +10,7 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from ..indexes.backends import SKLEARN, get_backend, list_backends, missing_package
-from ..indexes.brain_run import IndexOptions
+from ..indexes.options import IndexOptions
 from ..runs.index_run import NO_FRAMES
 from .compute_plan import EmbeddingPlan
 from .widgets import check, mark_invalid

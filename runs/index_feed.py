@@ -12,7 +12,7 @@ import numpy as np
 
 from ..embedding.jobs import Job, Part
 from ..embedding.results import Embeddings
-from ..indexes.brain_run import one_line
+from ..indexes.fiftyone_index import one_line
 from ..indexes.table import Keys, VectorTable
 from .fiftyone_internals import all_slices, sample_collection
 from .paging import Pages

@@ -6,7 +6,6 @@ from typing import Any
 
 import fiftyone.brain as fob
 import fiftyone.zoo as foz
-from fiftyone.core.brain import BrainMethod
 
 from ..checkpoints import CHECKPOINTS
 from ..config import parse_settings
@@ -18,6 +17,7 @@ from ..embedding.provenance import (
 )
 from ..indexes.backends import SKLEARN
 from ..indexes.brain_run import read_record, with_provenance
+from ..indexes.credentials import save_config
 from .fiftyone_internals import label_path, show_brain_runs
 from .schema import read_provenance
 from .target import Target
@@ -63,7 +63,7 @@ def update_index_models(dataset: Any) -> None:
         name = _find_entry(provenance)
         if (config.model, config.model_kwargs) != (name, None):
             config.model, config.model_kwargs = name, None
-            BrainMethod.update_run_config(dataset, key, config)
+            save_config(dataset, key, config)
 
 
 def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
@@ -81,7 +81,7 @@ def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
         is_of_field = place == (target.name, target.patches_field)
         if is_of_field and config.method != SKLEARN and not read_record(config):
             config = with_provenance(config, provenance)
-            BrainMethod.update_run_config(dataset, key, config)
+            save_config(dataset, key, config)
 
 
 def _find_entry(provenance: Provenance) -> str | None:

@@ -14,14 +14,15 @@ import numpy as np
 from ..embedding.embedder import Embedder
 from ..indexes.brain_run import (
     REBUILD,
-    Contents,
+    advise_on_credentials,
     check_index,
     has_table,
     list_indexes,
-    one_line,
     open_index,
     register_index,
 )
+from ..indexes.fiftyone_index import one_line
+from ..indexes.options import Contents
 from ..indexes.table import VectorTable, read_rows
 from .fiftyone_internals import dataset_id, stages_of
 from .index_feed import IndexFeed, stored_jobs
@@ -99,6 +100,10 @@ def open_index_feed(
             yield feed
     finally:
         dataset.clear_cache()  # of an index that was loaded with the vectors of before
+
+    advice = advise_on_credentials(dataset, index)
+    if advice is not None:
+        logger.warning("%s", advice)
 
 
 def settle_index(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..cluster.options import RayOptions
 from ..embedding.arguments import check_boolean, to_integer, to_shard
-from ..indexes.brain_run import IndexOptions
+from ..indexes.options import IndexOptions
 
 KEPT = "Stored embeddings are kept"
 """Said in the message of each run that had to stop."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import fiftyone.brain.internal.core.lancedb as brain_lancedb
 import numpy as np
 import pytest
 from index_servers import configured
@@ -13,6 +14,9 @@ from index_servers import configured
 from fiftyone_hiera.indexes.table import open_table, read_rows
 
 KEY = "hiera_sim"
+
+IS_NEW_BRAIN = hasattr(brain_lancedb.LanceDBSimilarityConfig, "resolve_uri")
+"""Whether FiftyOne's brain is 0.26 or later."""
 
 
 def database(

@@ -9,7 +9,7 @@ from typing import Any
 import fiftyone.brain as fob
 import numpy as np
 import pytest
-from index_rows import KEY, check, database
+from index_rows import IS_NEW_BRAIN, KEY, check, database, neighbors
 from index_servers import Postgres, configured
 
 import fiftyone_hiera
@@ -178,6 +178,25 @@ def test_table_with_other_columns(
 
 
 @pytest.mark.slow
+def test_collection_with_other_fields(
+    samples: Any, model: HieraEmbeddingModel, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with database("milvus", request):
+        import pymilvus
+
+        client = pymilvus.MilvusClient(str(tmp_path / "milvus.db"))
+        client.create_collection("foreign", dimension=8)
+        with pytest.raises(ValueError, match="'foreign' exists with other columns"):
+            model.embed_samples(
+                samples,
+                "hiera",
+                brain_key=KEY,
+                backend="milvus",
+                backend_kwargs={"collection_name": "foreign"},
+            )
+
+
+@pytest.mark.slow
 def test_more_tables_than_fiftyone_finds(
     samples: Any, model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
@@ -186,21 +205,96 @@ def test_more_tables_than_fiftyone_finds(
     for number in range(12):
         place.create_table(f"a{number:02}", [{"x": number}])
 
-    for name in ("zebra", "a11"):
-        with (
-            configured("lancedb", uri=str(tmp_path)),
-            pytest.raises(ValueError, match="finds 10 tables in a folder"),
-        ):
-            model.embed_samples(
-                samples,
-                "hiera",
-                brain_key=KEY,
-                backend="lancedb",
-                backend_kwargs={"table_name": name},
-            )
+    others = "exists with other columns, \\['x'\\]"
+    refused = {"a00": others, "a11": "finds 10 tables", "zebra": "finds 10 tables"}
+    if IS_NEW_BRAIN:  # which finds all
+        refused = {"a00": others, "a11": others}
 
-    assert not samples.list_brain_runs()
-    assert place.open_table("a11").count_rows() == 1
+    given: Any = {"brain_key": KEY, "backend": "lancedb"}
+    with configured("lancedb", uri=str(tmp_path)):
+        for name, message in refused.items():
+            with pytest.raises(ValueError, match=message):
+                model.embed_samples(
+                    samples, "hiera", backend_kwargs={"table_name": name}, **given
+                )
+
+        assert not samples.list_brain_runs()
+        assert place.open_table("a11").count_rows() == 1
+        if IS_NEW_BRAIN:
+            model.embed_samples(samples, "hiera", **given)
+            check(samples)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backend_kwargs": {"table_name": "foreign"}}, "'foreign' exists with other col"),
+        ({"backend_kwargs": {"table_name": "taken"}}, "'taken' .* exists and has 4 rows"),
+        (
+            {"backend_kwargs": {"connection_string": "postgresql://nobody@127.0.0.1:1/x"}},
+            "Cannot open the index 'hiera_sim' with backend 'pgvector'",
+        ),
+        pytest.param(
+            {"backend": "lancedb", "backend_kwargs": {"uri": __file__}},
+            "Cannot open the index 'hiera_sim' with backend 'lancedb'",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_index_that_cannot_be_rebuilt_is_kept(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    postgres: Postgres,
+    pgvector: str,
+    given: dict[str, Any],
+    message: str,
+) -> None:
+    model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
+    taken = {"table_name": "taken"}
+    model.embed_samples(
+        samples, "hiera", brain_key="taken", backend=pgvector, backend_kwargs=taken
+    )
+    postgres.fetch('CREATE TABLE IF NOT EXISTS "foreign" (id text)')
+    with pytest.raises(ValueError, match=message):
+        model.embed_samples(samples, "hiera", brain_key=KEY, overwrite=True, **given)
+
+    assert samples.list_brain_runs() == [KEY, "taken"]
+    check(samples)
+    check(samples, key="taken")
+    open_table(samples.load_brain_results("taken")).drop()
+
+
+@pytest.mark.parametrize(
+    ("backend", "uri"),
+    [
+        ("sklearn", None),
+        pytest.param("milvus", "{folder}/new.db", marks=pytest.mark.slow),
+    ],
+)
+def test_overwrite_changes_the_backend(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    tmp_path: Path,
+    postgres: Postgres,
+    pgvector: str,
+    backend: str,
+    uri: str | None,
+) -> None:
+    model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
+    table = samples.get_brain_info(KEY).config.table_name
+    for metric in ("cosine", "euclidean"):
+        settings = {"metric": metric}
+        if uri is not None:
+            settings["uri"] = uri.format(folder=tmp_path)
+
+        given: Any = {"backend": backend, "backend_kwargs": settings}
+        model.embed_samples(samples, "hiera", brain_key=KEY, overwrite=True, **given)
+        config = samples.get_brain_info(KEY).config
+        assert (config.method, config.metric) == (backend, metric)
+        assert neighbors(samples, samples.last().id)[0] == samples.last().id
+
+    query = "SELECT count(*) FROM pg_tables WHERE tablename = %s"
+    assert postgres.fetch(query, table) == [(0,)]
 
 
 def test_run_of_another_process_is_kept(
@@ -210,13 +304,13 @@ def test_run_of_another_process_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
-    find, calls = brain_run._find_config, []
+    find, calls = brain_run.find_config, []
 
     def find_late(*given: Any) -> Any:
         calls.append(given)
         return find(*given) if len(calls) > 3 else None
 
-    monkeypatch.setattr(brain_run, "_find_config", find_late)
+    monkeypatch.setattr(brain_run, "find_config", find_late)
     with pytest.raises(ValueError, match="Cannot open the index"):
         model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
 

@@ -139,7 +139,7 @@ def test_index_only(samples: Any, pgvector: str) -> None:
 @pytest.mark.slow
 def test_secrets(samples: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     form = plugin_module("plugin.index_form")
-    options_class = plugin_module("indexes.brain_run").IndexOptions
+    options_class = plugin_module("indexes.options").IndexOptions
     ctx = make_context(samples, {})
     monkeypatch.setattr(
         type(ctx), "secrets", property(lambda self: {_VARIABLE: postgres.uri})

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_rows import count, database, loaded
+from index_rows import IS_NEW_BRAIN, count, database, loaded
+from index_servers import configured
 
 from fiftyone_hiera.indexes import brain_run
 from fiftyone_hiera.indexes.backends import get_backend
-from fiftyone_hiera.indexes.brain_run import Contents, IndexOptions, open_index, read_record
+from fiftyone_hiera.indexes.brain_run import open_index, read_record
+from fiftyone_hiera.indexes.options import Contents, IndexOptions
 from fiftyone_hiera.indexes.table import IndexTable, VectorTable, read_rows
 from fiftyone_hiera.runs.fiftyone_internals import dataset_id
 
@@ -219,3 +221,37 @@ def test_table(
             _check_writes(index, table, index.ids[1:3])
             table.drop()
             table.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_NEW_BRAIN, reason="the class of this brain builds no indexes")
+def test_lancedb_indexes(samples: Any, request: pytest.FixtureRequest) -> None:
+    options = {"timeout": "9s"}
+    with database("lancedb", request), configured("lancedb", storage_options=options):
+        index = _Index(samples, "lancedb", "parts")
+        index.settings["min_index_rows"] = 300
+        random = np.random.default_rng(0)
+        for count, expected in (
+            (299, {"id"}),
+            (300, {"id", "vector"}),
+            (400, {"vector", "id"}),
+        ):
+            table: Any = index.open()
+            assert table._database.storage_options == options
+            ids = [f"{number:024x}" for number in range(count)]
+            vectors = random.normal(size=(count, _DIM)).astype(np.float32)
+            table.upsert(ids, ids, vectors)
+            table.finish()
+            assert table.count() == count
+            with loaded(samples, index.key) as held:
+                held.reload()
+                stats = {
+                    i.columns[0]: held.table.index_stats(i.name)
+                    for i in held.table.list_indices()
+                }
+                assert {*stats} == expected
+                assert {s.num_unindexed_rows for s in stats.values()} == {0}
+                found = read_rows(held, ids)
+
+            for id, vector in zip(ids, vectors, strict=True):
+                np.testing.assert_array_equal(found[id], vector)
