@@ -105,7 +105,7 @@ def embed_files(
     Args:
         manifest: the path of a Parquet file, or of a folder of such files, with the
             columns ``id`` (strings or int64, unique) and ``uri`` (paths, or what
-            fsspec opens); other columns are ignored
+            fsspec opens); other columns are ignored, and so are outputs below the folder
         out: the folder of the output, on a local or shared disk; created if it does
             not exist
         model: the name of the model in the zoo
@@ -141,11 +141,12 @@ def embed_files(
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
     from .files.runner import FileOptions, run
+    from .images.uris import to_local_path
 
     options = FileOptions(ray, batch_size, num_workers, part_size, vectors, shard)
     return run(
-        Path(manifest).expanduser(),
-        Path(out).expanduser(),
+        to_local_path("manifest", manifest),
+        to_local_path("out", out),
         model,
         {**kwargs},
         options,
@@ -177,7 +178,8 @@ def attach_embeddings(
             not exist
         out: the folder of the output
         by ("id"): what to find a sample's row by: "id" compares its ID with the
-            column ``id``, "filepath" its path with the column ``uri``, as it is
+            column ``id``, "filepath" its path with the local path that the column
+            ``uri`` names, or with the URI as it is
         overwrite (False): whether to replace embeddings that exist already. Those of
             different settings are removed from the whole field first
 
@@ -188,11 +190,13 @@ def attach_embeddings(
     Raises:
         ValueError: if an argument is not valid, or if the field is read-only or holds
             embeddings computed with different settings
+        OSError: if the output cannot be read
         ImportError: if pyarrow is not installed
     """
+    from .images.uris import to_local_path
     from .runs.attach import attach
 
-    return attach(samples, embeddings_field, Path(out).expanduser(), by, overwrite)
+    return attach(samples, embeddings_field, to_local_path("out", out), by, overwrite)
 
 
 def resolve_input(model_name: str, ctx: Any) -> Any:

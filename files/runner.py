@@ -65,6 +65,7 @@ def run(
     start = time.perf_counter()
     report = FilesReport()
     rows = Manifest(manifest)
+    _check_folder(out, rows)
     embedder = load_checkpoint(model, None, model_options).embedder
     layout = Layout(out)
     format = Format(rows.id_type, options.vectors, embedder.dim)
@@ -78,7 +79,7 @@ def run(
     )
     is_new = not layout.folder.exists()
     try:
-        _check(rows, layout, record)
+        has_record = _check(rows, layout, record)
         sink = Sink(rows, layout, format, options.part_size, options.shard, report)
         workers = options.num_workers
         started = start_embedding(
@@ -93,10 +94,14 @@ def run(
             # The record comes after the first of them: nothing is claimed by a run that
             # finds no cluster
             first = next(results, [])
-            claim(record, layout)
+            if sink.total or not has_record:
+                claim(record, layout)
+
             _write(itertools.chain([first], results), sink, progress)
     except (MemoryError, RuntimeError, OSError) as error:
-        raise FilesError(f"{error}\n{_KEPT}", report) from error
+        reason = str(error) or type(error).__name__
+        kept = f"\n{_KEPT}" if layout.is_resumable else ""
+        raise FilesError(f"{reason}{kept}", report) from error
     finally:
         report.seconds = time.perf_counter() - start
         if not layout.record.exists():
@@ -108,15 +113,40 @@ def run(
     return report
 
 
-def _check(manifest: Manifest, layout: Layout, record: Record) -> None:
-    """Check that the output was made by the same, or that the manifest is valid."""
+def _check_folder(out: Path, manifest: Manifest) -> None:
+    """Check that the output is a folder without files of the manifest's folder."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(
+            f"The output {str(out)!r} is a file: pass the path of a folder, which need not "
+            "exist"
+        )
+
+    folder = out.resolve()
+    if not folder.is_relative_to(manifest.path.resolve()):
+        return
+
+    for file in manifest.files:
+        if file.parent.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"The output {str(out)!r} is a folder with a file of the manifest, "
+                f"{str(file)!r}: use another folder, such as {str(out / 'embeddings')!r}"
+            )
+
+
+def _check(manifest: Manifest, layout: Layout, record: Record) -> bool:
+    """Check that the output was made by the same, or that the manifest is valid.
+
+    Returns:
+        whether the output has a record
+    """
     made = read_record(layout)
     if made is not None:
         record.check_same(made, layout.folder)
-        return
+        return True
 
     layout.unfinished.mkdir(parents=True, exist_ok=True)
     check_ids(manifest, layout.unfinished)
+    return False
 
 
 def _write(

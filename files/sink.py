@@ -167,6 +167,9 @@ class Sink:
 
     def _to_row(self, result: Result) -> Row:
         id, uri = result.job.sample_id, result.job.path
+        if not uri:
+            return Row(id, uri, None, "Its uri in the manifest is null or empty")
+
         if not isinstance(result, Embedded):
             return Row(id, uri, None, " ".join(str(result.error).split()))
 
