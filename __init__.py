@@ -88,6 +88,7 @@ def embed_files(
     part_size: int = 100_000,
     vectors: Literal["float32", "float16"] = "float32",
     shard: tuple[int, int] | None = None,
+    retry_failed: bool = False,
     progress: bool | Callable[[Any], None] = True,
     **kwargs: Unpack[Options],
 ) -> FilesReport:
@@ -98,9 +99,6 @@ def embed_files(
     with a vector or with the reason why it has none. Its parts are complete when they are
     there. A run that was interrupted resumes when this function is called again; a
     record in the folder refuses other settings and other manifests.
-
-    Rows with an error are not tried again. Those rows of the output are a manifest by
-    themselves.
 
     Args:
         manifest: the path of a Parquet file, or of a folder of such files, with the
@@ -124,6 +122,8 @@ def embed_files(
         shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint sets of
             parts, 0 <= k < n. The first run checks that IDs are unique: let it begin to
             embed before you start others
+        retry_failed (False): whether to try rows with an error again, whose files in the
+            output are then replaced
         progress (True): whether to render a progress bar, or a function to call with
             the bar instead
         **kwargs: the options of the model, see
@@ -143,7 +143,9 @@ def embed_files(
     from .files.runner import FileOptions, run
     from .images.uris import to_local_path
 
-    options = FileOptions(ray, batch_size, num_workers, part_size, vectors, shard)
+    options = FileOptions(
+        ray, batch_size, num_workers, part_size, vectors, shard, retry_failed
+    )
     return run(
         to_local_path("manifest", manifest),
         to_local_path("out", out),

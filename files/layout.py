@@ -45,6 +45,11 @@ class Layout:
         return self.folder / "_unfinished"
 
     @property
+    def retried(self) -> Path:
+        """The folder of what is to replace rows with an error."""
+        return self.folder / "_retried"
+
+    @property
     def is_resumable(self) -> bool:
         """Whether there are rows, and others may be written."""
         rows = itertools.chain(
@@ -57,8 +62,9 @@ class Layout:
         return self.folder / f"part-{number:05d}.parquet"
 
     def chunks(self, number: int) -> Path:
-        """The folder of the rows of a part that is not complete."""
-        return self.unfinished / f"part-{number:05d}"
+        """The folder of the rows of a part that are not in its file yet."""
+        folder = self.retried if self.part(number).exists() else self.unfinished
+        return folder / f"part-{number:05d}"
 
     def find_parts(self) -> list[Path]:
         """Find the parts that are complete, in their order."""
@@ -78,6 +84,8 @@ class Layout:
     def clean(self) -> None:
         """Remove what is unfinished, once nothing is."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run's is not empty
+            self.retried.rmdir()
 
 
 def find_outputs(folder: Path) -> set[Path]:

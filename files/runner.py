@@ -13,7 +13,7 @@ from typing import Any
 
 from ..cluster.options import to_ray_options
 from ..cluster.start import start_embedding
-from ..embedding.arguments import to_integer, to_shard
+from ..embedding.arguments import check_boolean, to_integer, to_shard
 from ..embedding.loading import load_checkpoint
 from ..embedding.results import Result
 from .ids import check_ids
@@ -26,6 +26,10 @@ from .sink import Sink
 
 _DEFAULT_BATCH_SIZE = 32
 _KEPT = "What was written is kept; the same call resumes there"
+_RETRY = (
+    "Remove the causes, and try these files again with retry_failed=True. If uris in the "
+    "manifest are wrong, correct them and use another folder for the output"
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ class FileOptions:
     part_size: int
     vectors: str
     shard: tuple[int, int] | None
+    retry_failed: bool
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ray", to_ray_options(self.ray))
+        check_boolean("retry_failed", self.retry_failed)
         for name, least in (("batch_size", 1), ("num_workers", 0), ("part_size", 1)):
             value = getattr(self, name)
             if value is not None or name == "part_size":
@@ -80,7 +86,15 @@ def run(
     is_new = not layout.folder.exists()
     try:
         has_record = _check(rows, layout, record)
-        sink = Sink(rows, layout, format, options.part_size, options.shard, report)
+        sink = Sink(
+            rows,
+            layout,
+            format,
+            options.part_size,
+            options.shard,
+            report,
+            retry_failed=options.retry_failed,
+        )
         workers = options.num_workers
         started = start_embedding(
             sink.read_jobs(),
@@ -108,7 +122,7 @@ def run(
             layout.discard(is_new=is_new)
 
     if report.failed and not report.embedded and not report.skipped:
-        raise FilesError(f"All files failed:\n{report}", report)
+        raise FilesError(f"All files failed:\n{report}\n{_RETRY}", report)
 
     return report
 

@@ -53,7 +53,9 @@ def _check(
         difference = np.abs(np.asarray(row["vector"]) - expected[row["uri"]]).max()
         assert difference < tolerance
 
-    assert not [path for path in out.iterdir() if path.name.startswith((".", "_un"))]
+    assert not [
+        path for path in out.iterdir() if path.name.startswith((".", "_un", "_retried"))
+    ]
 
 
 def _kept(out: Path) -> int:
@@ -149,7 +151,7 @@ def test_bad_files(
 def test_all_files_fail(tmp_path: Path) -> None:
     manifest = _write(tmp_path / "manifest.parquet", [str(tmp_path / "absent.png")] * 12)
     for rest in ("and 2 more", "12 failed earlier"):
-        match = rf"(?s)All files failed.*{rest}, all in the column"
+        match = rf"(?s)All files failed.*{rest}, all in the column.*with retry_failed=True"
         with pytest.raises(RuntimeError, match=match) as raised:
             _embed(manifest, tmp_path / "out")
 
@@ -331,6 +333,7 @@ def test_duplicates_by_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"batch_size": 0}, "Invalid batch_size 0"),
         ({"num_workers": -1}, "Invalid num_workers -1"),
         ({"shard": (2, 2)}, r"Invalid shard \(2, 2\)"),
+        ({"retry_failed": 1}, "Invalid retry_failed 1: expected True or False"),
         ({"poling": "cls"}, "Unknown option 'poling'"),
     ],
 )

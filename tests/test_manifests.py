@@ -178,8 +178,9 @@ def test_read_only_disk(
 
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     before = {path: path.stat().st_mtime_ns for path in disk.rglob("*")}
-    assert _embed(folder, disk / "complete") == (0, _COUNT)
-    assert _embed(folder, disk / "begun", shard=(0, 2)) == (0, 8)
+    for options in ({}, {"retry_failed": True}):
+        assert _embed(folder, disk / "complete", **options) == (0, _COUNT)
+        assert _embed(folder, disk / "begun", shard=(0, 2), **options) == (0, 8)
 
     for name in ("begun", "new"):
         with pytest.raises(FilesError, match="Read-only file system") as raised:
