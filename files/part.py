@@ -52,7 +52,11 @@ class OpenPart:
         Returns:
             those with a vector, and those with an error alone
         """
-        best, embedded = _find_best(self._find_files())
+        try:
+            best, embedded = _find_best(self._find_files())
+        except FileNotFoundError:  # another process completed the part meanwhile
+            best, embedded = _find_best([self._path])
+
         return {*map(str, embedded)}, {*map(str, best.keys() - embedded)}
 
     def add(self, row: Row) -> None:
