@@ -135,11 +135,16 @@ def test_failed_rows_of_a_part_that_is_not_complete(
     for start, chunk in ((4, "2a"), (0, "f0")):
         pq.write_table(before[name].slice(start, 4), chunks / f"{chunk}.parquet")
 
+    # Another process could not read a file of the first chunk later
+    ids = before[name]["id"].to_pylist()
+    failed = before[name].slice(ids.index(_ABSENT[0]), 1)
+    failed = failed.set_column(0, failed.schema.field("id"), pa.array([ids[5]]))
+    pq.write_table(failed, chunks / "ff.parquet")
+
     (out / name).unlink()
     _repair(uris, paths, _ABSENT[:1])
     assert _embed(manifest, out, retry_failed=True, shard=(0, 4)) == (3, 6, 1)
     after = _read(out)[name]
-    ids = before[name]["id"].to_pylist()
     assert after["id"].to_pylist() == [*ids[4:8], *ids[:4], *ids[8:]]
     after = after.take([*map(after["id"].to_pylist().index, ids)])
     pq.write_table(after, out / name)
