@@ -88,6 +88,7 @@ def embed_files(
     part_size: int = 100_000,
     vectors: Literal["float32", "float16"] = "float32",
     shard: tuple[int, int] | None = None,
+    retry_failed: bool = False,
     progress: bool | Callable[[Any], None] = True,
     **kwargs: Unpack[Options],
 ) -> FilesReport:
@@ -99,13 +100,10 @@ def embed_files(
     there. A run that was interrupted resumes when this function is called again; a
     record in the folder refuses other settings and other manifests.
 
-    Rows with an error are not tried again. Those rows of the output are a manifest by
-    themselves.
-
     Args:
         manifest: the path of a Parquet file, or of a folder of such files, with the
             columns ``id`` (strings or int64, unique) and ``uri`` (paths, or what
-            fsspec opens); other columns are ignored
+            fsspec opens); other columns are ignored, and so are outputs below the folder
         out: the folder of the output, on a local or shared disk; created if it does
             not exist
         model: the name of the model in the zoo
@@ -124,6 +122,8 @@ def embed_files(
         shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint sets of
             parts, 0 <= k < n. The first run checks that IDs are unique: let it begin to
             embed before you start others
+        retry_failed (False): whether to try rows with an error again, whose files in the
+            output are then replaced
         progress (True): whether to render a progress bar, or a function to call with
             the bar instead
         **kwargs: the options of the model, see
@@ -141,11 +141,14 @@ def embed_files(
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
     from .files.runner import FileOptions, run
+    from .images.uris import to_local_path
 
-    options = FileOptions(ray, batch_size, num_workers, part_size, vectors, shard)
+    options = FileOptions(
+        ray, batch_size, num_workers, part_size, vectors, shard, retry_failed
+    )
     return run(
-        Path(manifest).expanduser(),
-        Path(out).expanduser(),
+        to_local_path("manifest", manifest),
+        to_local_path("out", out),
         model,
         {**kwargs},
         options,
@@ -177,7 +180,8 @@ def attach_embeddings(
             not exist
         out: the folder of the output
         by ("id"): what to find a sample's row by: "id" compares its ID with the
-            column ``id``, "filepath" its path with the column ``uri``, as it is
+            column ``id``, "filepath" its path with the local path that the column
+            ``uri`` names, or with the URI as it is
         overwrite (False): whether to replace embeddings that exist already. Those of
             different settings are removed from the whole field first
 
@@ -188,11 +192,13 @@ def attach_embeddings(
     Raises:
         ValueError: if an argument is not valid, or if the field is read-only or holds
             embeddings computed with different settings
+        OSError: if the output cannot be read
         ImportError: if pyarrow is not installed
     """
+    from .images.uris import to_local_path
     from .runs.attach import attach
 
-    return attach(samples, embeddings_field, Path(out).expanduser(), by, overwrite)
+    return attach(samples, embeddings_field, to_local_path("out", out), by, overwrite)
 
 
 def resolve_input(model_name: str, ctx: Any) -> Any:

@@ -14,7 +14,11 @@ from fiftyone_hiera.embedding.version import VERSION
 _FAILED, _INVALID, _INTERRUPTED = 1, 2, 130
 """The exit statuses."""
 
-_HINT = "Here, overwrite=True is --overwrite, and pooling='cls' is --option pooling=cls"
+_ADVICE = ("overwrite=True", "retry_failed=True")
+_HINT = (
+    "Here, overwrite=True is --overwrite, retry_failed=True is --retry-failed, and "
+    "pooling='cls' is --option pooling=cls"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("Interrupted: the same command resumes there", _INTERRUPTED)
     except ValueError as error:
-        has_advice = "overwrite=True" in str(error)
-        return _fail(f"{error}\n{_HINT}" if has_advice else error, _INVALID)
+        return _fail(error, _INVALID)
     except (RuntimeError, OSError, ImportError) as error:
         return _fail(error, _FAILED)
 
@@ -64,7 +67,9 @@ def _embed_files(manifest: str, out: str, options: dict[str, Any], **given: Any)
 
 
 def _fail(reason: object, status: int) -> int:
-    print(f"fiftyone_hiera: {reason}", file=sys.stderr)
+    text = f"fiftyone_hiera: {reason}"
+    has_advice = any(advice in text for advice in _ADVICE)
+    print(f"{text}\n{_HINT}" if has_advice else text, file=sys.stderr)
     return status
 
 
@@ -135,6 +140,9 @@ def _build_parser() -> argparse.ArgumentParser:
         default="float32",
         choices=["float32", "float16"],
         help="the dtype to store (default: float32)",
+    )
+    files.add_argument(
+        "--retry-failed", action="store_true", help="try rows with an error again"
     )
     return parser
 

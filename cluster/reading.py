@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..embedding.prefetch import Input, Read, read_images, read_videos
 from ..images.preprocessing import Preprocessing
-from ..images.uris import is_uri
+from ..images.uris import is_uri, to_local
 from .blocks import Answer, AnswerBlock, pack_answers, unpack_jobs
 
 
@@ -69,7 +69,7 @@ def _to_answer(read: Read) -> Answer:
     if isinstance(read, Input):
         return Answer([int(read.part.id)], None, read.warnings)
 
-    reason, path = str(read.error), read.job.path
+    reason, path = str(read.error), to_local(read.job.path)
     if not is_uri(path) and not os.path.isfile(path):
         reason = f"{reason} (on node {socket.gethostname()})"
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -11,4 +15,24 @@ except ModuleNotFoundError as error:
         "pip install 'pyarrow>=15'"
     ) from error
 
-__all__ = ["pa", "pq"]
+__all__ = ["pa", "pq", "reading"]
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str) -> Iterator[None]:
+    """Let errors in reading a Parquet file name the file.
+
+    Args:
+        path: the path of the file
+        advice: what to do if it is damaged
+
+    Raises:
+        OSError: if it cannot be read
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # it names the file
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).strip()
+        raise OSError(f"{str(path)!r} cannot be read: {reason}\n{advice}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .arrow import pa, pq
+from .arrow import pa, pq, reading
 
 VECTORS = {"float32": np.float32, "float16": np.float16}
 """The dtypes that vectors are stored in, by name."""
 
 _VECTOR_VALUES = "vector.list.element"
+_RECORD = "_record.json"
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,34 @@ class Layout:
     @property
     def record(self) -> Path:
         """The path of the record of what made the output."""
-        return self.folder / "_record.json"
+        return self.folder / _RECORD
 
     @property
     def unfinished(self) -> Path:
         """The folder of what is not in a part yet."""
         return self.folder / "_unfinished"
 
+    @property
+    def retried(self) -> Path:
+        """The folder of what is to replace rows with an error."""
+        return self.folder / "_retried"
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether there are rows, and others may be written."""
+        rows = itertools.chain(
+            self.folder.glob("part-*.parquet"), self.unfinished.glob("part-*/*.parquet")
+        )
+        return os.access(self.folder, os.W_OK) and any(rows)
+
     def part(self, number: int) -> Path:
         """The path of a part, which exists only if the part is complete."""
         return self.folder / f"part-{number:05d}.parquet"
 
     def chunks(self, number: int) -> Path:
-        """The folder of the rows of a part that is not complete."""
-        return self.unfinished / f"part-{number:05d}"
+        """The folder of the rows of a part that are not in its file yet."""
+        folder = self.retried if self.part(number).exists() else self.unfinished
+        return folder / f"part-{number:05d}"
 
     def find_parts(self) -> list[Path]:
         """Find the parts that are complete, in their order."""
@@ -67,11 +84,29 @@ class Layout:
     def clean(self) -> None:
         """Remove what is unfinished, once nothing is."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run's is not empty
+            self.retried.rmdir()
+
+
+def find_outputs(folder: Path) -> set[Path]:
+    """Find the outputs below a folder, which itself may be one."""
+    return {record.parent for record in folder.rglob(_RECORD)} - {folder}
+
+
+def reading_part(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Let errors in reading a part, or a chunk of one, name its file."""
+    return reading(path, "Delete this file of the output: embed_files writes it again")
 
 
 def count_errors(path: Path) -> int:
-    """Count the rows of a part that have no vector, by what its footer says."""
-    metadata = pq.read_metadata(path)
+    """Count the rows of a part that have no vector, by what its footer says.
+
+    Raises:
+        OSError: if it cannot be read
+    """
+    with reading_part(path):
+        metadata = pq.read_metadata(path)
+
     column = metadata.schema.names.index("error")
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     return sum(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .arrow import pa, pq
+from .arrow import pa, pq, reading
+from .layout import find_outputs
 
 _COLUMNS = ("id", "uri")
 
@@ -26,6 +28,9 @@ class _RowGroup:
 class Manifest:
     """The rows of a Parquet file, or of those in a folder in the order of their paths.
 
+    Outputs of ``embed_files`` below the folder are no part of it, nor is what begins with
+    a dot or an underscore.
+
     Only the files' footers are read at first. Rows are read by row groups, of which one
     is kept.
 
@@ -34,6 +39,7 @@ class Manifest:
             (strings), or of a folder of such files
 
     Attributes:
+        files: the paths of the files
         id_type: the type of the IDs, ``pa.string()`` or ``pa.int64()``
         rows: the number of rows
         digest: the sha256 of the files' names, sizes and footers. Copies of the files
@@ -45,12 +51,13 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = _find_files(path)
         self.rows = 0
         self._groups: list[_RowGroup] = []
         self._kept: tuple[_RowGroup, pa.Table] | None = None
         digest = hashlib.sha256()
         id_types = {}
-        for file in _find_files(path):
+        for file in self.files:
             metadata = _read_metadata(file)
             id_types[_id_type(file, metadata.schema.to_arrow_schema())] = file
             name = file.relative_to(path) if file != path else ""
@@ -80,6 +87,9 @@ class Manifest:
 
         Returns:
             the IDs, as strings, and the URIs, empty where they are null
+
+        Raises:
+            OSError: if a file cannot be read
         """
         ids: list[str] = []
         uris: list[str] = []
@@ -88,11 +98,12 @@ class Manifest:
                 continue
 
             first = max(start, group.start)
-            rows = self._read_group(group).slice(
-                first - group.start, min(stop, group.stop) - first
-            )
-            ids += map(str, rows["id"].to_pylist())
-            uris += (uri or "" for uri in rows["uri"].to_pylist())
+            with _reading(group.path):
+                rows = self._read_group(group).slice(
+                    first - group.start, min(stop, group.stop) - first
+                )
+                ids += map(str, rows["id"].to_pylist())
+                uris += (uri or "" for uri in rows["uri"].to_pylist())
 
         return ids, uris
 
@@ -101,9 +112,12 @@ class Manifest:
 
         Yields:
             :class:`pyarrow.Array` of type :attr:`id_type`
+
+        Raises:
+            OSError: if a file cannot be read
         """
         for group in self._groups:
-            with pq.ParquetFile(group.path) as file:
+            with _reading(group.path), pq.ParquetFile(group.path) as file:
                 for rows in file.iter_batches(row_groups=[group.index], columns=["id"]):
                     yield rows.column(0).cast(self.id_type)
 
@@ -120,19 +134,31 @@ class Manifest:
 def _find_files(path: Path) -> list[Path]:
     if not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"The manifest {str(path)!r} does not exist")
+            raise ValueError(
+                f"The manifest {str(path)!r} does not exist: pass the path of a Parquet "
+                "file, or of a folder of them"
+            )
 
         return [path]
 
-    files = sorted(
+    found = sorted(
         file
         for file in path.rglob("*.parquet")
         if not any(name.startswith((".", "_")) for name in file.relative_to(path).parts)
+        and not file.is_dir()
     )
+    # Only now: an output has its record before it has other files
+    outputs = find_outputs(path)
+    files = [file for file in found if outputs.isdisjoint(file.parents)]
     if not files:
-        raise ValueError(f"The manifest {str(path)!r} holds no .parquet files")
+        others = f" but those of the outputs {sorted(map(str, outputs))}" if found else ""
+        raise ValueError(f"The manifest {str(path)!r} holds no .parquet files{others}")
 
     return files
+
+
+def _reading(file: Path) -> contextlib.AbstractContextManager[None]:
+    return reading(file, "Replace this file of the manifest by an intact copy")
 
 
 def _read_metadata(file: Path) -> Any:

@@ -70,7 +70,7 @@ def read_record(layout: Layout) -> Record | None:
     try:
         values: Any = json.loads(layout.record.read_text("utf-8"))
         return Record(**values)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if not layout.find_parts():
             return None
 

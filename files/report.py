@@ -60,10 +60,8 @@ class FilesReport:
 class FilesError(RuntimeError):
     """A run that had to stop.
 
-    What was written is kept, and the same call resumes there.
-
     Args:
-        message: the reason
+        message: the reason, and whether what was written is kept
         report: what the run had done by then
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..cluster.options import to_ray_options
 from ..cluster.start import start_embedding
-from ..embedding.arguments import to_integer, to_shard
+from ..embedding.arguments import check_boolean, to_integer, to_shard
 from ..embedding.loading import load_checkpoint
 from ..embedding.results import Result
 from .ids import check_ids
@@ -26,6 +26,10 @@ from .sink import Sink
 
 _DEFAULT_BATCH_SIZE = 32
 _KEPT = "What was written is kept; the same call resumes there"
+_RETRY = (
+    "Remove the causes, and try these files again with retry_failed=True. If uris in the "
+    "manifest are wrong, correct them and use another folder for the output"
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ class FileOptions:
     part_size: int
     vectors: str
     shard: tuple[int, int] | None
+    retry_failed: bool
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ray", to_ray_options(self.ray))
+        check_boolean("retry_failed", self.retry_failed)
         for name, least in (("batch_size", 1), ("num_workers", 0), ("part_size", 1)):
             value = getattr(self, name)
             if value is not None or name == "part_size":
@@ -65,6 +71,7 @@ def run(
     start = time.perf_counter()
     report = FilesReport()
     rows = Manifest(manifest)
+    _check_folder(out, rows)
     embedder = load_checkpoint(model, None, model_options).embedder
     layout = Layout(out)
     format = Format(rows.id_type, options.vectors, embedder.dim)
@@ -78,8 +85,16 @@ def run(
     )
     is_new = not layout.folder.exists()
     try:
-        _check(rows, layout, record)
-        sink = Sink(rows, layout, format, options.part_size, options.shard, report)
+        has_record = _check(rows, layout, record)
+        sink = Sink(
+            rows,
+            layout,
+            format,
+            options.part_size,
+            options.shard,
+            report,
+            retry_failed=options.retry_failed,
+        )
         workers = options.num_workers
         started = start_embedding(
             sink.read_jobs(),
@@ -93,30 +108,59 @@ def run(
             # The record comes after the first of them: nothing is claimed by a run that
             # finds no cluster
             first = next(results, [])
-            claim(record, layout)
+            if sink.total or not has_record:
+                claim(record, layout)
+
             _write(itertools.chain([first], results), sink, progress)
     except (MemoryError, RuntimeError, OSError) as error:
-        raise FilesError(f"{error}\n{_KEPT}", report) from error
+        reason = str(error) or type(error).__name__
+        kept = f"\n{_KEPT}" if layout.is_resumable else ""
+        raise FilesError(f"{reason}{kept}", report) from error
     finally:
         report.seconds = time.perf_counter() - start
         if not layout.record.exists():
             layout.discard(is_new=is_new)
 
     if report.failed and not report.embedded and not report.skipped:
-        raise FilesError(f"All files failed:\n{report}", report)
+        raise FilesError(f"All files failed:\n{report}\n{_RETRY}", report)
 
     return report
 
 
-def _check(manifest: Manifest, layout: Layout, record: Record) -> None:
-    """Check that the output was made by the same, or that the manifest is valid."""
+def _check_folder(out: Path, manifest: Manifest) -> None:
+    """Check that the output is a folder without files of the manifest's folder."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(
+            f"The output {str(out)!r} is a file: pass the path of a folder, which need not "
+            "exist"
+        )
+
+    folder = out.resolve()
+    if not folder.is_relative_to(manifest.path.resolve()):
+        return
+
+    for file in manifest.files:
+        if file.parent.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"The output {str(out)!r} is a folder with a file of the manifest, "
+                f"{str(file)!r}: use another folder, such as {str(out / 'embeddings')!r}"
+            )
+
+
+def _check(manifest: Manifest, layout: Layout, record: Record) -> bool:
+    """Check that the output was made by the same, or that the manifest is valid.
+
+    Returns:
+        whether the output has a record
+    """
     made = read_record(layout)
     if made is not None:
         record.check_same(made, layout.folder)
-        return
+        return True
 
     layout.unfinished.mkdir(parents=True, exist_ok=True)
     check_ids(manifest, layout.unfinished)
+    return False
 
 
 def _write(

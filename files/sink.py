@@ -35,9 +35,10 @@ class Sink:
         part_size: the number of rows in a part
         shard: the (index, count) of the share of the parts; None is all
         report: the report, which is kept up to date
+        retry_failed (False): whether to try rows with an error again
 
     Attributes:
-        total: the number of rows in parts that were not complete at first
+        total: the number of rows in parts that have something to embed
     """
 
     def __init__(
@@ -48,22 +49,22 @@ class Sink:
         part_size: int,
         shard: tuple[int, int] | None,
         report: FilesReport,
+        *,
+        retry_failed: bool = False,
     ) -> None:
         self._manifest = manifest
         self._layout = layout
         self._format = format
         self._part_size = part_size
+        self._retry_failed = retry_failed
         self._report = report
 
         # An empty manifest has an empty part, so that the output has a schema
         self._count = max(1, -(-manifest.rows // part_size))
         first, step = shard or (0, 1)
         mine = range(first, self._count, step)
-        self._numbers = [n for n in mine if not layout.part(n).exists()]
+        self._numbers = [number for number in mine if not self._skip_part(number)]
         self.total = sum(map(self._size, self._numbers))
-        for number in {*mine}.difference(self._numbers):
-            self._skip(self._size(number), count_errors(layout.part(number)))
-
         self._done_before = self._done
         if not mine:
             logger.warning(
@@ -87,29 +88,28 @@ class Sink:
     def _done(self) -> int:
         return self._report.skipped + self._report.embedded + self._report.failed
 
-    def _skip(self, rows: int, errors: int) -> None:
-        self._report.skipped += rows - errors
-        self._report.failed += errors
-
     def read_jobs(self) -> Iterator[Job]:
-        """Read what has no row yet.
+        """Read what has no row yet, or is tried again.
 
         Yields:
             a :class:`Job` of one part for each row; its path is the URI
         """
         for number in self._numbers:
-            size = self._size(number)
-            if self._layout.part(number).exists():
-                # Another process wrote it meanwhile
-                self._skip(size, count_errors(self._layout.part(number)))
+            if self._skip_part(number):  # another process wrote it meanwhile
                 continue
 
+            size = self._size(number)
             part = OpenPart(self._layout, self._format, number, size)
-            held, errors = part.read_ids()
+            embedded, failed = part.read_ids()
+            if self._retry_failed:
+                failed = set()
+
+            held = embedded | failed
             start = number * self._part_size
             ids, uris = self._manifest.read(start, start + size)
             pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in held}
-            self._skip(size - len(pending), errors)
+            self._report.skipped += len(embedded)
+            self._report.failed += len(failed)
             if not pending:
                 part.finish()
                 continue
@@ -165,8 +165,26 @@ class Sink:
     def _size(self, number: int) -> int:
         return min(self._part_size, self._manifest.rows - number * self._part_size)
 
+    def _skip_part(self, number: int) -> bool:
+        """Count the rows of a part, if nothing of it is left to do."""
+        path = self._layout.part(number)
+        if not path.exists():
+            return False
+
+        errors = count_errors(path)
+        is_retried = errors or self._layout.chunks(number).exists()
+        if self._retry_failed and is_retried:
+            return False
+
+        self._report.skipped += self._size(number) - errors
+        self._report.failed += errors
+        return True
+
     def _to_row(self, result: Result) -> Row:
         id, uri = result.job.sample_id, result.job.path
+        if not uri:
+            return Row(id, uri, None, "Its uri in the manifest is null or empty")
+
         if not isinstance(result, Embedded):
             return Row(id, uri, None, " ".join(str(result.error).split()))
 

@@ -34,7 +34,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 from . import jpeg
 from .monkeypatch import Override
 from .refusals import check_is_file, describe_content
-from .uris import is_uri, open_uri
+from .uris import is_uri, open_uri, to_local
 
 if TYPE_CHECKING:
     import torch
@@ -179,11 +179,12 @@ def _open(source: Source) -> BinaryIO:
 
         return io.BytesIO(source)
 
-    if is_uri(source):
-        return open_uri(source)
+    path = to_local(source)
+    if is_uri(path):
+        return open_uri(path)
 
-    check_is_file(source)
-    return open(source, "rb")
+    check_is_file(path)
+    return open(path, "rb")
 
 
 def _pil_to_rgb(

@@ -18,8 +18,9 @@ from ..embedding.arguments import check_boolean
 from ..embedding.jobs import Part
 from ..embedding.results import Embeddings
 from ..files.arrow import pa, pq
-from ..files.layout import Layout
+from ..files.layout import Layout, reading_part
 from ..files.record import Record, read_record
+from ..images.uris import to_local
 from .field_claim import FieldClaim
 from .parts import match_embeddings
 from .report import Notice
@@ -174,7 +175,7 @@ def _find(
     Vectors are read only of row groups that hold such rows.
     """
     for path in layout.find_parts():
-        with pq.ParquetFile(path) as file:
+        with reading_part(path), pq.ParquetFile(path) as file:
             if not pa.types.is_string(file.schema_arrow.field(column).type):
                 raise ValueError(
                     f"The IDs in {str(layout.folder)!r} are numbers, not those of samples: "
@@ -183,6 +184,9 @@ def _find(
 
             for index in range(file.num_row_groups):
                 keys = file.read_row_group(index, columns=[column])[column].to_pylist()
+                if column == "uri":
+                    keys = [*map(to_local, keys)]
+
                 rows = [row for row, key in enumerate(keys) if key in wanted]
                 if rows:
                     columns = ["uri", "vector", "error"]

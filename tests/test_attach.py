@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,16 +134,26 @@ def test_nothing_that_is_the_same_is_warned_of(
     assert "its column 'id' 'i" in caplog.text
 
 
-def test_failures(samples: Any, expected: dict[str, np.ndarray], embed: Embed) -> None:
+def test_failures(
+    samples: Any, expected: dict[str, np.ndarray], embed: Embed, tmp_path: Path
+) -> None:
     ids, paths = samples.values(["id", "filepath"])
-    out = embed(ids, [*paths[:5], "/absent.png", *paths[6:]])
+    absent = str(tmp_path / "absent.png")
+    uris = [*paths[:5], absent, *paths[6:]]
+    out = embed(ids, uris)
     report = fiftyone_hiera.attach_embeddings(samples, "hiera", out)
     assert _counts(report) == (_COUNT - 1, 0, 0, 1)
     (failure,) = report.failed
-    assert (failure.sample_id, failure.path) == (ids[5], "/absent.png")
-    assert "/absent.png" in failure.reason
+    assert (failure.sample_id, failure.path) == (ids[5], absent)
+    assert absent in failure.reason
     _check(samples.exists("hiera"), expected)
     assert samples.exists("hiera", False).values("id") == [ids[5]]
+
+    shutil.copy(paths[5], absent)
+    embed(ids, uris, retry_failed=True)
+    report = fiftyone_hiera.attach_embeddings(samples, "hiera", out)
+    assert _counts(report) == (1, _COUNT - 1, 0, 0)
+    _check(samples, expected)
 
 
 def test_float16_is_within_rounding(

@@ -6,6 +6,7 @@ Here, ``--ray`` only reaches the runs; these are those of test_ray.py and test_f
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,13 +193,22 @@ def test_embed_files(manifest: Path, tmp_path: Path, call: Call) -> None:
     assert table.schema.field("vector").type == pa.list_(pa.float16(), 192)
 
 
-def test_embed_files_all_fail(tmp_path: Path, call: Call) -> None:
-    manifest = tmp_path / "manifest.parquet"
-    pq.write_table(pa.table({"id": ["a", "b"], "uri": ["/absent", "/gone"]}), manifest)
-    status, _, logged = call("embed-files", manifest, tmp_path / "out", *_EXACT)
+def test_embed_files_all_fail(digits: list[Digit], tmp_path: Path, call: Call) -> None:
+    manifest, image = tmp_path / "manifest.parquet", tmp_path / "image.png"
+    pq.write_table(pa.table({"id": ["a", "b"], "uri": ["/absent", str(image)]}), manifest)
+    arguments = ["embed-files", manifest, tmp_path / "out", *_EXACT]
+    status, _, logged = call(*arguments)
     assert status == 1
     assert "All files failed" in logged
     assert "- a: " in logged
+    assert "retry_failed=True is --retry-failed" in logged
+
+    shutil.copy(digits[0].path, image)
+    assert call(*arguments)[0] == 1
+    status, printed, _ = call(*arguments, "--retry-failed")
+    assert status == 0
+    assert f"embedded  {1:>11}" in printed
+    assert f"failed    {1:>11}" in printed
 
 
 def test_interrupted(digits: list[Digit], tmp_path: Path) -> None:

@@ -298,6 +298,41 @@ def test_frames(
 
 @has_ray
 @pytest.mark.slow
+def test_failed_files_are_tried_again(
+    ray_job: None, digits: list[Digit], expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    from manifests import embed_manifest, pq, write_manifest
+
+    paths = [str(digit.path) for digit in digits[:20]]
+    bad = Path("~/bad.png").expanduser()
+    bad.write_text("no image")
+    absent = tmp_path / "absent.png"
+    uris = [*paths[:10], absent.as_uri(), "~/bad.png", None, *paths[13:]]
+    manifest, out = write_manifest(tmp_path / "manifest.parquet", uris), tmp_path / "out"
+    given: dict[str, Any] = {"part_size": 15, "ray": True}
+    assert embed_manifest(manifest, out, **given).failed == 3
+    before = pq.read_table(out)
+    errors = [error for error in before["error"].to_pylist() if error is not None]
+    node = f"(on node {socket.gethostname()})"
+    assert sum(node in error for error in errors) == 1  # that of the absent file
+    shutil.copy(paths[10], absent)
+    shutil.copy(paths[11], bad)
+    report = embed_manifest(manifest, out, **given, retry_failed=True)
+    assert (report.embedded, report.skipped, report.failed) == (2, 17, 1)
+    table = pq.read_table(out)
+    assert table.schema == before.schema
+    for was, row in zip(before.to_pylist(), table.to_pylist(), strict=True):
+        if was["error"] is None or row["id"] == 12:
+            assert row == was
+        else:
+            vector = expected[paths[row["id"]]]
+            assert np.abs(np.asarray(row["vector"]) - vector).max() < 1e-4
+
+    bad.unlink()
+
+
+@has_ray
+@pytest.mark.slow
 def test_closing_leaves_no_process(
     ray_job: None, digits: list[Digit], model: HieraEmbeddingModel
 ) -> None:
