@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +26,7 @@ from ..runs.report import EmbeddingReport
 from ..runs.runner import run
 from ..runs.target import Target
 from .batches import check_finite, to_pixels
+from .callers import is_in_apply_model, refuse_videos_in_brain
 from .datasets import ImageGetItem
 
 _NO_LABELS = (
@@ -79,7 +79,7 @@ class HieraEmbeddingModel(
             NotImplementedError: in ``apply_model()``, if this model generates no labels
         """
         # FiftyOne would log this for every batch instead of raising it
-        if type(self).predict is HieraEmbeddingModel.predict and _is_in_apply_model():
+        if type(self).predict is HieraEmbeddingModel.predict and is_in_apply_model():
             raise NotImplementedError(_NO_LABELS)
 
         return self
@@ -91,7 +91,13 @@ class HieraEmbeddingModel(
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether this model can generate embeddings."""
+        """Whether this model can generate embeddings.
+
+        Raises:
+            ValueError: if a method of FiftyOne's brain is to embed videos
+        """
+        # FiftyOne reads this before it adds a field and decodes
+        refuse_videos_in_brain()
         return True
 
     @property
@@ -372,12 +378,3 @@ class HieraEmbeddingModel(
 
     def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
         check_finite(rows, self.settings.dtype)
-
-
-def _is_in_apply_model() -> bool:
-    """Return whether FiftyOne's ``apply_model()`` is the method of its that runs."""
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_globals is not vars(fom):
-        frame = frame.f_back
-
-    return frame is not None and frame.f_code is fom.apply_model.__code__
