@@ -11,7 +11,7 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import torch
 
-from ..embedding.patches import Box, extract_patch
+from ..embedding.patches import extract_patch, to_box
 from ..images.decoding import Source, describe_source, displayed_size, read_image
 from ..images.pickling import Portable
 from ..images.preprocessing import Preprocessing
@@ -83,7 +83,7 @@ class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
     with gray. The order of the bases lets FiftyOne's instances take this class.
     """
 
-    def _extract_patches(self, image_path: Source, patches: Iterable[Box]) -> torch.Tensor:
+    def _extract_patches(self, image_path: Source, patches: Iterable[Any]) -> torch.Tensor:
         if not isinstance(image_path, (str, os.PathLike, bytes)):
             raise TypeError(
                 "Patches are extracted from the path or the bytes of an image file, found "
@@ -93,7 +93,9 @@ class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
         image = np.asarray(read_image(image_path))
         try:
             extracted = [
-                extract_patch(image, box, alpha=self.alpha, force_square=self.force_square)
+                extract_patch(
+                    image, to_box(box), alpha=self.alpha, force_square=self.force_square
+                )
                 for box in patches
             ]
         except ValueError as error:

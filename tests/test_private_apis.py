@@ -136,6 +136,13 @@ def test_label_path(labeled: Any) -> None:
     assert found == (fo.Detections, "parts.detections")
 
 
+def test_stored_values(labeled: Any) -> None:
+    paths = ["id", "parts.detections.id", "parts.detections.bounding_box"]
+    (box,) = labeled.first().parts.detections
+    expected = [labeled.first().id], [[box.id]], [[[0, 0, 1, 1]]]
+    assert internals.stored_values(labeled, paths) == expected
+
+
 def test_dynamic_groups(labeled: Any) -> None:
     assert hasattr(labeled.view(), "_is_dynamic_groups")
     for samples in (labeled, labeled.view()):
