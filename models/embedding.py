@@ -72,6 +72,19 @@ class HieraEmbeddingModel(
                 f"{_OF_OTHER_MODELS.get(name, '')}"
             )
 
+    def __repr__(self) -> str:
+        settings = self.settings
+        name = settings.checkpoint or self.embedder.entry
+        shown = {
+            "pooling": settings.pooling,
+            "dtype": settings.dtype,
+            "device": str(self._encoder.device),
+            "engine": settings.engine,
+            "embedding_dim": self.embedding_dim,
+        }
+        options = ", ".join(f"{option}={value!r}" for option, value in shown.items())
+        return f"{type(self).__name__}({name!r}, {options})"
+
     def __enter__(self) -> HieraEmbeddingModel:
         """Check that the method of FiftyOne that enters this context can use the model.
 

@@ -215,6 +215,17 @@ def test_methods_of_other_models(model: HieraEmbeddingModel, name: str, hint: st
         getattr(model, name)
 
 
+def test_repr(own: Path) -> None:
+    options = "dtype='float32', device='cpu', engine='torch', embedding_dim="
+    assert repr(load(device="cpu")) == (
+        f"HieraEmbeddingModel('hiera-nano-digits', pooling='mean', {options}192)"
+    )
+    other = load(checkpoint=own, pooling="cls", stage=3, output="heatmap", device="cpu")
+    assert str(other) == (
+        f"HieraFeatureHeatmapModel({str(own)!r}, pooling='cls', {options}96)"
+    )
+
+
 def test_properties(model: HieraEmbeddingModel) -> None:
     assert model.media_type == "image"
     assert model.has_embeddings

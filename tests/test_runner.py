@@ -757,6 +757,8 @@ def test_progress(
     assert "/37" not in capsys.readouterr().out
     model.embed_samples(samples, "shown", progress=True)
     assert "/37" in capsys.readouterr().out
+    model.embed_samples(samples, "shown", progress=True)
+    assert capsys.readouterr().out == "", "a bar of nothing"
 
     seen: list[tuple[int, int]] = []
     model.embed_samples(
