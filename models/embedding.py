@@ -167,17 +167,18 @@ class HieraEmbeddingModel(
         """Generate embeddings for a batch of images in one forward pass.
 
         Args:
-            args: PIL images, arrays of shape (H, W) or (H, W, C), or uint8
-                tensors of shape (C, H, W). If :attr:`preprocess` is False,
-                tensors that :attr:`transforms` returned, or one tensor of
-                shape (N, 3, H, W)
+            args: paths of image files, PIL images, arrays of shape (H, W) or
+                (H, W, C), or uint8 tensors of shape (C, H, W). If
+                :attr:`preprocess` is False, tensors that :attr:`transforms`
+                returned, or one tensor of shape (N, 3, H, W)
 
         Returns:
             a float32 array of shape (N, D)
 
         Raises:
-            ValueError: if an image or a tensor has another form, or if the
-                model returned NaN or infinity for it
+            ValueError: if a file cannot be read, if an image or a tensor has another
+                form, or if the model returned NaN or infinity for it
+            TypeError: if an image is of another type
             MemoryError: if there is not enough memory even for one image
         """
         pixels = self._to_pixels(args)
