@@ -106,8 +106,10 @@ class Preprocessing(Portable):
             (width, height) in pixels at full size
         """
         rgb = to_rgb(image, self._shortest_edge)
-        is_reduced = self.is_fast and is_path(image)
-        return rgb, displayed_size(image) if is_reduced else rgb.size
+        if self.is_fast and is_path(image):
+            return rgb, displayed_size(image)
+
+        return rgb, rgb.size
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
         """Resize and crop an image to the encoder's input.
