@@ -275,6 +275,8 @@ def test_brain_on_frames(
 
         dataset.add_sample(fo.Sample(filepath=path))
 
+    native = dataset.compute_embeddings(model)
+    assert {embeddings.shape for embeddings in native.values()} == {(3, 192)}
     model.embed_samples(dataset, "hiera")
     frames = dataset.to_frames(sample_frames=True)
     assert frames.count("hiera") == 6

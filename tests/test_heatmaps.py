@@ -344,7 +344,8 @@ def test_maps_have_full_size_after_fast_decoding(
     model.fit_heatmap(samples)
     samples.apply_model(model, "heat", batch_size=16)
     assert samples.last().heat.map.shape == (901, 600)
-    assert np.array_equal(model.predict(path).map, samples.last().heat.map)
+    for by_path in (path, path.as_uri()):
+        assert np.array_equal(model.predict(by_path).map, samples.last().heat.map)
 
 
 def test_lists_of_images_or_batches(fitted: HieraFeatureHeatmapModel) -> None:
