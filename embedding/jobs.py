@@ -17,14 +17,14 @@ class Part:
         document_id: the ID of the sample or frame that holds it
         frame_number: the number of the frame; None for an image, and for a
             video whose frames are unknown
-        box: the bounding box of the patch; None for the whole image, empty if the
-            label has no points
+        box: the bounding box of the patch; None for the whole image; a reason if the
+            label has no valid one
     """
 
     id: str
     document_id: str
     frame_number: int | None = None
-    box: Box | None = None
+    box: Box | str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import reprlib
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +17,45 @@ Box = Sequence[float]
 
 ImageArray = npt.NDArray[np.uint8]
 """An RGB image of shape (H, W, 3)."""
+
+
+def to_box(value: Any) -> Box:
+    """Convert the bounding box of a label.
+
+    Args:
+        value: the bounding box as it is stored
+
+    Returns:
+        the box
+
+    Raises:
+        ValueError: if there is none, or if it is not four finite numbers
+    """
+    if not _to_list(value):
+        raise ValueError("the label has no bounding box")
+
+    return _to_numbers("bounding box", value, ("x", "y", "width", "height"))
+
+
+def enclosing_box(shapes: Any) -> Box:
+    """Return the bounding box of the points of a polyline.
+
+    Args:
+        shapes: the points as they are stored, a list of points for each shape
+
+    Returns:
+        the box
+
+    Raises:
+        ValueError: if there are no points, or if one is not two finite numbers
+    """
+    points = [point for shape in _to_list(shapes) for point in _to_list(shape)]
+    if not points:
+        raise ValueError("the label has no points")
+
+    array = _to_array(points)
+    (left, top), (right, bottom) = array.min(axis=0), array.max(axis=0)
+    return left, top, right - left, bottom - top
 
 
 def extract_patch(
@@ -51,3 +95,43 @@ def extract_patch(
         )
 
     return patch
+
+
+def _to_array(points: Sequence[Any]) -> npt.NDArray[Any]:
+    """Convert N points to an array of shape (N, 2), quickly if all are valid."""
+    with contextlib.suppress(ValueError):  # points of different lengths
+        array = np.array(points)
+        is_numeric = array.dtype.kind in "iuf" and array.shape[1:] == (2,)
+        if is_numeric and np.isfinite(array).all():
+            return array
+
+    return np.array([_to_numbers("point", point, ("x", "y")) for point in points])
+
+
+def _to_numbers(noun: str, value: Any, names: Sequence[str]) -> list[float]:
+    numbers = _to_list(value)
+    others = [number for number in numbers if not _is_finite(number)]
+    if not others and len(numbers) == len(names):
+        return [float(number) for number in numbers]
+
+    found = f"{len(numbers)} number{'' if len(numbers) == 1 else 's'}"
+    if others:
+        found = f"{others[0]!r}, which is no finite number"
+
+    raise ValueError(
+        f"the {noun} {reprlib.repr(numbers)} has {found}: expected [{', '.join(names)}]"
+    )
+
+
+def _to_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+
+    if isinstance(value, np.ndarray):
+        return [*value.tolist()]
+
+    return [*value] if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

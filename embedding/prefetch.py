@@ -21,7 +21,7 @@ from ..images.decoding import ImageLike, read_image
 from ..images.preprocessing import PixelArray, Preprocessing
 from ..images.refusals import check_is_file
 from .jobs import Job, Part
-from .patches import ImageArray, extract_patch
+from .patches import Box, ImageArray, extract_patch
 from .results import Failed
 
 
@@ -203,7 +203,7 @@ def _prepare(
     warnings: Sequence[str] = (),
 ) -> Read:
     try:
-        cropped: ImageLike = image if part.box is None else _crop(image, part)
+        cropped: ImageLike = image if part.box is None else _crop(image, part.box)
         return Input(job, part, preprocessing.to_pixels(cropped), warnings)
     except Exception as error:  # noqa: BLE001  # one failure costs one part
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
@@ -212,8 +212,8 @@ def _prepare(
         return Failed(job, [part], ValueError(message))
 
 
-def _crop(image: ImageArray, part: Part) -> ImageArray:
-    if not part.box:
-        raise ValueError("the label has no bounding box or points")
+def _crop(image: ImageArray, box: Box | str) -> ImageArray:
+    if isinstance(box, str):
+        raise ValueError(box)
 
-    return extract_patch(image, part.box)
+    return extract_patch(image, box)

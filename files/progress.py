@@ -12,13 +12,14 @@ class ProgressBar(etau.ProgressBar):
     """A progress bar of ETA, as FiftyOne's is.
 
     Args:
-        total: the number of files
+        total: the number of files; without any, no bar is shown
         progress: whether to show it, or what to call with the bar instead
     """
 
     def __init__(self, total: int, progress: bool | Callable[[Any], None]) -> None:
         self._callback = progress if callable(progress) else None
-        super().__init__(total=total, quiet=progress is not True, iters_str="files")
+        is_shown = progress is True and total > 0
+        super().__init__(total=total, quiet=not is_shown, iters_str="files")
 
     def set_iteration(self, *args: Any, **kwargs: Any) -> None:
         """Move to an iteration, and call what was given."""

@@ -34,6 +34,9 @@ from huggingface_hub.errors import (
 
 WEIGHTS_NAME = "model.safetensors"
 
+# An entry of the zoo whose weights are a BundledFile
+_BUNDLED = "hiera-nano-photos"
+
 # huggingface_hub lets the errors of its HTTP client through when a connection
 # breaks, and the client has changed over its releases: httpx, httpx2, ...
 _HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
@@ -134,7 +137,7 @@ def fetch(file: HubFile, destination: Path | None = None) -> Path:
     try:
         return Path(hf_hub_download(file.repo_id, file.filename, revision=file.revision))
     except (_HTTPError, OSError) as error:
-        raise DownloadError(_explain(file, destination, error)) from error
+        raise DownloadError(_explain(file, destination, error)) from None
 
 
 def fetch_optional(file: HubFile) -> Path | None:
@@ -155,7 +158,7 @@ def fetch_optional(file: HubFile) -> Path | None:
     try:
         return fetch(file)
     except DownloadError as error:
-        cause = error.__cause__
+        cause = error.__context__
         is_missing = isinstance(cause, EntryNotFoundError)
         if is_missing and not isinstance(cause, LocalEntryNotFoundError):
             return None
@@ -234,7 +237,7 @@ def _stated_sha256(file: HubFile, cached: Path) -> str:
         try:
             etag = get_hf_file_metadata(url).etag or ""
         except (_HTTPError, OSError) as error:
-            raise DownloadError(_explain(file, None, error)) from error
+            raise DownloadError(_explain(file, None, error)) from None
 
     if not _SHA256.fullmatch(etag):
         raise DownloadError(f"{file}: the hub states no sha256 for it (ETag {etag!r})")
@@ -261,16 +264,6 @@ def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
     response = getattr(cause, "response", None)  # None if the hub was not reached
     status = None if response is None else response.status_code
 
-    if isinstance(cause, GatedRepoError):
-        reason = "request access on the repository's page, with the account of HF_TOKEN"
-    elif status in (401, 403) or isinstance(cause, RepositoryNotFoundError):
-        reason = f"the hub answered {status}; check the name, and that HF_TOKEN opens it"
-    elif status is not None:
-        reason = f"the hub answered {status}"
-    else:
-        # The other lines explain how to debug the hub
-        reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
-
     if destination is not None:
         by_hand = f"It may also be placed by hand at {destination}"
     else:
@@ -280,5 +273,16 @@ def _explain(file: HubFile, destination: Path | None, error: Exception) -> str:
             f"{revision}` puts it into the hub's cache; copy that to "
             f"{constants.HF_HUB_CACHE}"
         )
+
+    if isinstance(cause, GatedRepoError):
+        reason = "request access on the repository's page, with the account of HF_TOKEN"
+    elif status in (401, 403) or isinstance(cause, RepositoryNotFoundError):
+        reason = f"the hub answered {status}; check the name, and that HF_TOKEN opens it"
+    elif status is not None:
+        reason = f"the hub answered {status}"
+    else:
+        # The other lines explain how to debug the hub
+        reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
+        by_hand = f"{by_hand}. To try without a network: {_BUNDLED}"
 
     return f"Cannot download {file}: {reason.rstrip('.')}. {by_hand}"

@@ -42,10 +42,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 log_warning = logger.warning
 
-ImageLike: TypeAlias = "Image.Image | npt.NDArray[np.generic] | torch.Tensor"
-"""A PIL image, a (H, W) or (H, W, C) array, or a (C, H, W) uint8 tensor."""
+ImagePath: TypeAlias = "str | os.PathLike[str]"
+"""The path or URI of an image file."""
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes"
+ImageLike: TypeAlias = "ImagePath | Image.Image | npt.NDArray[np.generic] | torch.Tensor"
+"""A path, a PIL image, a (H, W) or (H, W, C) array, or a (C, H, W) uint8 tensor."""
+
+Source: TypeAlias = "ImagePath | bytes"
 """The path of an image file, or its content."""
 
 Warn: TypeAlias = Callable[[str], None]
@@ -116,32 +119,42 @@ def describe_source(source: Source) -> str:
     return f"image {os.fspath(source)!r}"
 
 
-def displayed_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def is_path(image: object) -> TypeGuard[ImagePath]:
+    """Return whether this is the path of an image, not the image itself."""
+    return isinstance(image, (str, os.PathLike))
+
+
+def displayed_size(path: ImagePath) -> tuple[int, int]:
     """Return the (width, height) in pixels of an image file, EXIF orientation applied.
 
     Args:
         path: the path of an image that can be read
     """
-    with Image.open(path) as image:
+    with _open(path) as file, Image.open(file) as image:
         swaps = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
         return image.size[::-1] if swaps else image.size
 
 
-def to_rgb(image: ImageLike) -> Image.Image:
-    """Convert an image in memory to upright, 8-bit RGB.
+def to_rgb(image: ImageLike, shortest_edge: int | None = None) -> Image.Image:
+    """Convert an image to upright, 8-bit RGB.
 
     Args:
-        image: a PIL image of any mode, an array of shape (H, W) or (H, W, C)
+        image: a path, a PIL image of any mode, an array of shape (H, W) or (H, W, C)
             with C in {1, 3, 4} and dtype uint8, uint16 or bool, or a uint8
             tensor of shape (C, H, W)
+        shortest_edge (None): for paths, see :func:`read_image`
 
     Returns:
         an upright RGB image
 
     Raises:
         TypeError: if the image has another type
-        ValueError: if its shape, dtype or mode is not supported
+        ValueError: if its shape, dtype or mode is not supported, or if the file cannot be
+            read
     """
+    if is_path(image):
+        return read_image(image, shortest_edge)
+
     if isinstance(image, Image.Image):
         path = getattr(image, "filename", "")
         return _pil_to_rgb(image, describe_source(path) if path else "image", log_warning)
@@ -162,7 +175,7 @@ def to_rgb(image: ImageLike) -> Image.Image:
         return _array_to_rgb(image)
 
     raise TypeError(
-        "An image must be a PIL image, a numpy array or a torch tensor, found "
+        "An image must be a path, a PIL image, a numpy array or a torch tensor, found "
         f"{type(image).__name__}"
     )
 

@@ -13,7 +13,6 @@ read would spend 0.5 GB and seconds on it.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .decoding import ImageLike, Warn, log_warning, read_image, to_rgb
+from .decoding import (
+    ImageLike,
+    ImagePath,
+    Warn,
+    displayed_size,
+    is_path,
+    log_warning,
+    read_image,
+    to_rgb,
+)
 from .pickling import Portable
 
 if TYPE_CHECKING:
@@ -70,9 +78,7 @@ class Preprocessing(Portable):
     is_fast: bool = False
     is_squashed: bool = False
 
-    def read(
-        self, path: str | os.PathLike[str], *, warn: Warn = log_warning
-    ) -> Image.Image:
+    def read(self, path: ImagePath, *, warn: Warn = log_warning) -> Image.Image:
         """Decode an image file.
 
         Args:
@@ -86,6 +92,22 @@ class Preprocessing(Portable):
             ValueError: if the file cannot be read; the message gives its path
         """
         return read_image(path, self._shortest_edge, warn=warn)
+
+    def to_sized_rgb(self, image: ImageLike) -> tuple[Image.Image, tuple[int, int]]:
+        """Convert an image to upright RGB.
+
+        Args:
+            image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
+
+        Returns:
+            a tuple of the image, if :attr:`is_fast` possibly of reduced size, and of its
+            (width, height) in pixels at full size
+        """
+        rgb = to_rgb(image, self._shortest_edge)
+        if self.is_fast and is_path(image):
+            return rgb, displayed_size(image)
+
+        return rgb, rgb.size
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
         """Resize and crop an image to the encoder's input.
@@ -109,7 +131,7 @@ class Preprocessing(Portable):
         Returns:
             a uint8 array of shape (3, height, width)
         """
-        rgb = to_rgb(image)
+        rgb = to_rgb(image, self._shortest_edge)
         resized = self._resized_size(rgb.size)
         crop = self._crop(resized)
         if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:

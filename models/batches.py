@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..images.decoding import is_path
 from ..images.preprocessing import Preprocessing
 
 _CHANNELS = (1, 3, 4)
@@ -22,8 +23,8 @@ def to_pixels(
     """Return the encoder's input for a batch of images.
 
     Args:
-        images: images of any form; if ``preprocess`` is False, tensors that the
-            preprocessing returned, or N of them stacked
+        images: images of any form, or paths; if ``preprocess`` is False, tensors that
+            the preprocessing returned, or N of them stacked
         preprocessing: the preprocessing
         preprocess: whether to preprocess the images
 
@@ -33,7 +34,7 @@ def to_pixels(
     Raises:
         ValueError: if this is no list of images, or if an image has another form
     """
-    _check_is_list(images)
+    check_is_list(images)
     shape = (3, *preprocessing.crop_size)
     if preprocess:
         pixels = [preprocessing(image) for image in images]
@@ -43,6 +44,28 @@ def to_pixels(
         pixels = [_check_pixels(tensor, shape).view(shape) for tensor in images]
 
     return torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
+
+
+def check_is_list(images: object) -> None:
+    """Check that images, or their paths, are in a list or another iterable.
+
+    Raises:
+        ValueError: if they are not; the message says what to pass
+    """
+    if _is_image(images):
+        found = "one image: pass [image]"
+    elif isinstance(images, Mapping):
+        found = f"{type(images).__name__}: pass [*images.values()]"
+    elif is_path(images):
+        found = f"one path: pass [{os.fspath(images)!r}]"
+    elif isinstance(images, bytes):
+        found = "bytes: pass [PIL.Image.open(io.BytesIO(data))]"
+    elif not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
+        found = type(images).__name__
+    else:
+        return
+
+    raise ValueError(f"Expected a list of images, found {found}")
 
 
 def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
@@ -64,21 +87,6 @@ def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
         )
 
 
-def _check_is_list(images: object) -> None:
-    if _is_image(images):
-        found = "one image: pass [image]"
-    elif isinstance(images, Mapping):
-        found = f"{type(images).__name__}: pass [*images.values()]"
-    elif isinstance(images, (str, bytes, os.PathLike)):
-        found = f"{type(images).__name__}: pass [PIL.Image.open(path)]"
-    elif not hasattr(images, "__iter__") and not hasattr(images, "__getitem__"):
-        found = type(images).__name__
-    else:
-        return
-
-    raise ValueError(f"Expected a list of images, found {found}")
-
-
 def _is_image(images: object) -> bool:
     """Return whether this is one image, whose rows or channels are not images."""
     if isinstance(images, np.ndarray):
@@ -98,11 +106,12 @@ def _check_pixels(pixels: object, shape: tuple[int, ...]) -> torch.Tensor:
     ):
         return pixels
 
-    found = (
-        f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-        if isinstance(pixels, torch.Tensor)
-        else type(pixels).__name__
-    )
+    found = type(pixels).__name__
+    if isinstance(pixels, torch.Tensor):
+        found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+    elif is_path(pixels):
+        found = f"the path {os.fspath(pixels)!r}, which is read with preprocess=True only"
+
     raise ValueError(
         "With preprocess=False, pass what model.transforms returns, a torch.uint8 tensor "
         f"of shape {shape}, or N of them stacked; found {found}"

@@ -11,8 +11,8 @@ import fiftyone.utils.torch as fout
 import numpy as np
 import torch
 
-from ..embedding.patches import Box, extract_patch
-from ..images.decoding import Source, describe_source, displayed_size, read_image
+from ..embedding.patches import extract_patch, to_box
+from ..images.decoding import Source, describe_source, read_image
 from ..images.pickling import Portable
 from ..images.preprocessing import Preprocessing
 
@@ -49,7 +49,7 @@ class ImageGetItem(Portable, fout.GetItem):
         Raises:
             ValueError: if the file cannot be read; the message gives its path
         """
-        return self._preprocessing(self._preprocessing.read(d["filepath"]))
+        return self._preprocessing(d["filepath"])
 
 
 class SizedGetItem(ImageGetItem):
@@ -68,12 +68,8 @@ class SizedGetItem(ImageGetItem):
         Raises:
             ValueError: if the file cannot be read; the message gives its path
         """
-        path = d["filepath"]
-        image = self._preprocessing.read(path)
-        # Fast decoding may have reduced the size
-        size = displayed_size(path) if self._preprocessing.is_fast else image.size
-        pixels = self._preprocessing(image)
-        return {"pixels": pixels, "width": size[0], "height": size[1]}
+        image, (width, height) = self._preprocessing.to_sized_rgb(d["filepath"])
+        return {"pixels": self._preprocessing(image), "width": width, "height": height}
 
 
 class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
@@ -83,7 +79,7 @@ class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
     with gray. The order of the bases lets FiftyOne's instances take this class.
     """
 
-    def _extract_patches(self, image_path: Source, patches: Iterable[Box]) -> torch.Tensor:
+    def _extract_patches(self, image_path: Source, patches: Iterable[Any]) -> torch.Tensor:
         if not isinstance(image_path, (str, os.PathLike, bytes)):
             raise TypeError(
                 "Patches are extracted from the path or the bytes of an image file, found "
@@ -93,7 +89,9 @@ class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
         image = np.asarray(read_image(image_path))
         try:
             extracted = [
-                extract_patch(image, box, alpha=self.alpha, force_square=self.force_square)
+                extract_patch(
+                    image, to_box(box), alpha=self.alpha, force_square=self.force_square
+                )
                 for box in patches
             ]
         except ValueError as error:

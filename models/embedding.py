@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +26,7 @@ from ..runs.report import EmbeddingReport
 from ..runs.runner import run
 from ..runs.target import Target
 from .batches import check_finite, to_pixels
+from .callers import is_in_apply_model, refuse_videos_in_brain
 from .datasets import ImageGetItem
 
 _NO_LABELS = (
@@ -72,6 +72,19 @@ class HieraEmbeddingModel(
                 f"{_OF_OTHER_MODELS.get(name, '')}"
             )
 
+    def __repr__(self) -> str:
+        settings = self.settings
+        name = settings.checkpoint or self.embedder.entry
+        shown = {
+            "pooling": settings.pooling,
+            "dtype": settings.dtype,
+            "device": str(self._encoder.device),
+            "engine": settings.engine,
+            "embedding_dim": self.embedding_dim,
+        }
+        options = ", ".join(f"{option}={value!r}" for option, value in shown.items())
+        return f"{type(self).__name__}({name!r}, {options})"
+
     def __enter__(self) -> HieraEmbeddingModel:
         """Check that the method of FiftyOne that enters this context can use the model.
 
@@ -79,7 +92,7 @@ class HieraEmbeddingModel(
             NotImplementedError: in ``apply_model()``, if this model generates no labels
         """
         # FiftyOne would log this for every batch instead of raising it
-        if type(self).predict is HieraEmbeddingModel.predict and _is_in_apply_model():
+        if type(self).predict is HieraEmbeddingModel.predict and is_in_apply_model():
             raise NotImplementedError(_NO_LABELS)
 
         return self
@@ -91,7 +104,13 @@ class HieraEmbeddingModel(
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether this model can generate embeddings."""
+        """Whether this model can generate embeddings.
+
+        Raises:
+            ValueError: if a method of FiftyOne's brain is to embed videos
+        """
+        # FiftyOne reads this before it adds a field and decodes
+        refuse_videos_in_brain()
         return True
 
     @property
@@ -148,17 +167,18 @@ class HieraEmbeddingModel(
         """Generate embeddings for a batch of images in one forward pass.
 
         Args:
-            args: PIL images, arrays of shape (H, W) or (H, W, C), or uint8
-                tensors of shape (C, H, W). If :attr:`preprocess` is False,
-                tensors that :attr:`transforms` returned, or one tensor of
-                shape (N, 3, H, W)
+            args: paths of image files, PIL images, arrays of shape (H, W) or
+                (H, W, C), or uint8 tensors of shape (C, H, W). If
+                :attr:`preprocess` is False, tensors that :attr:`transforms`
+                returned, or one tensor of shape (N, 3, H, W)
 
         Returns:
             a float32 array of shape (N, D)
 
         Raises:
-            ValueError: if an image or a tensor has another form, or if the
-                model returned NaN or infinity for it
+            ValueError: if a file cannot be read, if an image or a tensor has another
+                form, or if the model returned NaN or infinity for it
+            TypeError: if an image is of another type
             MemoryError: if there is not enough memory even for one image
         """
         pixels = self._to_pixels(args)
@@ -375,12 +395,3 @@ class HieraEmbeddingModel(
 
     def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
         check_finite(rows, self.settings.dtype)
-
-
-def _is_in_apply_model() -> bool:
-    """Return whether FiftyOne's ``apply_model()`` is the method of its that runs."""
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_globals is not vars(fom):
-        frame = frame.f_back
-
-    return frame is not None and frame.f_code is fom.apply_model.__code__

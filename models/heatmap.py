@@ -19,7 +19,8 @@ import torch
 from ..embedding.embedder import Embedder
 from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
-from ..images.decoding import ImageLike, to_rgb
+from ..images.decoding import ImageLike
+from .batches import check_is_list
 from .datasets import ImageGetItem, SizedGetItem
 from .drawing import Values, make_heatmap
 from .embedding import HieraEmbeddingModel
@@ -60,7 +61,7 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         """Generate heatmaps of a batch of images in one forward pass.
 
         Args:
-            args: PIL images or arrays, as for :meth:`embed_all`; if :attr:`preprocess`
+            args: images or their paths, as for :meth:`embed_all`; if :attr:`preprocess`
                 is False, a collated batch of what :meth:`build_get_item` reads
 
         Returns:
@@ -71,10 +72,17 @@ class HieraHeatmapModel(HieraEmbeddingModel):
             ValueError, MemoryError: as for :meth:`embed_all`
         """
         if self._preprocess:
-            images = [to_rgb(image) for image in args]
-            sizes = [image.size for image in images]
-            pixels = self._to_pixels(images)
+            check_is_list(args)
+            images = [self._preprocessing.to_sized_rgb(image) for image in args]
+            sizes = [size for _, size in images]
+            pixels = self._to_pixels([image for image, _ in images])
         else:
+            if not isinstance(args, Mapping):
+                raise ValueError(
+                    "With preprocess=False, pass a batch of what model.build_get_item() "
+                    f"reads, a dict of tensors; found {type(args).__name__}"
+                )
+
             sizes = list(zip(args["width"].tolist(), args["height"].tolist(), strict=True))
             pixels = self._to_pixels(args)
 
@@ -248,7 +256,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
     def _read(self, path: str) -> torch.Tensor | None:
         try:
-            return self._preprocessing(self._preprocessing.read(path))
+            return self._preprocessing(path)
         except ValueError as error:
             logger.warning("Not used for the basis: %s", error)
             return None

@@ -32,7 +32,7 @@ from ..runs.fiftyone_internals import (
 from ..runs.options import RunOptions
 from ..runs.parts import match_embeddings
 from ..runs.schema import read_provenance
-from ..runs.target import PATCH_TYPES, Target
+from ..runs.target import Target, check_patches_field
 from .compute_params import EmbeddingParams
 from .maps import MapSource, is_same_map
 
@@ -180,52 +180,19 @@ def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
     return checkpoint, parse_settings(checkpoint, options)
 
 
-def find_patches_fields(samples: Any) -> list[str]:
-    """Return the label fields whose patches can be embedded.
-
-    Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
-    """
-    schema = (
-        dataset_of(samples).get_frame_field_schema()
-        if samples.media_type == fom.VIDEO
-        else dataset_of(samples).get_field_schema()
-    )
-    return [
-        name
-        for name, field in schema.items()
-        if isinstance(field, fo.EmbeddedDocumentField)
-        and issubclass(field.document_type, PATCH_TYPES)
-    ]
-
-
-def check_patches_field(samples: Any, patches_field: str | None) -> None:
-    """Check that the patches of a field can be embedded.
-
-    Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
-        patches_field: the name of the field; None is always valid
-
-    Raises:
-        ValueError: if the field is not one of :func:`find_patches_fields`
-    """
-    valid = find_patches_fields(samples)
-    if patches_field is not None and patches_field not in valid:
-        raise ValueError(f"Invalid patches_field {patches_field!r}. Valid are {valid}")
-
-
 def field_prefix(samples: Any, patches_field: str | None) -> str:
     """Return the path that the embeddings field is in, with its trailing dot, or "".
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
-        patches_field: one of :func:`find_patches_fields`, or None
+        patches_field: one of :func:`runs.target.find_patches_fields`, for videos perhaps
+            with ``"frames."``, or None
     """
     prefix = "frames." if samples.media_type == fom.VIDEO else ""
     if patches_field is None:
         return prefix
 
-    _, path = label_path(samples, prefix + patches_field)
+    _, path = label_path(samples, prefix + patches_field.removeprefix(prefix))
     return f"{path}."
 
 

@@ -8,7 +8,7 @@ import fiftyone as fo
 from fiftyone.core.odm.utils import validate_field_name
 
 from ..runs.fiftyone_internals import all_slices, label_path
-from ..runs.schema import add_field
+from ..runs.schema import add_field, describe_type
 
 _DESCRIPTION = "Distances from the last search by similarity"
 
@@ -44,8 +44,8 @@ def distance_path(dataset: Any, name: object, patches_field: str | None) -> str:
 
     if not isinstance(field, fo.FloatField):
         raise ValueError(
-            f"Invalid dist_field {name!r}: the field {path!r} is a "
-            f"{type(field).__name__}, not a FloatField"
+            f"Invalid dist_field {name!r}: the field {path!r} is of type "
+            f"{describe_type(field)}, not FloatField"
         )
 
     if field.read_only:

@@ -96,8 +96,9 @@ def attach(
     claim = FieldClaim(target, record.provenance)
     claim.check(overwrite=overwrite)
     wanted = _read_wanted(target, by, overwrite)
-    report = AttachReport(skipped=len(target.samples) - sum(map(len, wanted.values())))
-    bar = fou.ProgressBar(total=sum(map(len, wanted.values())))
+    total = sum(map(len, wanted.values()))
+    report = AttachReport(skipped=len(target.samples) - total)
+    bar = fou.ProgressBar(total=total, progress=None if total else False)
     with bar, contextlib.closing(_find(layout, _COLUMNS[by], wanted)) as found:
         for batch in fou.iter_batches(found, _BATCH_SIZE):
             for row in batch:

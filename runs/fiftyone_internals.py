@@ -95,6 +95,22 @@ def label_path(samples: Any, label_field: str) -> tuple[type, str]:
     return label_type, path
 
 
+def stored_values(samples: Any, paths: list[str]) -> tuple[list[Any], ...]:
+    """Return the values of fields as they are stored, IDs as strings.
+
+    FiftyOne converts boxes to floats, and fails if a single one cannot be converted.
+
+    Args:
+        samples: a :class:`fiftyone.core.collections.SampleCollection`
+        paths: the paths of the fields
+
+    Returns:
+        a tuple of a list for each path, with a value for each sample
+    """
+    values: tuple[list[Any], ...] = samples.values(paths, _raw=True)
+    return values
+
+
 def view_stages(view: Any) -> list[dict[str, Any]]:
     """Return the stages of a view as FiftyOne's App takes them."""
     stages: list[dict[str, Any]] = view._serialize()

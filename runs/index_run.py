@@ -37,7 +37,8 @@ _COMPARED, _SAME = 10, 0.999
 
 NO_FRAMES = (
     "FiftyOne's brain does not support frame-level embeddings: embed the videos first, "
-    "then index or map dataset.to_frames()"
+    "then index or map the view dataset.to_frames(sample_frames=True), which has the "
+    "embeddings of the frames"
 )
 """Why videos have no index and no map."""
 

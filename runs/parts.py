@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import fiftyone.core.collections as foc
 import fiftyone.core.labels as fol
-import numpy as np
 from fiftyone import ViewField as F
 
 from ..embedding.jobs import Job, Part
-from ..embedding.patches import Box
+from ..embedding.patches import Box, enclosing_box, to_box
+from .fiftyone_internals import stored_values
 from .target import Target
 
 
@@ -33,7 +32,7 @@ def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
         shape = "points" if _has_points(target) else "bounding_box"
         paths += [target.parts_prefix + "id", target.parts_prefix + shape]
 
-    for sample_id, path, *rest in zip(*view.values(paths), strict=True):
+    for sample_id, path, *rest in zip(*stored_values(view, paths), strict=True):
         yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
 
 
@@ -74,18 +73,16 @@ def _read_parts(target: Target, sample_id: str, columns: list[Any]) -> Iterator[
             ids, shapes = [ids], [shapes]
 
         for label_id, shape in zip(ids or [], shapes or [], strict=True):
-            box = _bounding_box(shape) if _has_points(target) else shape or ()
-            yield Part(label_id, document_id, frame_number, box)
+            yield Part(label_id, document_id, frame_number, _read_box(target, shape))
 
 
 def _has_points(target: Target) -> bool:
     return issubclass(target.label_type, (fol.Polyline, fol.Polylines))
 
 
-def _bounding_box(shapes: Sequence[Any] | None) -> Box:
-    points = list(itertools.chain.from_iterable(shapes or []))
-    if not points:
-        return ()
-
-    (left, top), (right, bottom) = np.min(points, axis=0), np.max(points, axis=0)
-    return left, top, right - left, bottom - top
+def _read_box(target: Target, shape: Any) -> Box | str:
+    """Return the box of a label, or why it has none."""
+    try:
+        return enclosing_box(shape) if _has_points(target) else to_box(shape)
+    except ValueError as error:
+        return str(error)

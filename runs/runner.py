@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Generator, Sequence
@@ -174,8 +175,15 @@ def _run_steps(
         is_video=target.media_type == fom.VIDEO,
         in_order=not options.skip_failures,
     )
+    step = Step(report, worklist)
+    yield step
+    first = next(results, [])  # from here on, the total tells whether there is work
     unit = "samples (total estimated)" if worklist.is_estimate else "samples"
-    bar = fou.ProgressBar(total=worklist.total, progress=progress, iters_str=unit)
+    bar = fou.ProgressBar(
+        total=worklist.total,
+        progress=progress if worklist.total else False,
+        iters_str=unit,
+    )
 
     def on_stored(count: int) -> None:
         report.embedded += count
@@ -183,9 +191,7 @@ def _run_steps(
 
     with bar, contextlib.closing(results), Writer(on_stored) as writer:
         context = _Context(target, options, claim, feed, report, bar, writer)
-        step = Step(report, worklist)
-        yield step
-        for some in results:
+        for some in itertools.chain([first], results):
             report.skipped = worklist.skipped
             embedded = [result for result in some if isinstance(result, Embedded)]
             if embedded:

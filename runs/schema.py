@@ -108,6 +108,12 @@ def add_field(
     show_field(dataset, path)
 
 
+def describe_type(field: fof.Field) -> str:
+    """Return the name of a field's type, such as "StringField" or "Detections"."""
+    is_document = isinstance(field, fof.EmbeddedDocumentField)
+    return str((field.document_type if is_document else type(field)).__name__)
+
+
 def read_provenance(dataset: Any, path: str) -> Provenance:
     """Read the provenance of a field from the database.
 

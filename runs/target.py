@@ -9,7 +9,6 @@ import fiftyone.core.collections as foc
 import fiftyone.core.fields as fof
 import fiftyone.core.labels as fol
 import fiftyone.core.media as fom
-import fiftyone.core.validation as fova
 import fiftyone.core.view as fov
 import numpy as np
 from fiftyone.core.odm.utils import validate_field_name
@@ -25,7 +24,7 @@ from .fiftyone_internals import (
     schema_lock,
     show_field,
 )
-from .schema import add_field, find_stored_field
+from .schema import add_field, describe_type, find_stored_field
 
 _FRAMES = "frames."
 PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
@@ -76,20 +75,14 @@ class Target:
         self.patches_field: str | None = None
         self.label_type: Any = None
 
-        if "." in self.name:
-            raise ValueError(
-                f"Invalid embeddings_field {embeddings_field!r}: expected a name without "
-                "'.', also for patches"
-            )
-
         if patches_field is not None:
-            _check_name("patches_field", patches_field)
+            check_patches_field(samples, patches_field)
             name = patches_field.removeprefix(self.frames_prefix)
             self.patches_field = self.frames_prefix + name
-            fova.validate_collection_label_fields(samples, self.patches_field, PATCH_TYPES)
             self.label_type, root = label_path(self.dataset, self.patches_field)
             self.parts_prefix = f"{root}."
 
+        self._check_is_name(embeddings_field)
         self.path = self.parts_prefix + self.name if self.name else ""
         if self.has_field:
             self._check_field()
@@ -223,6 +216,19 @@ class Target:
         else:
             self.dataset.clear_sample_field(name)
 
+    def _check_is_name(self, embeddings_field: str | None) -> None:
+        root, dot, name = self.name.rpartition(".")
+        if not dot:
+            return
+
+        expected = "expected a name without '.', also for patches"
+        path = self.frames_prefix + root
+        labels = (self.patches_field, self.parts_prefix.removesuffix("."))
+        if self.patches_field and name and path in labels:
+            expected = f"it is an attribute of the labels, pass {name!r}"
+
+        raise ValueError(f"Invalid embeddings_field {embeddings_field!r}: {expected}")
+
     def _check_field(self) -> None:
         field = self.dataset.get_field(self.path)
         if field is None:
@@ -231,8 +237,8 @@ class Target:
 
         if not isinstance(field, fof.VectorField):
             raise ValueError(
-                f"The field {self.path!r} is a {type(field).__name__}, not a VectorField: "
-                "choose another name for the embeddings"
+                f"The field {self.path!r} is of type {describe_type(field)}, not "
+                "VectorField: choose another name for the embeddings"
             )
 
         if self.samples.get_field(self.path) is None:
@@ -240,6 +246,57 @@ class Target:
                 f"The view hides the field {self.path!r} and its embeddings: pass a view "
                 "without select_fields() or exclude_fields()"
             )
+
+
+def find_patches_fields(samples: foc.SampleCollection) -> list[str]:
+    """Return the label fields whose patches can be embedded.
+
+    Args:
+        samples: the samples
+
+    Returns:
+        their names, without ``"frames."`` for videos
+    """
+    schema = (
+        samples.get_frame_field_schema()
+        if samples.media_type == fom.VIDEO
+        else samples.get_field_schema()
+    )
+    return [
+        name
+        for name, field in schema.items()
+        if isinstance(field, fof.EmbeddedDocumentField)
+        and issubclass(field.document_type, PATCH_TYPES)
+    ]
+
+
+def check_patches_field(samples: foc.SampleCollection, patches_field: str | None) -> None:
+    """Check that the patches of a field can be embedded.
+
+    Args:
+        samples: the samples
+        patches_field: the name of the field; None is always valid
+
+    Raises:
+        ValueError: if the field is not one of :func:`find_patches_fields`
+    """
+    if patches_field is None:
+        return
+
+    _check_name("patches_field", patches_field)
+    prefix = _FRAMES if samples.media_type == fom.VIDEO else ""
+    name = patches_field.removeprefix(prefix)
+    valid = find_patches_fields(samples)
+    if name in valid:
+        return
+
+    field = samples.get_field(prefix + name)
+    found = "does not exist" if field is None else f"is of type {describe_type(field)}"
+    types = ", ".join(label.__name__ for label in PATCH_TYPES)
+    raise ValueError(
+        f"Invalid patches_field {patches_field!r}: the field {found}. Valid are the fields "
+        f"of type {types}: {valid or 'there are none'}"
+    )
 
 
 def _flatten(samples: foc.SampleCollection) -> foc.SampleCollection:

@@ -123,6 +123,20 @@ def test_attach_while_parts_are_missing(
     _check(samples, expected)
 
 
+def test_no_bar_of_nothing(
+    samples: Any,
+    embed: Embed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fo.config, "show_progress_bars", True)
+    out = embed(*samples.values(["id", "filepath"]))
+    fiftyone_hiera.attach_embeddings(samples, "hiera", out)
+    assert f"/{_COUNT}" in capsys.readouterr().out
+    fiftyone_hiera.attach_embeddings(samples, "hiera", out)
+    assert capsys.readouterr().out == ""
+
+
 def test_nothing_that_is_the_same_is_warned_of(
     samples: Any, embed: Embed, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -151,13 +151,18 @@ def _undo(model: HieraAutoencoderModel, values: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_reconstruction(reference: HieraForPreTraining, checkpoint: str) -> None:
+def test_reconstruction(
+    reference: HieraForPreTraining, checkpoint: str, tmp_path: Path
+) -> None:
     model = _load(checkpoint, num_masks=2)
     head = model._autoencoder
     image = _noise(1, (96, 128))[0].permute(1, 2, 0).numpy()
     reconstruction = np.asarray(model.reconstruct(image))
     assert reconstruction.shape == (96, 128, 3)
     assert np.array_equal(reconstruction, np.asarray(model.reconstruct(image)))
+    Image.fromarray(image).save(tmp_path / "image.png")
+    by_path = model.reconstruct(tmp_path / "image.png")
+    assert np.array_equal(reconstruction, np.asarray(by_path))
 
     # Patch by patch, from transformers' predictions and the statistics of the image
     pixels = model.transforms(image)

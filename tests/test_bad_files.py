@@ -324,6 +324,7 @@ def test_unusual_images_are_the_same_on_every_path(
     dataset.add_samples([_sample(tmp_path / name) for name in shown])
     ways = _on_every_path(dataset, model)
     ways["in memory"] = [model.embed(Image.open(tmp_path / name)) for name in shown]
+    ways["by path"] = model.embed_all([str(tmp_path / name) for name in shown])
     for way, embeddings in ways.items():
         for (name, image), embedding in zip(shown.items(), embeddings, strict=True):
             expected = model.embed(np.asarray(image))

@@ -249,6 +249,7 @@ def test_one_image(samples: fo.Dataset, classifier: HieraClassifierModel) -> Non
     images = [Image.open(path) for path in samples.values("filepath")]
     label = classifier.predict(images[3])
     assert label.label == classifier.predict_all(images)[3].label
+    assert label.confidence == classifier.predict(images[3].filename).confidence
     assert classifier.predict_all([]) == []
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import eta.core.video as etav
 import fiftyone as fo
 import fiftyone.brain as fob
 import numpy as np
@@ -217,3 +221,65 @@ def test_apply_model_to_videos_stores_nothing(
     dataset.add_sample(fo.Sample(filepath="/video.mp4"))
     with pytest.raises(NotImplementedError, match="embed_samples"):
         dataset.apply_model(model, "frames.labels")
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "similarity": partial(fob.compute_similarity, brain_key="run", embeddings="e"),
+    "map": partial(
+        fob.compute_visualization, brain_key="run", embeddings="e", method="pca"
+    ),
+    "uniqueness": fob.compute_uniqueness,
+    "representativeness": fob.compute_representativeness,
+    "near duplicates": fob.compute_near_duplicates,
+    "leaky splits": partial(fob.compute_leaky_splits, splits=["train", "test"]),
+    "without a key": fob.compute_similarity,
+}
+
+
+@pytest.mark.parametrize("method", _METHODS.values(), ids=_METHODS)
+def test_brain_on_videos_is_refused_and_leaves_nothing(
+    dataset: fo.Dataset, model: HieraEmbeddingModel, method: Callable[..., Any]
+) -> None:
+    sample = fo.Sample(filepath="/video.mp4", tags=["train"], uniqueness=0.5)
+    dataset.add_sample(sample)
+    before = dataset.get_field_schema(), dataset.get_frame_field_schema()
+    with pytest.raises(ValueError, match=r"dataset\.to_frames\(sample_frames=True\)"):
+        method(dataset, model=model)
+
+    assert dataset.list_brain_runs() == []
+    assert (dataset.get_field_schema(), dataset.get_frame_field_schema()) == before
+    assert dataset.values("uniqueness") == [0.5]
+
+
+def test_index_refuses_the_embeddings_of_videos(
+    dataset: fo.Dataset, model: HieraEmbeddingModel
+) -> None:
+    dataset.add_sample(fo.Sample(filepath="/video.mp4"))
+    index = fob.compute_similarity(dataset, model=model, embeddings=False, brain_key="run")
+    with pytest.raises(ValueError, match="to_frames"):
+        index.compute_embeddings(dataset)
+
+    assert dataset.list_brain_runs() == ["run"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+def test_brain_on_frames(
+    dataset: fo.Dataset, model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        path = str(tmp_path / name)
+        with etav.FFmpegVideoWriter(path, 5, (64, 64)) as writer:
+            for shade in (10, 120, 230):
+                writer.write(np.full((64, 64, 3), shade, np.uint8))
+
+        dataset.add_sample(fo.Sample(filepath=path))
+
+    native = dataset.compute_embeddings(model)
+    assert {embeddings.shape for embeddings in native.values()} == {(3, 192)}
+    model.embed_samples(dataset, "hiera")
+    frames = dataset.to_frames(sample_frames=True)
+    assert frames.count("hiera") == 6
+    for options in ({"embeddings": "hiera"}, {"model": model, "num_workers": 0}):
+        index = fob.compute_similarity(frames, **options)
+        assert index.embeddings.shape == (6, 192)

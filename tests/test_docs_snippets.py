@@ -199,9 +199,8 @@ def test_embedding(samples: Any, images: Path, load: Any) -> None:
     names = {
         "dataset": samples,
         "model": load(NANO),
-        "PIL": PIL,
         "path": paths[0],
-        "images": [PIL.Image.open(path) for path in paths],
+        "paths": paths,
     }
     names = run("docs/embedding.md", names, 1, 2, 4)
     assert names["report"].embedded == COUNT
@@ -214,7 +213,6 @@ def test_outputs(samples: Any, images: Path, load: Any) -> None:
     names = {
         "dataset": samples,
         "foz": SimpleNamespace(load_zoo_model=load),
-        "PIL": PIL,
         "path": paths[0],
         "images": [PIL.Image.open(path) for path in paths],
     }

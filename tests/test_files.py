@@ -65,7 +65,11 @@ def _kept(out: Path) -> int:
 
 
 def test_embeds_and_does_nothing_again(
-    manifest: Path, paths: list[str], expected: dict[str, np.ndarray], tmp_path: Path
+    manifest: Path,
+    paths: list[str],
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     report = _embed(manifest, out)
@@ -78,7 +82,9 @@ def test_embeds_and_does_nothing_again(
     assert schema.field("error").type == pa.string()
 
     written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    again = _embed(manifest, out)
+    capsys.readouterr()
+    again = _embed(manifest, out, progress=True)
+    assert capsys.readouterr().out == "", "a bar of nothing"
     assert (again.embedded, again.skipped) == (0, _COUNT)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
 

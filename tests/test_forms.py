@@ -504,7 +504,7 @@ def test_search_form_checks_its_inputs(samples: Any, model: HieraEmbeddingModel)
         ({"brain_key": "none"}, "brain_key", "Invalid brain_key 'none'. Valid are ['key']"),
         ({"dist_field": "_x"}, "dist_field", "cannot start with '_'"),
         ({"dist_field": "a.b"}, "dist_field", "without '.'"),
-        ({"dist_field": "filepath"}, "dist_field", "StringField, not a FloatField"),
+        ({"dist_field": "filepath"}, "dist_field", "StringField, not FloatField"),
         ({"dist_field": "hiera"}, "dist_field", "VectorField, not a FloatField"),
     ):
         errors = resolve(SORT, samples, **image, **params)[1]

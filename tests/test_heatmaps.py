@@ -344,3 +344,17 @@ def test_maps_have_full_size_after_fast_decoding(
     model.fit_heatmap(samples)
     samples.apply_model(model, "heat", batch_size=16)
     assert samples.last().heat.map.shape == (901, 600)
+    for by_path in (path, path.as_uri()):
+        assert np.array_equal(model.predict(by_path).map, samples.last().heat.map)
+
+
+def test_lists_of_images_or_batches(fitted: HieraFeatureHeatmapModel) -> None:
+    with pytest.raises(ValueError, match=r"found one path: pass \['photo\.jpg'\]"):
+        fitted.predict_all("photo.jpg")
+
+    fitted.preprocess = False
+    for args in (["photo.jpg"], [Image.new("RGB", (9, 9))]):
+        with pytest.raises(
+            ValueError, match=r"preprocess=False, pass a batch .* found list"
+        ):
+            fitted.predict_all(args)

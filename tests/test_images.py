@@ -194,7 +194,8 @@ def test_first_frame_of_an_animation(photo: Image.Image, tmp_path: Path) -> None
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"found \(0, 4, 3\)"),
         (Image.new("RGB", (0, 5)), ValueError, r"empty \(0x5 px\)"),
         (torch.zeros(3, 4, 4), ValueError, "preprocess = False"),
-        ("photo.jpg", TypeError, "found str"),
+        ("absent.jpg", ValueError, "Cannot read image 'absent.jpg': No such file"),
+        (b"", TypeError, "found bytes"),
         (None, TypeError, "found NoneType"),
     ],
 )

@@ -21,6 +21,7 @@ from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera.hub import DownloadError
 from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.hiera.pooling import POOLINGS
+from fiftyone_hiera.images.decoding import read_image
 from fiftyone_hiera.images.pickling import import_package
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
@@ -69,6 +70,41 @@ def test_input_forms_agree(
     assert np.array_equal(model.embed_all(tensors), embeddings)
     assert np.array_equal(model.embed_all(torch.stack(tensors)), embeddings)
     assert np.array_equal(model.embed_all(iter(images)), embeddings)
+
+
+def test_paths(
+    model: HieraEmbeddingModel,
+    images: list[Image.Image],
+    embeddings: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+
+    assert np.array_equal(model.embed_all(paths), embeddings)
+    assert np.array_equal(model.embed_all([*paths[:1], *images[1:]]), embeddings)
+    assert np.array_equal(model.embed_all(np.array(paths, str)), embeddings)
+    assert np.array_equal(model.embed(str(paths[0])), model.embed(images[0]))
+    maps = model.feature_maps(paths, [4])["stage4"]
+    assert np.array_equal(maps, model.feature_maps(images, [4])["stage4"])
+
+    large = tmp_path / "large.jpg"
+    images[0].resize((1000, 800)).save(large)
+    fast = load(fast_decoding=True).transforms
+    assert torch.equal(fast(large), fast(fast.read(large)))
+    assert not torch.equal(fast(large), fast(read_image(large)))
+
+
+@pytest.mark.parametrize("name", ["absent.png", "text.jpg"])
+def test_paths_that_cannot_be_read(
+    model: HieraEmbeddingModel, images: list[Image.Image], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    path = tmp_path / name
+    for call in (model.embed_all, model.feature_maps):
+        with pytest.raises(ValueError, match=f"Cannot read image '{path}': "):
+            call([images[0], path])
 
 
 def test_transformed_tensors_agree(
@@ -152,9 +188,9 @@ def test_single_image_is_refused(
     ("images", "message"),
     [
         ({"a": np.zeros((9, 9, 3), np.uint8)}, r"found dict: pass \[\*images.values\(\)\]"),
-        ("photo.jpg", r"found str: pass \[PIL\.Image\.open\(path\)\]"),
-        (b"\xff\xd8", "found bytes"),
-        (Path("photo.jpg"), "found PosixPath"),
+        ("photo.jpg", r"found one path: pass \['photo\.jpg'\]"),
+        (Path("photo.jpg"), r"found one path: pass \['photo\.jpg'\]"),
+        (b"\xff\xd8", r"found bytes: pass \[PIL\.Image\.open\(io\.BytesIO\(data\)\)\]"),
         (None, "found NoneType"),
         (3, "found int"),
     ],
@@ -215,6 +251,17 @@ def test_methods_of_other_models(model: HieraEmbeddingModel, name: str, hint: st
         getattr(model, name)
 
 
+def test_repr(own: Path) -> None:
+    options = "dtype='float32', device='cpu', engine='torch', embedding_dim="
+    assert repr(load(device="cpu")) == (
+        f"HieraEmbeddingModel('hiera-nano-digits', pooling='mean', {options}192)"
+    )
+    other = load(checkpoint=own, pooling="cls", stage=3, output="heatmap", device="cpu")
+    assert str(other) == (
+        f"HieraFeatureHeatmapModel({str(own)!r}, pooling='cls', {options}96)"
+    )
+
+
 def test_properties(model: HieraEmbeddingModel) -> None:
     assert model.media_type == "image"
     assert model.has_embeddings
@@ -234,8 +281,9 @@ def test_properties(model: HieraEmbeddingModel) -> None:
         torch.zeros(2, 3, 65, 64, dtype=torch.uint8),
         [np.zeros((64, 64, 3), np.uint8)],
         [Image.new("RGB", (64, 64))],
+        ["photo.jpg"],
     ],
-    ids=["float", "shape", "array", "PIL"],
+    ids=["float", "shape", "array", "PIL", "path"],
 )
 def test_without_preprocessing_only_transformed_tensors(
     model: HieraEmbeddingModel, args: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,18 @@ from typing import Any
 
 import eta.core.video as etav
 import fiftyone as fo
+import fiftyone.brain.internal.core.utils as fbu
+import fiftyone.core.models as fom
 import pytest
 import torch
 from cpu_kinds import COMPUTES_BFLOAT16, ORIGINALS, say_truth
+from fiftyone.brain import similarity, visualization
+from fiftyone.brain.internal.core import representativeness, uniqueness
 from PIL import Image
 
 from digits import Digit
 from fiftyone_hiera.hiera.engines import has_bfloat16
+from fiftyone_hiera.models import callers
 from fiftyone_hiera.runs import fiftyone_internals as internals
 from fiftyone_hiera.runs.schema import add_field
 
@@ -133,6 +139,13 @@ def test_label_path(labeled: Any) -> None:
     assert found == (fo.Detections, "parts.detections")
 
 
+def test_stored_values(labeled: Any) -> None:
+    paths = ["id", "parts.detections.id", "parts.detections.bounding_box"]
+    (box,) = labeled.first().parts.detections
+    expected = [labeled.first().id], [[box.id]], [[[0, 0, 1, 1]]]
+    assert internals.stored_values(labeled, paths) == expected
+
+
 def test_dynamic_groups(labeled: Any) -> None:
     assert hasattr(labeled.view(), "_is_dynamic_groups")
     for samples in (labeled, labeled.view()):
@@ -220,6 +233,27 @@ def _undated(fields: Any) -> Any:
         }
         for field in fields
     ]
+
+
+def test_callers_of_a_model() -> None:
+    assert fom.apply_model.__code__.co_name == "apply_model", "apply_model is wrapped"
+    for embed in (fom.compute_embeddings, fom.compute_patch_embeddings):
+        assert "samples" in embed.__code__.co_varnames, "FiftyOne renamed samples"
+        source = inspect.getsource(embed)
+        reads, adds = map(source.index, ("model.has_embeddings", ".add_frame_field("))
+        assert reads < adds, "FiftyOne adds a field before it reads has_embeddings"
+
+    assert fbu.__name__ == callers._BRAIN
+    assert fbu.get_embeddings.__code__.co_name == "get_embeddings"
+    for method in (
+        similarity.compute_similarity,
+        visualization.compute_visualization,
+        uniqueness.compute_uniqueness,
+        representativeness.compute_representativeness,
+    ):
+        code = method.__code__
+        names = {"samples", "brain_key", "brain_method"}
+        assert names <= {*code.co_varnames}, f"{code.co_name} renamed one of {names}"
 
 
 def test_pillow(digits: list[Digit], tmp_path: Path) -> None:

@@ -282,9 +282,40 @@ def test_embeddings_with_no_recorded_provenance_are_refused(
     assert model.embed_samples(samples, "hiera", overwrite=True).embedded == 37
 
 
-def test_other_field_types_are_refused(samples: Any, model: HieraEmbeddingModel) -> None:
-    with pytest.raises(ValueError, match="'filepath' is a StringField, not a VectorField"):
-        model.embed_samples(samples, "filepath")
+_TYPES = "Detection, Detections, Polyline, Polylines"
+
+
+@pytest.mark.parametrize(
+    ("field", "patches_field", "message"),
+    [
+        ("filepath", None, "'filepath' is of type StringField, not VectorField: choose"),
+        ("part", None, "'part' is of type Detection, not VectorField"),
+        ("tags", None, "'tags' is of type ListField, not VectorField"),
+        ("label", "part", r"'part\.label' is of type StringField"),
+        ("e", "filepath", f"'filepath': the field is of type StringField.*{_TYPES}"),
+        ("e", "truth", r"type Classification\. Valid are .*: \['part', 'parts'\]"),
+        ("e", "absent", r"Invalid patches_field 'absent': the field does not exist"),
+        ("e", "parts.detections", "the field is of type ListField"),
+        ("e", 3, "Invalid patches_field 3: expected the name of a field"),
+        ("parts.detections.e", "parts", "attribute of the labels, pass 'e'"),
+        ("parts.e", "parts", "attribute of the labels, pass 'e'"),
+        ("part.e", "parts", r"expected a name without '\.'"),
+        ("parts.", "parts", r"expected a name without '\.'"),
+        (".e", None, r"expected a name without '\.'"),
+    ],
+)
+def test_other_fields_are_refused(
+    samples: Any, model: HieraEmbeddingModel, field: str, patches_field: Any, message: str
+) -> None:
+    sample = samples.first()
+    box, *_ = _boxes()
+    sample["part"], sample["parts"] = box, fo.Detections(detections=_boxes())
+    sample["truth"] = fo.Classification(label="7")
+    sample.save()
+    with pytest.raises(ValueError, match=message) as error:
+        model.embed_samples(samples, field, patches_field=patches_field)
+
+    assert "class" not in str(error.value)
 
 
 def test_everything_bad_raises_and_says_why(
@@ -661,10 +692,6 @@ def test_what_cannot_be_embedded_is_refused(
     with pytest.raises(ValueError, match="dataset or view, found list"):
         model.embed_samples([sample], "hiera")
 
-    for options in ({"patches_field": "parts"}, {}):
-        with pytest.raises(ValueError, match=r"'a\.b'.*a name without '\.'"):
-            model.embed_samples(samples, "a.b", **options)
-
     with pytest.raises(ValueError, match="embeddings_field '': expected the name of a"):
         model.embed_samples(samples, "")
 
@@ -730,6 +757,8 @@ def test_progress(
     assert "/37" not in capsys.readouterr().out
     model.embed_samples(samples, "shown", progress=True)
     assert "/37" in capsys.readouterr().out
+    model.embed_samples(samples, "shown", progress=True)
+    assert capsys.readouterr().out == "", "a bar of nothing"
 
     seen: list[tuple[int, int]] = []
     model.embed_samples(

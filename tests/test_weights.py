@@ -16,8 +16,9 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
 
+from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.hiera import hub as hub_module
-from fiftyone_hiera.hiera.hub import HubFile, link
+from fiftyone_hiera.hiera.hub import BundledFile, HubFile, link
 
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -25,7 +26,7 @@ REVISION = "c" * 40
 TOKEN = "hf_secretsecretsecret"
 
 _SCRIPT = """
-import sys, time
+import sys, time, traceback
 from pathlib import Path
 from fiftyone_hiera.hiera.hub import (
     DownloadError, HubFile, fetch, link, sha256, verify_download
@@ -42,7 +43,7 @@ try:
     verify_download(file, cached, sha256(cached))
     link(cached.resolve(), Path(destination))
 except DownloadError as error:
-    sys.exit(f"DownloadError: {error}")
+    sys.exit("".join(traceback.format_exception(error)))
 """
 
 
@@ -98,6 +99,7 @@ class Client:
         code, output = self.run(*args, **env)
         assert code == 1, output
         assert "DownloadError" in output
+        assert output.count("Traceback") == 1, "the cause is in the message already"
         assert "model.safetensors of owner/name" in output
         assert not self.destination.exists()
         return output
@@ -214,6 +216,8 @@ def test_offline_without_cache_says_what_to_place_where(client: Client) -> None:
     assert REVISION in output
     assert str(client.destination) in output
     assert "HF_HUB_OFFLINE" in output
+    assert output.rstrip().endswith(f"To try without a network: {hub_module._BUNDLED}")
+    assert isinstance(CHECKPOINTS[hub_module._BUNDLED].weights, BundledFile)
 
 
 def test_offline_with_cache(hub: HubServer, client: Client) -> None:

@@ -224,6 +224,33 @@ def test_command_line(registered: ZooUser) -> None:
     assert not Path(path).exists()
 
 
+def test_failed_download_is_one_error(registered: ZooUser) -> None:
+    calls = (
+        "foz.load_zoo_model('facebook/hiera-base-224-hf')",
+        "main()",
+    )
+    for call in calls:
+        raised = registered.python(
+            f"""
+import traceback
+from fiftyone.core.cli import main
+from huggingface_hub import constants
+
+sys.argv = ["fiftyone", "zoo", "models", "download", "facebook/hiera-base-224-hf"]
+constants.HF_HUB_OFFLINE = True
+try:
+    {call}
+except RuntimeError:
+    result = traceback.format_exc()
+finally:
+    constants.HF_HUB_OFFLINE = False
+"""
+        )
+        assert raised.count("Traceback") == 1, raised
+        assert "offline mode is enabled" in raised
+        assert raised.rstrip().endswith("To try without a network: hiera-nano-photos")
+
+
 def test_options(registered: ZooUser) -> None:
     # The form is that of the zoo's own operators in the App
     result = registered.python(
