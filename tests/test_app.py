@@ -345,7 +345,7 @@ def test_search_stores_distances(
     with browser.resolved():
         field.fill("label")
 
-    expect(page.get_by_text("not a FloatField")).to_be_visible()
+    expect(page.get_by_text("not FloatField")).to_be_visible()
     expect(browser.execute).to_be_disabled()
     with browser.resolved():
         field.fill("distance")

@@ -505,7 +505,7 @@ def test_search_form_checks_its_inputs(samples: Any, model: HieraEmbeddingModel)
         ({"dist_field": "_x"}, "dist_field", "cannot start with '_'"),
         ({"dist_field": "a.b"}, "dist_field", "without '.'"),
         ({"dist_field": "filepath"}, "dist_field", "StringField, not FloatField"),
-        ({"dist_field": "hiera"}, "dist_field", "VectorField, not a FloatField"),
+        ({"dist_field": "hiera"}, "dist_field", "VectorField, not FloatField"),
     ):
         errors = resolve(SORT, samples, **image, **params)[1]
         assert list(errors) == [name]
