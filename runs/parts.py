@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import fiftyone.core.collections as foc
-import fiftyone.core.labels as fol
 import numpy as np
 from fiftyone import ViewField as F
 
@@ -26,14 +25,7 @@ def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
     Yields:
         a :class:`Job` for each sample
     """
-    paths = ["id", "filepath"]
-    if target.frames_prefix:
-        paths += ["frames.id", "frames.frame_number"]
-    if target.patches_field is not None:
-        shape = "points" if _has_points(target) else "bounding_box"
-        paths += [target.parts_prefix + "id", target.parts_prefix + shape]
-
-    for sample_id, path, *rest in zip(*view.values(paths), strict=True):
+    for sample_id, path, *rest in zip(*view.values(target.input_paths), strict=True):
         yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
 
 
@@ -74,12 +66,8 @@ def _read_parts(target: Target, sample_id: str, columns: list[Any]) -> Iterator[
             ids, shapes = [ids], [shapes]
 
         for label_id, shape in zip(ids or [], shapes or [], strict=True):
-            box = _bounding_box(shape) if _has_points(target) else shape or ()
+            box = _bounding_box(shape) if target.has_points else shape or ()
             yield Part(label_id, document_id, frame_number, box)
-
-
-def _has_points(target: Target) -> bool:
-    return issubclass(target.label_type, (fol.Polyline, fol.Polylines))
 
 
 def _bounding_box(shapes: Sequence[Any] | None) -> Box:

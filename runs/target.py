@@ -26,6 +26,7 @@ from .fiftyone_internals import (
     show_field,
 )
 from .schema import add_field, find_stored_field
+from .views import changes, check_groups, check_videos, unhide_field
 
 _FRAMES = "frames."
 PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
@@ -42,7 +43,8 @@ class Target:
         patches_field (None): the field of detections or polylines
 
     Attributes:
-        samples: the samples; those in its groups for a view of dynamic groups
+        samples: the samples; those in its groups for a view of dynamic groups, and with
+            the field for a view that hides it
         dataset: their dataset
         media_type: ``"image"`` or ``"video"``
         name: the name of the field or attribute, without what comes before it; empty
@@ -66,10 +68,9 @@ class Target:
         if embeddings_field is not None:
             _check_name("embeddings_field", embeddings_field)
 
-        samples = _flatten(samples)
+        grouped, samples = samples, _flatten(samples)
         self.media_type = _media_type(samples)
         self.dataset = dataset_of(samples)
-        self.samples = samples
         self.frames_prefix = _FRAMES if self.media_type == fom.VIDEO else ""
         self.parts_prefix: str = self.frames_prefix
         self.name = (embeddings_field or "").removeprefix(self.frames_prefix)
@@ -90,8 +91,16 @@ class Target:
             self.label_type, root = label_path(self.dataset, self.patches_field)
             self.parts_prefix = f"{root}."
 
+        if samples is not grouped:
+            check_groups(grouped, self.input_paths)
+
+        if self.frames_prefix:
+            check_videos(samples)
+
         self.path = self.parts_prefix + self.name if self.name else ""
+        self.samples = samples
         if self.has_field:
+            self.samples = unhide_field(samples, self.path)
             self._check_field()
 
     @property
@@ -103,6 +112,29 @@ class Target:
     def has_parts(self) -> bool:
         """Whether frames or patches are embedded, not whole images."""
         return bool(self.parts_prefix)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether patches are those of polylines."""
+        return self.label_type in (fol.Polyline, fol.Polylines)
+
+    @property
+    def input_paths(self) -> list[str]:
+        """The paths of what is embedded: files, and frames and labels in them."""
+        paths = ["id", "filepath"]
+        if self.frames_prefix:
+            paths += ["frames.id", "frames.frame_number"]
+
+        if self.patches_field is not None:
+            shape = "points" if self.has_points else "bounding_box"
+            paths += [self.parts_prefix + "id", self.parts_prefix + shape]
+
+        return paths
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether the samples are a view that may show other inputs than those stored."""
+        return changes(self.samples, self.input_paths)
 
     def find_field(self) -> bool:
         """Return whether the field exists, even if another process just added it."""
@@ -233,12 +265,6 @@ class Target:
             raise ValueError(
                 f"The field {self.path!r} is a {type(field).__name__}, not a VectorField: "
                 "choose another name for the embeddings"
-            )
-
-        if self.samples.get_field(self.path) is None:
-            raise ValueError(
-                f"The view hides the field {self.path!r} and its embeddings: pass a view "
-                "without select_fields() or exclude_fields()"
             )
 
 

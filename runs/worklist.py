@@ -18,9 +18,10 @@ from ..embedding.jobs import Job, Part
 from ..images.refusals import check_is_file
 from .fiftyone_internals import pipeline_of, sample_collection
 from .index_feed import IndexFeed
-from .paging import Pages, add_stages, can_be_paged, in_shard
+from .paging import Pages, in_shard
 from .parts import match_embeddings, read_jobs
 from .target import Target
+from .views import add_stages, can_be_paged
 
 # The number of samples on a page
 _PAGE_SIZE = {fom.IMAGE: 500, fom.VIDEO: 5}
@@ -51,7 +52,8 @@ class Worklist:
     It is about the samples that exist when it is made. They are listed in the order of
     their IDs. Of views with stages such as ``limit``, ``take`` or ``sort_by``, the IDs are
     read at once, as they would change while the run writes; of all others, a page at a
-    time.
+    time. What is embedded is what the view shows: if it may be other than what is stored,
+    it is read with the IDs. What has an embedding already is what has one in the database.
 
     Args:
         target: the samples and the field
@@ -81,13 +83,15 @@ class Worklist:
         self._shard = shard
         self._page_size = _PAGE_SIZE[target.media_type]
         self._pending = {} if overwrite else {target.path: None}
+        self._shown: dict[str, tuple[str, Part]] = {}  # paths and parts by the parts' IDs
         self._listed = 0
         self._is_complete = False
         self.skipped = 0
         if can_be_paged(target.samples):
             self._pages = self._page_parts() if target.has_parts else self._page_images()
         else:
-            self._pages = self._page_snapshot(self._take_snapshot())
+            pages = self._page_snapshot(self._take_snapshot())
+            self._pages = map(self._as_shown, pages) if self._shown else pages
 
         self._expected, self._is_exact = self._count()
         if self._is_in_index and index is not None and (held := index.count()):
@@ -162,15 +166,40 @@ class Worklist:
             yield _Page([*map(_to_job, documents)], is_there - len(documents))
 
     def _take_snapshot(self) -> dict[str, set[str]]:
-        """Read the IDs of samples, and those of their parts if parts are embedded."""
-        view = self._target.samples.mongo(in_shard(self._shard))
-        if not self._target.has_parts:
-            return {sample_id: set() for sample_id in view.values("id")}
+        """Read the IDs of samples, and those of their parts if parts are embedded.
 
-        if self._target.frames_prefix:
+        If the view changes what is embedded, that is read, too.
+        """
+        target = self._target
+        view = target.samples.mongo(in_shard(self._shard))
+        if target.frames_prefix:
             self._add_frames(view.values("id"))
 
-        return _part_ids(self._target, view)
+        if not target.changes_inputs:
+            if target.has_parts:
+                return _part_ids(target, view)
+
+            return {sample_id: set() for sample_id in view.values("id")}
+
+        snapshot: dict[str, set[str]] = {}
+        for job in read_jobs(target, view):
+            snapshot.setdefault(job.sample_id, set()).update(part.id for part in job.parts)
+            self._shown.update((part.id, (job.path, part)) for part in job.parts)
+
+        return snapshot
+
+    def _as_shown(self, page: _Page) -> _Page:
+        """Return a page with the paths and parts that the view shows."""
+        jobs: list[Job] = []
+        for job in page.jobs:
+            parts: dict[str, list[Part]] = {}
+            for stored in job.parts:
+                path, part = self._shown.get(stored.id, (job.path, stored))
+                parts.setdefault(path, []).append(part)
+
+            jobs += [Job(job.sample_id, path, some) for path, some in parts.items()]
+
+        return _Page(jobs, page.skipped)
 
     def _look_up_parts(
         self,
@@ -187,26 +216,40 @@ class Worklist:
         """
         target = self._target
         frameless = self._add_frames(ids) if target.frames_prefix else []
-        view = add_stages(target.select(ids), samples)
-        pending = view if self._overwrite else self._without_embeddings(view)
-        existing = _part_ids(target, view)
+        there = _part_ids(target, add_stages(target.select(ids), samples))
         if wanted is not None:
-            existing = {id: parts & wanted[id] for id, parts in existing.items()}
+            there = {id: parts & wanted[id] for id, parts in there.items()}
 
+        if target.changes_inputs:
+            self._check_labels(ids, wanted or there)
+
+        pending = _part_ids(target, self._without_embeddings(target.select(ids)))
         jobs = [
             Job(job.sample_id, job.path, parts)
-            for job in read_jobs(target, pending)
-            if (parts := [part for part in job.parts if part.id in existing[job.sample_id]])
+            for job in read_jobs(target, add_stages(target.select([*pending]), samples))
+            for wanted_ids in [there.get(job.sample_id, set()) & pending[job.sample_id]]
+            if (parts := [part for part in job.parts if part.id in wanted_ids])
         ]
-        skipped = sum(map(len, existing.values())) - sum(len(job.parts) for job in jobs)
+        skipped = sum(map(len, there.values())) - sum(len(job.parts) for job in jobs)
         if target.patches_field is None:
             # A video whose frames are unknown is listed as one part, which fails
             jobs += read_jobs(target, target.select(frameless))
 
         return _Page(jobs, skipped)
 
+    def _check_labels(self, ids: Sequence[str], shown: dict[str, set[str]]) -> None:
+        """Check that the labels of a view can hold embeddings: that they are stored."""
+        stored = _part_ids(self._target, self._target.select(ids))
+        for id, parts in stored.items():
+            if self._target.patches_field is not None and shown.get(id, set()) - parts:
+                raise ValueError(
+                    f"The view shows labels of sample {id} in "
+                    f"{self._target.patches_field!r} that the dataset does not store "
+                    "there: pass the field that stores them as patches_field"
+                )
+
     def _without_embeddings(self, view: foc.SampleCollection) -> foc.SampleCollection:
-        if not self._target.find_field():
+        if self._overwrite or not self._target.find_field():
             return view
 
         return match_embeddings(self._target, view, False)
@@ -234,11 +277,7 @@ class Worklist:
         """
         target = self._target
         if target.has_parts:
-            view = (
-                target.samples
-                if self._overwrite
-                else self._without_embeddings(target.samples)
-            )
+            view = self._without_embeddings(target.samples)
             return view.mongo(in_shard(self._shard)).count(f"{target.parts_prefix}id"), True
 
         collection = sample_collection(target.dataset)
@@ -258,9 +297,12 @@ class Worklist:
 
 
 def _part_ids(target: Target, view: foc.SampleCollection) -> dict[str, set[str]]:
-    """Return the IDs of parts by sample."""
-    ids, parts = view.values(["id", f"{target.parts_prefix}id"])
-    return {id: {*_flatten(some)} for id, some in zip(ids, parts, strict=True)}
+    """Return the IDs of parts by sample; those of a sample that is there twice together."""
+    found: dict[str, set[str]] = {}
+    for id, parts in zip(*view.values(["id", f"{target.parts_prefix}id"]), strict=True):
+        found.setdefault(id, set()).update(_flatten(parts))
+
+    return found
 
 
 def _to_job(document: dict[str, Any]) -> Job:
