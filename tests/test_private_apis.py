@@ -40,6 +40,7 @@ _USED_IN = {
     "_stages": "runs/fiftyone_internals.py",
     "_pipeline": "runs/fiftyone_internals.py",
     "_sample_collection": "runs/fiftyone_internals.py",
+    "_frame_collection": "runs/fiftyone_internals.py",
     "_stream_info": "embedding/prefetch.py",
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",

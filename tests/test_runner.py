@@ -353,12 +353,12 @@ def test_failed_write_stops_the_run(
     store = Target.store
     calls: list[int] = []
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any) -> Any:
         calls.append(len(calls) + 1)
         if calls[-1] == failing:
             raise ValueError("the server said no")
 
-        store(*args)
+        return store(*args)
 
     monkeypatch.setattr(Target, "store", fail)
     with pytest.raises(
