@@ -179,7 +179,7 @@ class Worklist:
             if target.has_parts:
                 return _part_ids(target, view)
 
-            return {sample_id: set() for sample_id in view.values("id")}
+            return dict.fromkeys(view.values("id"), set())
 
         snapshot: dict[str, set[str]] = {}
         for job in read_jobs(target, view):

@@ -173,7 +173,9 @@ def test_pipeline_of_a_view(labeled: Any) -> None:
 
 
 def test_collection_of_samples(labeled: Any) -> None:
-    assert hasattr(labeled, "_sample_collection")
+    for name in ("_sample_collection", "_frame_collection"):
+        assert hasattr(labeled, name)
+
     (document,) = internals.sample_collection(labeled).find()
     assert document["filepath"] == labeled.first().filepath
 

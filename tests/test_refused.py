@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from bson import ObjectId, encode
 from digit_samples import check_embeddings
+from index_rows import KEY, database
 
 import fiftyone_hiera
 from fiftyone_hiera.embedding.jobs import Part
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs.fiftyone_internals import frame_collection, sample_collection
 from fiftyone_hiera.runs.refused import MOST_BYTES
-from fiftyone_hiera.runs.report import EmbeddingError
+from fiftyone_hiera.runs.report import EmbeddingError, IndexChange
 from fiftyone_hiera.runs.target import Target
 
 _COUNT = 6
@@ -75,6 +76,17 @@ def test_refused_sample_fails_alone(
     assert error.value.report.embedded == 0
     if field is None:
         check_embeddings(samples.exclude(sample_id), model)
+
+
+@pytest.mark.slow
+def test_refused_sample_is_not_in_the_index(
+    samples: Any, model: HieraEmbeddingModel, request: pytest.FixtureRequest
+) -> None:
+    _fill(sample_collection(samples), samples.first().id, 500)
+    with database("lancedb", request):
+        report = model.embed_samples(samples, "hiera", brain_key=KEY, backend="lancedb")
+        assert report.index == IndexChange(rows=_COUNT - 1, added=_COUNT - 1, removed=0)
+        samples.delete_brain_run(KEY)
 
 
 def test_refused_sample_is_attached_no_embedding(samples: Any, tmp_path: Path) -> None:
