@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,10 @@ _COUNTING_MS = 300
 _SAMPLED = 1000
 
 _FRAME_COUNT = "metadata.total_frame_count"
+
+
+_Snapshot = Mapping[str, Set[str]]
+"""The IDs of parts by those of their samples; none for whole images."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class Worklist:
             ids = [str(document["_id"]) for document in documents]
             yield self._look_up_parts(ids, samples, None)
 
-    def _page_snapshot(self, parts: dict[str, set[str]]) -> Iterator[_Page]:
+    def _page_snapshot(self, parts: _Snapshot) -> Iterator[_Page]:
         for ids in fou.iter_batches([*parts], self._page_size):
             if self._target.has_parts:
                 yield self._look_up_parts(ids, self._target.dataset, parts)
@@ -165,7 +169,7 @@ class Worklist:
             is_there = collection.count_documents(among)
             yield _Page([*map(_to_job, documents)], is_there - len(documents))
 
-    def _take_snapshot(self) -> dict[str, set[str]]:
+    def _take_snapshot(self) -> _Snapshot:
         """Read the IDs of samples, and those of their parts if parts are embedded.
 
         If the view changes what is embedded, that is read, too.
@@ -179,12 +183,15 @@ class Worklist:
             if target.has_parts:
                 return _part_ids(target, view)
 
-            return dict.fromkeys(view.values("id"), set())
+            return dict.fromkeys(view.values("id"), frozenset())
 
         snapshot: dict[str, set[str]] = {}
         for job in read_jobs(target, view):
             snapshot.setdefault(job.sample_id, set()).update(part.id for part in job.parts)
             self._shown.update((part.id, (job.path, part)) for part in job.parts)
+
+        for ids in fou.iter_batches([*snapshot], self._page_size):
+            self._check_labels(ids, snapshot)
 
         return snapshot
 
@@ -205,7 +212,7 @@ class Worklist:
         self,
         ids: Sequence[str],
         samples: foc.SampleCollection,
-        wanted: dict[str, set[str]] | None,
+        wanted: _Snapshot | None,
     ) -> _Page:
         """Look up the parts of samples.
 
@@ -219,16 +226,15 @@ class Worklist:
         there = _part_ids(target, add_stages(target.select(ids), samples))
         if wanted is not None:
             there = {id: parts & wanted[id] for id, parts in there.items()}
-
-        if target.changes_inputs:
-            self._check_labels(ids, wanted or there)
+        elif target.changes_inputs:
+            self._check_labels(ids, there)
 
         pending = _part_ids(target, self._without_embeddings(target.select(ids)))
         jobs = [
             Job(job.sample_id, job.path, parts)
             for job in read_jobs(target, add_stages(target.select([*pending]), samples))
-            for wanted_ids in [there.get(job.sample_id, set()) & pending[job.sample_id]]
-            if (parts := [part for part in job.parts if part.id in wanted_ids])
+            for listed in [there.get(job.sample_id, set()) & pending[job.sample_id]]
+            if (parts := [part for part in job.parts if part.id in listed])
         ]
         skipped = sum(map(len, there.values())) - sum(len(job.parts) for job in jobs)
         if target.patches_field is None:
@@ -237,15 +243,18 @@ class Worklist:
 
         return _Page(jobs, skipped)
 
-    def _check_labels(self, ids: Sequence[str], shown: dict[str, set[str]]) -> None:
+    def _check_labels(self, ids: Sequence[str], shown: _Snapshot) -> None:
         """Check that the labels of a view can hold embeddings: that they are stored."""
-        stored = _part_ids(self._target, self._target.select(ids))
-        for id, parts in stored.items():
-            if self._target.patches_field is not None and shown.get(id, set()) - parts:
+        target = self._target
+        if target.patches_field is None:
+            return
+
+        for id, stored in _part_ids(target, target.select(ids)).items():
+            if shown.get(id, set()) - stored:
                 raise ValueError(
-                    f"The view shows labels of sample {id} in "
-                    f"{self._target.patches_field!r} that the dataset does not store "
-                    "there: pass the field that stores them as patches_field"
+                    f"The view shows labels of sample {id} in {target.patches_field!r} "
+                    "that the dataset does not store there: pass the field that stores "
+                    "them as patches_field"
                 )
 
     def _without_embeddings(self, view: foc.SampleCollection) -> foc.SampleCollection:

@@ -675,6 +675,10 @@ def test_groups(
     both = dataset.select_group_slices(["left", "right"])
     report = model.embed_samples(both, "hiera")
     assert (report.embedded, report.skipped) == (5, 5)
+    for view in (right_slice.select_fields(), dataset.select_fields()):
+        view = view.select_group_slices("left") if view.media_type == "group" else view
+        for embedded in (5, 0):
+            assert model.embed_samples(view, "hidden").embedded == embedded
 
 
 @pytest.mark.parametrize("is_ordered", [False, True])
@@ -686,6 +690,9 @@ def test_dynamic_groups(samples: Any, model: HieraEmbeddingModel, is_ordered: bo
     report = model.embed_samples(view, "hiera")
     assert (report.embedded, report.skipped) == (21, 16)
     check_embeddings(samples, model)
+    hidden = samples.select_fields(["scene", "number"]).group_by("scene")
+    for embedded in (37, 0):
+        assert model.embed_samples(hidden, "hidden").embedded == embedded
 
 
 def test_dynamic_groups_that_would_lose_what_the_view_shows_are_refused(
