@@ -21,7 +21,7 @@ from .index_feed import IndexFeed
 from .paging import Pages, in_shard
 from .parts import match_embeddings, read_jobs
 from .target import Target
-from .views import add_stages, can_be_paged
+from .views import add_stages, can_be_paged, changes
 
 # The number of samples on a page
 _PAGE_SIZE = {fom.IMAGE: 500, fom.VIDEO: 5}
@@ -98,6 +98,8 @@ class Worklist:
             self._pages = map(self._as_shown, pages) if self._shown else pages
 
         self._expected, self._is_exact = self._count()
+        if changes(target.samples, [target.path]):
+            self._is_exact = False  # it was counted as the view shows it
         if self._is_in_index and index is not None and (held := index.count()):
             self._expected, self._is_exact = max(0, self._expected - held), False
 
@@ -223,18 +225,23 @@ class Worklist:
         """
         target = self._target
         frameless = self._add_frames(ids) if target.frames_prefix else []
-        there = _part_ids(target, add_stages(target.select(ids), samples))
+        view = add_stages(target.select(ids), samples)
+        there: _Snapshot = _part_ids(target, view)
         if wanted is not None:
             there = {id: parts & wanted[id] for id, parts in there.items()}
         elif target.changes_inputs:
             self._check_labels(ids, there)
 
-        pending = _part_ids(target, self._without_embeddings(target.select(ids)))
+        pending, listed = self._without_embeddings(view), there
+        if changes(samples, [target.path]):
+            stored = _part_ids(target, self._without_embeddings(target.select(ids)))
+            pending = view
+            listed = {id: parts & stored.get(id, set()) for id, parts in there.items()}
+
         jobs = [
             Job(job.sample_id, job.path, parts)
-            for job in read_jobs(target, add_stages(target.select([*pending]), samples))
-            for listed in [there.get(job.sample_id, set()) & pending[job.sample_id]]
-            if (parts := [part for part in job.parts if part.id in listed])
+            for job in read_jobs(target, pending)
+            if (parts := [part for part in job.parts if part.id in listed[job.sample_id]])
         ]
         skipped = sum(map(len, there.values())) - sum(len(job.parts) for job in jobs)
         if target.patches_field is None:
