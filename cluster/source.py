@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Job
@@ -108,25 +107,18 @@ def _embed_again(
 def _in_blocks(
     jobs: Iterable[Job], block_size: int, *, is_video: bool
 ) -> Iterator[list[Job]]:
-    """Group files to blocks of so many parts; a video is a block, however long."""
-    if is_video:
-        for job in jobs:
-            yield [job]
+    """Group files to blocks of about so many parts; a video is a block, however long.
 
-        return
-
+    No file is in two blocks, and so each is read once.
+    """
     block: list[Job] = []
-    room = block_size
+    size = 0
     for job in jobs:
-        start = 0
-        while start < len(job.parts):
-            some = job.parts[start : start + room]
-            block.append(replace(job, parts=some))
-            start += len(some)
-            room -= len(some)
-            if not room:
-                yield block
-                block, room = [], block_size
+        block.append(job)
+        size += len(job.parts)
+        if is_video or size >= block_size:
+            yield block
+            block, size = [], 0
 
     if block:
         yield block

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .patches import Box
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """What one embedding is computed from: an image, a frame, or a patch of either.
 
@@ -27,7 +27,7 @@ class Part:
     box: Box | str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """The parts of one file to embed.
 

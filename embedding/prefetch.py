@@ -8,6 +8,7 @@ process, and do not depend on how processes are started.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,11 +66,12 @@ def read_images(
     Yields:
         lists of :data:`Read`, in the order of the jobs
     """
-    # A file with many parts is read several times, a bounded number of parts each
+    size = max(1, ahead // 2)
     tasks = (
-        _Task(len(part.parts), partial(_read_image, part, preprocessing))
+        _Task(len(parts), partial(file.read, parts))
         for job in jobs
-        for part in _split(job, max(1, ahead // 2))
+        for file in [_ImageFile(job, preprocessing)]
+        for parts in _split(job.parts, size)
     )
     return _read_ahead(tasks, num_workers, ahead)
 
@@ -126,26 +128,64 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _split(job: Job, size: int) -> Iterator[Job]:
-    for start in range(0, len(job.parts), size):
-        yield Job(job.sample_id, job.path, job.parts[start : start + size])
+def _split(parts: Sequence[Part], size: int) -> Iterator[Sequence[Part]]:
+    for start in range(0, len(parts), size):
+        yield parts[start : start + size]
 
 
 def _take(reads: Iterator[Read], size: int) -> list[Read]:
     return list(itertools.islice(reads, size))
 
 
-def _read_image(job: Job, preprocessing: Preprocessing) -> list[Read]:
-    is_whole = job.parts[0].box is None
-    read = preprocessing.read if is_whole else read_image
-    warnings: list[str] = []
-    try:
-        image = read(job.path, warn=warnings.append)
-    except ValueError as error:
-        return [Failed(job, job.parts, error)]
+class _ImageFile:
+    """An image file whose parts may be read by several threads: it is decoded once.
 
-    shown = image if is_whole else np.asarray(image)
-    return [_prepare(job, part, shown, preprocessing, warnings) for part in job.parts]
+    The image is held until its last part is read. As parts are read ahead in the order of
+    the files, these are few images more than there are threads.
+
+    Args:
+        job: the file
+        preprocessing: the preprocessing
+    """
+
+    def __init__(self, job: Job, preprocessing: Preprocessing) -> None:
+        self._job = job
+        self._preprocessing = preprocessing
+        self._warnings: list[str] = []
+        self._image: Any = None
+        self._error: ValueError | None = None
+        self._unread = len(job.parts)
+        self._lock = threading.Lock()
+
+    def read(self, parts: Sequence[Part]) -> list[Read]:
+        """Read some of the parts."""
+        job = self._job
+        with self._lock:
+            if self._image is None and self._error is None:
+                self._decode()
+
+            image = self._image
+            self._unread -= len(parts)
+            if not self._unread:
+                self._image = None
+
+        if self._error is not None:
+            return [Failed(job, parts, self._error)]
+
+        return [
+            _prepare(job, part, image, self._preprocessing, self._warnings)
+            for part in parts
+        ]
+
+    def _decode(self) -> None:
+        is_whole = self._job.parts[0].box is None
+        read = self._preprocessing.read if is_whole else read_image
+        try:
+            image = read(self._job.path, warn=self._warnings.append)
+        except ValueError as error:
+            self._error = error
+        else:
+            self._image = image if is_whole else np.asarray(image)
 
 
 def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:

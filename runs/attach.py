@@ -42,7 +42,8 @@ class AttachReport:
         attached: the number of embeddings stored
         skipped: the number of embeddings that existed already
         missing: the number of samples that are not in the output's complete parts
-        failed: the samples whose row holds an error, with its reason
+        failed: the samples whose row holds an error, with its reason, and those whose
+            document MongoDB refuses to change
         seconds: the duration
     """
 
@@ -108,15 +109,13 @@ def attach(
                     ]
 
             embedded = {
-                id: row.vector
-                for row in batch
-                for id in row.sample_ids
-                if row.vector is not None
+                id: row for row in batch for id in row.sample_ids if row.vector is not None
             }
-            if embedded:
-                _store(claim, embedded)
-
-            report.attached += len(embedded)
+            refused = _store(claim, embedded) if embedded else {}
+            report.failed += [
+                Notice(id, id, embedded[id].uri, reason) for id, reason in refused.items()
+            ]
+            report.attached += len(embedded) - len(refused)
             bar.update(sum(len(row.sample_ids) for row in batch))
 
     report.missing = sum(map(len, wanted.values()))
@@ -206,7 +205,8 @@ def _to_vectors(table: Any) -> Iterator[tuple[str, Embeddings | None, str | None
         yield uri, vector if error is None else None, error
 
 
-def _store(claim: FieldClaim, embedded: Mapping[str, Embeddings]) -> None:
-    parts = [Part(sample_id, sample_id) for sample_id in embedded]
+def _store(claim: FieldClaim, found: Mapping[str, _Found]) -> dict[str, str]:
+    parts = [Part(sample_id, sample_id) for sample_id in found]
     claim.take()
-    claim.store([*embedded], parts, np.stack([*embedded.values()]))
+    embeddings = np.stack([row.vector for row in found.values() if row.vector is not None])
+    return claim.store([*found], parts, embeddings)

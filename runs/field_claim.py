@@ -140,7 +140,7 @@ class FieldClaim:
         sample_ids: Sequence[str],
         parts: Sequence[Part],
         embeddings: npt.NDArray[np.float32],
-    ) -> None:
+    ) -> dict[str, str]:
         """Write embeddings, unless another run took the field meanwhile.
 
         Args:
@@ -148,17 +148,22 @@ class FieldClaim:
             parts: the N parts
             embeddings: their embeddings, of shape (N, D)
 
+        Returns:
+            why some are not stored, by ID; see :meth:`Target.store`
+
         Raises:
             ValueError: if another run did
         """
         self.confirm()
-        self._target.store(parts, embeddings)
+        refused = self._target.store(parts, embeddings)
         try:
             self.confirm()
         except ValueError:
             # It removed the field's embeddings, perhaps before these were stored
             self._target.remove(sample_ids, parts, embeddings)
             raise
+
+        return refused
 
     def adopt(self) -> None:
         """Record the provenance for the embeddings that the field holds.

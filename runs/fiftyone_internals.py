@@ -173,3 +173,8 @@ def pipeline_of(samples: Any) -> list[dict[str, Any]]:
 def sample_collection(dataset: Any) -> Any:
     """Return the collection of a dataset's samples in the database."""
     return dataset._sample_collection
+
+
+def frame_collection(dataset: Any) -> Any:
+    """Return the collection of the frames of a dataset's videos in the database."""
+    return dataset._frame_collection

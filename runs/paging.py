@@ -12,41 +12,12 @@ from typing import Any
 
 from bson import ObjectId
 
-from .fiftyone_internals import dataset_of, pipeline_of, sample_collection, stages_of
+from .fiftyone_internals import dataset_of, pipeline_of, sample_collection
 
 Pipeline = list[dict[str, Any]]
 """Stages of MongoDB's aggregation."""
 
 _START = ObjectId("0" * 24)
-
-# Stages that decide about each sample without the others. A limit, for instance, would
-# begin anew on each page; lists of IDs would be sent with each
-_PER_SAMPLE = {
-    "ExcludeFields",
-    "ExcludeLabels",
-    "Exists",
-    "FilterField",
-    "FilterKeypoints",
-    "FilterLabels",
-    "LimitLabels",
-    "MapLabels",
-    "Match",
-    "MatchFrames",
-    "MatchLabels",
-    "MatchTags",
-    "SelectFields",
-    "SelectLabels",
-    "SetField",
-    "SetLabelValues",
-}
-_FIRST = {"SelectGroupSlices"}  # elsewhere they turn samples into others of their groups
-
-
-def can_be_paged(samples: Any) -> bool:
-    """Return whether each page of a dataset or view can be read by itself."""
-    names = [type(stage).__name__ for stage in stages_of(samples)]
-    rest = names[1:] if names and names[0] in _FIRST else names
-    return _PER_SAMPLE.issuperset(rest)
 
 
 def in_shard(shard: tuple[int, int] | None) -> Pipeline:
@@ -66,20 +37,11 @@ def in_shard(shard: tuple[int, int] | None) -> Pipeline:
     return [{"$match": {"$expr": {"$eq": [{"$mod": [hashed, count]}, index]}}}]
 
 
-def add_stages(view: Any, samples: Any) -> Any:
-    """Add the stages of a dataset or view that can be paged to a view of some samples."""
-    for stage in stages_of(samples):
-        if type(stage).__name__ not in _FIRST:
-            view = view.add_stage(stage)
-
-    return view
-
-
 class Pages:
     """The samples of a dataset or view that exist now, page by page.
 
     Args:
-        samples: the samples; see :func:`can_be_paged`
+        samples: the samples; see :func:`.views.can_be_paged`
         shard: the shard; see :func:`in_shard`
     """
 
@@ -97,7 +59,8 @@ class Pages:
 
         Args:
             size: the number of samples on a page
-            matching: MongoDB's condition for the samples that are listed
+            matching: MongoDB's condition for the samples that are listed, as they are
+                stored
             fields: the fields to read besides the ID
 
         Yields:
@@ -107,8 +70,7 @@ class Pages:
         after = _START
         while after < self._newest:
             pipeline: Pipeline = [
-                *self._between(after, self._newest),
-                {"$match": matching},
+                *self._between(after, self._newest, matching),
                 {"$limit": size},
                 {"$project": dict.fromkeys(["_id", *fields], True)},
             ]
@@ -121,15 +83,18 @@ class Pages:
     def count(self, after: ObjectId, last: ObjectId) -> int:
         """Count the samples behind an ID, up to another one, listed or not."""
         if not self._of_view and not self._shard:
-            between = {"_id": {"$gt": after, "$lte": last}}
-            return int(self._collection.count_documents(between))
+            ids = {"_id": {"$gt": after, "$lte": last}}
+            return int(self._collection.count_documents(ids))
 
-        found = self._collection.aggregate([*self._between(after, last), {"$count": "n"}])
+        between = self._between(after, last, {})
+        found = self._collection.aggregate([*between, {"$count": "n"}])
         return sum(document["n"] for document in found)
 
-    def _between(self, after: ObjectId, last: ObjectId) -> Pipeline:
+    def _between(
+        self, after: ObjectId, last: ObjectId, matching: dict[str, Any]
+    ) -> Pipeline:
         return [
-            {"$match": {"_id": {"$gt": after, "$lte": last}}},
+            {"$match": {"_id": {"$gt": after, "$lte": last}, **matching}},
             {"$sort": {"_id": 1}},
             *self._shard,
             *self._of_view,

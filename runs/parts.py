@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import fiftyone.core.collections as foc
-import fiftyone.core.labels as fol
 from fiftyone import ViewField as F
 
 from ..embedding.jobs import Job, Part
@@ -25,14 +24,8 @@ def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
     Yields:
         a :class:`Job` for each sample
     """
-    paths = ["id", "filepath"]
-    if target.frames_prefix:
-        paths += ["frames.id", "frames.frame_number"]
-    if target.patches_field is not None:
-        shape = "points" if _has_points(target) else "bounding_box"
-        paths += [target.parts_prefix + "id", target.parts_prefix + shape]
-
-    for sample_id, path, *rest in zip(*stored_values(view, paths), strict=True):
+    columns = stored_values(view, target.input_paths)
+    for sample_id, path, *rest in zip(*columns, strict=True):
         yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
 
 
@@ -76,13 +69,9 @@ def _read_parts(target: Target, sample_id: str, columns: list[Any]) -> Iterator[
             yield Part(label_id, document_id, frame_number, _read_box(target, shape))
 
 
-def _has_points(target: Target) -> bool:
-    return issubclass(target.label_type, (fol.Polyline, fol.Polylines))
-
-
 def _read_box(target: Target, shape: Any) -> Box | str:
     """Return the box of a label, or why it has none."""
     try:
-        return enclosing_box(shape) if _has_points(target) else to_box(shape)
+        return enclosing_box(shape) if target.has_points else to_box(shape)
     except ValueError as error:
         return str(error)

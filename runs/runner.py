@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 
 from ..cluster.start import start_embedding
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Part
+from ..embedding.jobs import Job, Part
 from ..embedding.results import Embedded, Embeddings, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
@@ -185,9 +185,11 @@ def _run_steps(
         iters_str=unit,
     )
 
-    def on_stored(count: int) -> None:
+    def on_stored(count: int, refused: Sequence[Failed]) -> None:
         report.embedded += count
         bar.update(count)
+        for result in refused:
+            _fail(context, result)
 
     with bar, contextlib.closing(results), Writer(on_stored) as writer:
         context = _Context(target, options, claim, feed, report, bar, writer)
@@ -214,30 +216,46 @@ def _store(context: _Context, batch: Sequence[Embedded]) -> None:
     if context.claim is not None:
         context.claim.take()
 
-    parts = [result.part for result in batch]
-    embeddings = np.stack([result.embedding for result in batch])
-
-    sample_ids = [result.job.sample_id for result in batch]
-    write = partial(_write, context, sample_ids, parts, embeddings)
-    context.writer.submit(write, len(parts))
+    context.writer.submit(partial(_write, context, batch), len(batch))
     tag = context.options.failure_tag
     if tag is not None:
-        whole = sorted({*sample_ids} - context.failed_ids)
+        whole = sorted({result.job.sample_id for result in batch} - context.failed_ids)
         context.writer.submit(partial(context.target.untag, whole, tag))
 
 
-def _write(
-    context: _Context,
-    sample_ids: Sequence[str],
-    parts: Sequence[Part],
-    embeddings: Embeddings,
-) -> None:
-    """Write a batch to the field, and then to the index."""
-    if context.claim is not None:
-        context.claim.store(sample_ids, parts, embeddings)
+def _write(context: _Context, batch: Sequence[Embedded]) -> list[Failed]:
+    """Write a batch to the field, and then to the index.
 
-    if context.feed is not None:
-        context.feed.add(sample_ids, parts, embeddings)
+    Returns:
+        what the database refuses to store in the field
+    """
+    refused: dict[str, str] = {}
+    if context.claim is not None:
+        refused = context.claim.store(*_columns(batch))
+
+    stored = [result for result in batch if result.part.id not in refused]
+    if context.feed is not None and stored:
+        context.feed.add(*_columns(stored))
+
+    failed: dict[tuple[str, str], tuple[Job, list[Part]]] = {}
+    for result in batch:
+        if (reason := refused.get(result.part.id)) is not None:
+            key = result.job.sample_id, reason
+            failed.setdefault(key, (result.job, []))[1].append(result.part)
+
+    return [
+        Failed(job, parts, ValueError(reason))
+        for (_, reason), (job, parts) in failed.items()
+    ]
+
+
+def _columns(batch: Sequence[Embedded]) -> tuple[list[str], list[Part], Embeddings]:
+    """Return the samples' IDs, the parts, and the embeddings of shape (N, D)."""
+    return (
+        [result.job.sample_id for result in batch],
+        [result.part for result in batch],
+        np.stack([result.embedding for result in batch]),
+    )
 
 
 def _warn(context: _Context, batch: Sequence[Embedded]) -> None:

@@ -68,7 +68,8 @@ def pick_inputs(
     """Read some of the images whose embeddings are in a field.
 
     They are those of the samples with the first and the last ID, and of others at random.
-    Those whose files cannot be read are left out for others.
+    Those whose files cannot be read are left out for others. Of a view that shows other
+    inputs than those stored, they are its own.
 
     Args:
         target: the field
@@ -140,13 +141,13 @@ def _first_jobs(target: Target, order: int) -> list[Job]:
     if order < 0:
         pipeline.append({"$limit": _MANY})  # behind them, embedded samples may be far
 
-    view = match_embeddings(target, all_slices(target.dataset).mongo(pipeline), True)
+    view = match_embeddings(target, _samples(target).mongo(pipeline), True)
     return _to_jobs(target, view.limit(_SPARE))
 
 
 def _random_jobs(target: Target, count: int, *, is_thorough: bool) -> list[Job]:
     """Return samples with embeddings at random."""
-    samples = all_slices(target.dataset)
+    samples = _samples(target)
     many = sample_collection(target.dataset).estimated_document_count() > _MANY
     if many and not is_thorough:
         few = samples.mongo([{"$sample": {"size": _SAMPLED * count}}])
@@ -154,6 +155,15 @@ def _random_jobs(target: Target, count: int, *, is_thorough: bool) -> list[Job]:
 
     held = match_embeddings(target, samples, True)
     return _to_jobs(target, held.mongo([{"$sample": {"size": count}}]))
+
+
+def _samples(target: Target) -> Any:
+    """Return the samples whose embeddings are compared.
+
+    They are all those of the dataset. If a view shows other inputs than those stored, they
+    are its own: nothing says which inputs other embeddings in the field are of.
+    """
+    return target.samples if target.changes_inputs else all_slices(target.dataset)
 
 
 def _to_jobs(target: Target, view: Any) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,12 +20,18 @@ from .fiftyone_internals import (
     all_slices,
     dataset_of,
     flatten_dynamic_groups,
+    frame_collection,
     is_generated,
     label_path,
+    sample_collection,
     schema_lock,
     show_field,
 )
+from .refused import MOST_BYTES, document_size, refused_ids
 from .schema import add_field, describe_type, find_stored_field
+from .views import changes, check_groups, check_videos, unhide_field
+
+logger = logging.getLogger(__name__)
 
 _FRAMES = "frames."
 PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
@@ -41,7 +48,8 @@ class Target:
         patches_field (None): the field of detections or polylines
 
     Attributes:
-        samples: the samples; those in its groups for a view of dynamic groups
+        samples: the samples; those in its groups for a view of dynamic groups, and with
+            the field for a view that hides it
         dataset: their dataset
         media_type: ``"image"`` or ``"video"``
         name: the name of the field or attribute, without what comes before it; empty
@@ -65,10 +73,9 @@ class Target:
         if embeddings_field is not None:
             _check_name("embeddings_field", embeddings_field)
 
-        samples = _flatten(samples)
+        grouped, samples = samples, _flatten(samples)
         self.media_type = _media_type(samples)
         self.dataset = dataset_of(samples)
-        self.samples = samples
         self.frames_prefix = _FRAMES if self.media_type == fom.VIDEO else ""
         self.parts_prefix: str = self.frames_prefix
         self.name = (embeddings_field or "").removeprefix(self.frames_prefix)
@@ -83,8 +90,16 @@ class Target:
             self.parts_prefix = f"{root}."
 
         self._check_is_name(embeddings_field)
+        if samples is not grouped:
+            check_groups(grouped, self.input_paths)
+
+        if self.frames_prefix:
+            check_videos(samples)
+
         self.path = self.parts_prefix + self.name if self.name else ""
+        self.samples = samples
         if self.has_field:
+            self.samples = unhide_field(samples, self.path)
             self._check_field()
 
     @property
@@ -96,6 +111,29 @@ class Target:
     def has_parts(self) -> bool:
         """Whether frames or patches are embedded, not whole images."""
         return bool(self.parts_prefix)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether patches are those of polylines."""
+        return self.label_type in (fol.Polyline, fol.Polylines)
+
+    @property
+    def input_paths(self) -> list[str]:
+        """The paths of what is embedded: files, and frames and labels in them."""
+        paths = ["id", "filepath"]
+        if self.frames_prefix:
+            paths += ["frames.id", "frames.frame_number"]
+
+        if self.patches_field is not None:
+            shape = "points" if self.has_points else "bounding_box"
+            paths += [self.parts_prefix + "id", self.parts_prefix + shape]
+
+        return paths
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether the samples are a view that may show other inputs than those stored."""
+        return changes(self.samples, self.input_paths)
 
     def find_field(self) -> bool:
         """Return whether the field exists, even if another process just added it."""
@@ -165,32 +203,51 @@ class Target:
         if same:
             self.store(same, [None] * len(same))
 
-    def store(self, parts: Sequence[Part], embeddings: Sequence[Any] | Embeddings) -> None:
+    def store(
+        self, parts: Sequence[Part], embeddings: Sequence[Any] | Embeddings
+    ) -> dict[str, str]:
         """Write embeddings, each to the document of its own ID.
 
         Args:
             parts: the N parts
             embeddings: their embeddings, of shape (N, D), or N times None
-        """
-        if self.patches_field is None:
-            values = zip([part.id for part in parts], embeddings, strict=True)
-            self.dataset.set_values(
-                self.path, dict(values), key_field=self.frames_prefix + "id"
-            )
-            return
 
-        document = "frame_id" if self.frames_prefix else "sample_id"
-        self.dataset.set_label_values(
-            self.path,
-            [
-                {document: part.document_id, "label_id": part.id, "value": embedding}
-                for part, embedding in zip(parts, embeddings, strict=True)
-            ],
-        )
+        Returns:
+            a dict from the IDs of the parts whose documents MongoDB refuses to change to
+            the reasons; all others are stored
+        """
+        rows = {part.id: (part, e) for part, e in zip(parts, embeddings, strict=True)}
+        refused: dict[str, str] = {}
+        while rows:
+            try:
+                self._set([*rows.values()])
+                break
+            except ValueError as error:
+                reasons = refused_ids(error)
+                ids = [
+                    id
+                    for id, (part, _) in rows.items()
+                    if {id, part.document_id} & {*reasons}
+                ]
+                if not ids:
+                    raise
+
+                for id in ids:
+                    part, embedding = rows.pop(id)
+                    reason = reasons.get(id, reasons.get(part.document_id))
+                    refused[id] = self._explain(part.document_id, embedding, reason)
+
+        return refused
 
     def tag(self, sample_ids: Sequence[str], tag: str) -> None:
         """Add a tag to samples."""
-        self.select(sample_ids).tag_samples(tag)
+        try:
+            self.select(sample_ids).tag_samples(tag)
+        except ValueError as error:
+            if not refused_ids(error):
+                raise
+
+            logger.warning("Cannot tag all of %s with %r: %s", [*sample_ids], tag, error)
 
     def untag(self, sample_ids: Sequence[str], tag: str) -> None:
         """Remove a tag from the samples that have it."""
@@ -216,6 +273,39 @@ class Target:
         else:
             self.dataset.clear_sample_field(name)
 
+    def _set(self, rows: Sequence[tuple[Part, Any]]) -> None:
+        if self.patches_field is None:
+            values = {part.id: embedding for part, embedding in rows}
+            self.dataset.set_values(self.path, values, key_field=self.frames_prefix + "id")
+            return
+
+        document = "frame_id" if self.frames_prefix else "sample_id"
+        self.dataset.set_label_values(
+            self.path,
+            [
+                {document: part.document_id, "label_id": part.id, "value": embedding}
+                for part, embedding in rows
+            ],
+        )
+
+    def _explain(self, document_id: str, embedding: Embeddings, reason: str | None) -> str:
+        """Explain why MongoDB refuses to add an embedding to a document."""
+        kind = "frame" if self.frames_prefix else "sample"
+        if reason is not None:
+            return f"The validator of the database refuses {kind} {document_id}: {reason}"
+
+        find_collection = frame_collection if self.frames_prefix else sample_collection
+        size = document_size(find_collection(self.dataset), document_id)
+        advice = "use a model with shorter embeddings"
+        if not self.frames_prefix:
+            advice += ", or store them in an index alone: a brain_key, no embeddings_field"
+
+        return (
+            f"The document of {kind} {document_id} has {size:,} bytes, and an embedding of "
+            f"{embedding.nbytes:,} would pass the {MOST_BYTES:,} that MongoDB stores: "
+            f"{advice}"
+        )
+
     def _check_is_name(self, embeddings_field: str | None) -> None:
         root, dot, name = self.name.rpartition(".")
         if not dot:
@@ -239,12 +329,6 @@ class Target:
             raise ValueError(
                 f"The field {self.path!r} is of type {describe_type(field)}, not "
                 "VectorField: choose another name for the embeddings"
-            )
-
-        if self.samples.get_field(self.path) is None:
-            raise ValueError(
-                f"The view hides the field {self.path!r} and its embeddings: pass a view "
-                "without select_fields() or exclude_fields()"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,10 @@ from ..embedding.jobs import Job, Part
 from ..images.refusals import check_is_file
 from .fiftyone_internals import pipeline_of, sample_collection
 from .index_feed import IndexFeed
-from .paging import Pages, add_stages, can_be_paged, in_shard
+from .paging import Pages, in_shard
 from .parts import match_embeddings, read_jobs
 from .target import Target
+from .views import add_stages, can_be_paged, changes
 
 # The number of samples on a page
 _PAGE_SIZE = {fom.IMAGE: 500, fom.VIDEO: 5}
@@ -30,6 +31,10 @@ _COUNTING_MS = 300
 _SAMPLED = 1000
 
 _FRAME_COUNT = "metadata.total_frame_count"
+
+
+_Snapshot = Mapping[str, Set[str]]
+"""The IDs of parts by those of their samples; none for whole images."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Worklist:
     It is about the samples that exist when it is made. They are listed in the order of
     their IDs. Of views with stages such as ``limit``, ``take`` or ``sort_by``, the IDs are
     read at once, as they would change while the run writes; of all others, a page at a
-    time.
+    time. What is embedded is what the view shows: if it may be other than what is stored,
+    it is read with the IDs. What has an embedding already is what has one in the database.
 
     Args:
         target: the samples and the field
@@ -81,15 +87,19 @@ class Worklist:
         self._shard = shard
         self._page_size = _PAGE_SIZE[target.media_type]
         self._pending = {} if overwrite else {target.path: None}
+        self._shown: dict[str, tuple[str, Part]] = {}  # paths and parts by the parts' IDs
         self._listed = 0
         self._is_complete = False
         self.skipped = 0
         if can_be_paged(target.samples):
             self._pages = self._page_parts() if target.has_parts else self._page_images()
         else:
-            self._pages = self._page_snapshot(self._take_snapshot())
+            pages = self._page_snapshot(self._take_snapshot())
+            self._pages = map(self._as_shown, pages) if self._shown else pages
 
         self._expected, self._is_exact = self._count()
+        if changes(target.samples, [target.path]):
+            self._is_exact = False  # it was counted as the view shows it
         if self._is_in_index and index is not None and (held := index.count()):
             self._expected, self._is_exact = max(0, self._expected - held), False
 
@@ -149,7 +159,7 @@ class Worklist:
             ids = [str(document["_id"]) for document in documents]
             yield self._look_up_parts(ids, samples, None)
 
-    def _page_snapshot(self, parts: dict[str, set[str]]) -> Iterator[_Page]:
+    def _page_snapshot(self, parts: _Snapshot) -> Iterator[_Page]:
         for ids in fou.iter_batches([*parts], self._page_size):
             if self._target.has_parts:
                 yield self._look_up_parts(ids, self._target.dataset, parts)
@@ -161,22 +171,50 @@ class Worklist:
             is_there = collection.count_documents(among)
             yield _Page([*map(_to_job, documents)], is_there - len(documents))
 
-    def _take_snapshot(self) -> dict[str, set[str]]:
-        """Read the IDs of samples, and those of their parts if parts are embedded."""
-        view = self._target.samples.mongo(in_shard(self._shard))
-        if not self._target.has_parts:
-            return {sample_id: set() for sample_id in view.values("id")}
+    def _take_snapshot(self) -> _Snapshot:
+        """Read the IDs of samples, and those of their parts if parts are embedded.
 
-        if self._target.frames_prefix:
+        If the view changes what is embedded, that is read, too.
+        """
+        target = self._target
+        view = target.samples.mongo(in_shard(self._shard))
+        if target.frames_prefix:
             self._add_frames(view.values("id"))
 
-        return _part_ids(self._target, view)
+        if not target.changes_inputs:
+            if target.has_parts:
+                return _part_ids(target, view)
+
+            return dict.fromkeys(view.values("id"), frozenset())
+
+        snapshot: dict[str, set[str]] = {}
+        for job in read_jobs(target, view):
+            snapshot.setdefault(job.sample_id, set()).update(part.id for part in job.parts)
+            self._shown.update((part.id, (job.path, part)) for part in job.parts)
+
+        for ids in fou.iter_batches([*snapshot], self._page_size):
+            self._check_labels(ids, snapshot)
+
+        return snapshot
+
+    def _as_shown(self, page: _Page) -> _Page:
+        """Return a page with the paths and parts that the view shows."""
+        jobs: list[Job] = []
+        for job in page.jobs:
+            parts: dict[str, list[Part]] = {}
+            for stored in job.parts:
+                path, part = self._shown.get(stored.id, (job.path, stored))
+                parts.setdefault(path, []).append(part)
+
+            jobs += [Job(job.sample_id, path, some) for path, some in parts.items()]
+
+        return _Page(jobs, page.skipped)
 
     def _look_up_parts(
         self,
         ids: Sequence[str],
         samples: foc.SampleCollection,
-        wanted: dict[str, set[str]] | None,
+        wanted: _Snapshot | None,
     ) -> _Page:
         """Look up the parts of samples.
 
@@ -188,25 +226,46 @@ class Worklist:
         target = self._target
         frameless = self._add_frames(ids) if target.frames_prefix else []
         view = add_stages(target.select(ids), samples)
-        pending = view if self._overwrite else self._without_embeddings(view)
-        existing = _part_ids(target, view)
+        there: _Snapshot = _part_ids(target, view)
         if wanted is not None:
-            existing = {id: parts & wanted[id] for id, parts in existing.items()}
+            there = {id: parts & wanted[id] for id, parts in there.items()}
+        elif target.changes_inputs:
+            self._check_labels(ids, there)
+
+        pending, listed = self._without_embeddings(view), there
+        if changes(samples, [target.path]):
+            stored = _part_ids(target, self._without_embeddings(target.select(ids)))
+            pending = view
+            listed = {id: parts & stored.get(id, set()) for id, parts in there.items()}
 
         jobs = [
             Job(job.sample_id, job.path, parts)
             for job in read_jobs(target, pending)
-            if (parts := [part for part in job.parts if part.id in existing[job.sample_id]])
+            if (parts := [part for part in job.parts if part.id in listed[job.sample_id]])
         ]
-        skipped = sum(map(len, existing.values())) - sum(len(job.parts) for job in jobs)
+        skipped = sum(map(len, there.values())) - sum(len(job.parts) for job in jobs)
         if target.patches_field is None:
             # A video whose frames are unknown is listed as one part, which fails
             jobs += read_jobs(target, target.select(frameless))
 
         return _Page(jobs, skipped)
 
+    def _check_labels(self, ids: Sequence[str], shown: _Snapshot) -> None:
+        """Check that the labels of a view can hold embeddings: that they are stored."""
+        target = self._target
+        if target.patches_field is None:
+            return
+
+        for id, stored in _part_ids(target, target.select(ids)).items():
+            if shown.get(id, set()) - stored:
+                raise ValueError(
+                    f"The view shows labels of sample {id} in {target.patches_field!r} "
+                    "that the dataset does not store there: pass the field that stores "
+                    "them as patches_field"
+                )
+
     def _without_embeddings(self, view: foc.SampleCollection) -> foc.SampleCollection:
-        if not self._target.find_field():
+        if self._overwrite or not self._target.find_field():
             return view
 
         return match_embeddings(self._target, view, False)
@@ -234,11 +293,7 @@ class Worklist:
         """
         target = self._target
         if target.has_parts:
-            view = (
-                target.samples
-                if self._overwrite
-                else self._without_embeddings(target.samples)
-            )
+            view = self._without_embeddings(target.samples)
             return view.mongo(in_shard(self._shard)).count(f"{target.parts_prefix}id"), True
 
         collection = sample_collection(target.dataset)
@@ -258,9 +313,12 @@ class Worklist:
 
 
 def _part_ids(target: Target, view: foc.SampleCollection) -> dict[str, set[str]]:
-    """Return the IDs of parts by sample."""
-    ids, parts = view.values(["id", f"{target.parts_prefix}id"])
-    return {id: {*_flatten(some)} for id, some in zip(ids, parts, strict=True)}
+    """Return the IDs of parts by sample; those of a sample that is there twice together."""
+    found: dict[str, set[str]] = {}
+    for id, parts in zip(*view.values(["id", f"{target.parts_prefix}id"]), strict=True):
+        found.setdefault(id, set()).update(_flatten(parts))
+
+    return found
 
 
 def _to_job(document: dict[str, Any]) -> Job:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+
+from ..embedding.results import Failed
+from .report import EmbeddingError
+
+Write = Callable[[], Sequence[Failed] | None]
+"""A write; it may return what the database refused for good."""
 
 # Writes that may wait; then embedding waits for the database
 _MAX_WAITING = 2
@@ -20,35 +26,39 @@ class Writer:
     As a context manager it waits for the writes that were submitted.
 
     Args:
-        on_stored: called in the caller's thread with the number of embeddings that
-            each successful write stored
+        on_stored: called in the caller's thread with the number of embeddings that each
+            successful write stored, and with what was refused
     """
 
-    def __init__(self, on_stored: Callable[[int], None]) -> None:
+    def __init__(self, on_stored: Callable[[int, Sequence[Failed]], None]) -> None:
         self._on_stored = on_stored
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hiera-write")
-        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._waiting: deque[tuple[int, Future[Sequence[Failed]]]] = deque()
         self._has_failed = False
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        errors: list[Exception] = []
         try:
             while self._waiting:
-                self._finish_one()
-        except WriteError:
-            if error_type is None:
-                raise
+                try:
+                    self._finish_one()
+                except (WriteError, EmbeddingError) as error:
+                    errors.append(error)
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, write: Callable[[], None], count: int = 0) -> None:
+        if errors and error_type is None:
+            raise errors[0]
+
+    def submit(self, write: Write, count: int = 0) -> None:
         """Queue a write, after waiting for others if too many are queued.
 
         Args:
             write: the write
-            count (0): the number of embeddings that it stores
+            count (0): the number of embeddings that it stores, or that are refused
 
         Raises:
             WriteError: if an earlier write failed
@@ -61,19 +71,19 @@ class Writer:
     def _finish_one(self) -> None:
         count, future = self._waiting.popleft()
         try:
-            future.result()
+            refused = future.result()
         except Exception as error:  # FiftyOne turns some into ValueErrors
             raise WriteError(str(error)) from error
 
-        self._on_stored(count)
+        self._on_stored(count - sum(len(failed.parts) for failed in refused), refused)
 
-    def _write(self, write: Callable[[], None]) -> None:
+    def _write(self, write: Write) -> Sequence[Failed]:
         # It takes half a minute to notice a lost database: not once per write
         if self._has_failed:
             raise RuntimeError("an earlier write failed")
 
         try:
-            write()
+            return write() or ()
         except BaseException:
             self._has_failed = True
             raise

@@ -226,12 +226,12 @@ def test_another_run_takes_the_field(
     cls = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", **_EXACT)
     store, stored = attach._store, []
 
-    def store_after_another_run(*args: Any) -> None:
+    def store_after_another_run(*args: Any) -> Any:
         if stored:
             cls.embed_samples(samples, "hiera", overwrite=True)
 
         stored.append(args)
-        store(*args)
+        return store(*args)
 
     monkeypatch.setattr(attach, "_BATCH_SIZE", 10)
     monkeypatch.setattr(attach, "_store", store_after_another_run)
@@ -252,12 +252,12 @@ def test_another_run_takes_the_field_during_a_write(
     cls = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", **_EXACT)
     store, batches = Target.store, []
 
-    def store_after_another_run(target: Target, parts: Any, embeddings: Any) -> None:
+    def store_after_another_run(target: Target, parts: Any, embeddings: Any) -> Any:
         batches.append(parts)
         if len(batches) == 1:
             cls.embed_samples(samples, "hiera", overwrite=True)
 
-        store(target, parts, embeddings)
+        return store(target, parts, embeddings)
 
     monkeypatch.setattr(Target, "store", store_after_another_run)
     with pytest.raises(ValueError, match="Another run started to write to 'hiera'"):

@@ -204,10 +204,10 @@ def test_write_under_way_when_the_field_is_taken_over_is_undone(
 ) -> None:
     store = Target.store
 
-    def take_over_first(target: Target, *args: Any) -> None:
+    def take_over_first(target: Target, *args: Any) -> Any:
         monkeypatch.setattr(Target, "store", store)
         assert other.embed_samples(samples[:], "hiera", overwrite=True).embedded == 5
-        store(target, *args)
+        return store(target, *args)
 
     monkeypatch.setattr(Target, "store", take_over_first)
     with pytest.raises(RuntimeError, match=r"(?s)Another run.*differ in pooling"):

@@ -47,6 +47,7 @@ _USED_IN = {
     "_stages": "runs/fiftyone_internals.py",
     "_pipeline": "runs/fiftyone_internals.py",
     "_sample_collection": "runs/fiftyone_internals.py",
+    "_frame_collection": "runs/fiftyone_internals.py",
     "_stream_info": "embedding/prefetch.py",
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",
@@ -188,7 +189,9 @@ def test_pipeline_of_a_view(labeled: Any) -> None:
 
 
 def test_collection_of_samples(labeled: Any) -> None:
-    assert hasattr(labeled, "_sample_collection")
+    for name in ("_sample_collection", "_frame_collection"):
+        assert hasattr(labeled, name)
+
     (document,) = internals.sample_collection(labeled).find()
     assert document["filepath"] == labeled.first().filepath
 

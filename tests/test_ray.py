@@ -184,6 +184,20 @@ def test_actors() -> None:
 
 
 @has_ray
+@has_ray
+@pytest.mark.parametrize(
+    ("is_video", "expected"), [(False, [[3, 9], [300], [5, 1, 1, 1], [2]]), (True, None)]
+)
+def test_no_file_is_in_two_blocks(is_video: bool, expected: list[list[int]] | None) -> None:
+    from fiftyone_hiera.cluster.source import _in_blocks
+
+    counts = [3, 9, 300, 5, 1, 1, 1, 2]
+    jobs = [Job("id", "path", [Part("id", "id")] * count) for count in counts]
+    blocks = [*_in_blocks(iter(jobs), 8, is_video=is_video)]
+    sizes = [[len(job.parts) for job in block] for block in blocks]
+    assert sizes == (expected or [[count] for count in counts])
+
+
 def test_engine_of_the_other_device() -> None:
     pytest.importorskip("openvino")
     from fiftyone_hiera.cluster.spec import describe_encoder

@@ -384,12 +384,12 @@ def test_failed_write_stops_the_run(
     store = Target.store
     calls: list[int] = []
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any) -> Any:
         calls.append(len(calls) + 1)
         if calls[-1] == failing:
             raise ValueError("the server said no")
 
-        store(*args)
+        return store(*args)
 
     monkeypatch.setattr(Target, "store", fail)
     with pytest.raises(
@@ -425,13 +425,51 @@ def test_views(samples: Any, model: HieraEmbeddingModel) -> None:
     check_embeddings(samples.skip(30), model, "other")
 
 
-def test_view_that_hides_the_field_is_refused(
-    samples: Any, model: HieraEmbeddingModel
+def _hide(samples: Any, path: str) -> Any:
+    return samples.exclude_fields(path) if samples.get_field(path) else samples.view()
+
+
+VIEWS: dict[str, tuple[Any, str | None]] = {
+    "files": (lambda s: s.set_field("filepath", F("other")), None),
+    "sorted files": (lambda s: s.sort_by("id").set_field("filepath", F("other")), None),
+    "boxes": (
+        lambda s: s.limit(2).set_field("parts.detections.bounding_box", [0, 0, 1, 1]),
+        "parts",
+    ),
+    "default fields": (lambda s: s.select_fields(), None),
+    "another field": (lambda s: s.limit(2).select_fields("parts"), None),
+    "all other fields": (lambda s: _hide(s, "hiera").limit(2), None),
+    "no vectors": (lambda s: s.exclude_fields(meta_filter={"type": "VectorField"}), None),
+    "labels": (lambda s: s.select_fields("parts"), "parts"),
+    "names of labels": (lambda s: s.select_fields("parts.detections.label"), "parts"),
+    "labels without vectors": (lambda s: _hide(s, "parts.detections.hiera"), "parts"),
+}
+
+
+def test_views_are_embedded_as_fiftyone_does(
+    dataset: Any, model: HieraEmbeddingModel, digits: list[Digit]
 ) -> None:
-    model.embed_samples(samples, "hiera")
-    for view in (samples.exclude_fields("hiera"), samples.select_fields("tags")):
-        with pytest.raises(ValueError, match="The view hides the field 'hiera'"):
-            model.embed_samples(view, "hiera")
+    paths = [str(digit.path) for digit in digits[:3]]
+    for path, other_path in zip(paths, paths[::-1], strict=True):
+        parts = fo.Detections(detections=_boxes())
+        dataset.add_sample(fo.Sample(filepath=path, other=other_path, parts=parts))
+
+    for name, (make_view, field) in VIEWS.items():
+        view = make_view(dataset)
+        count = len(view) * (2 if field else 1)
+        assert model.embed_samples(view, "hiera", patches_field=field).embedded == count
+        again = model.embed_samples(make_view(dataset), "hiera", patches_field=field)
+        assert (again.embedded, again.skipped) == (0, count), name
+        path = f"{field}.detections.hiera" if field else "hiera"
+        stored = dataset.select(view.values("id")).values(path, unwind=True)
+        if field is None:
+            native = view.compute_embeddings(model, num_workers=0)
+        else:
+            patches = view.compute_patch_embeddings(model, field, num_workers=0)
+            native = np.concatenate([*patches.values()])
+
+        assert np.abs(np.stack(stored) - native).max() < 1e-4, name
+        dataset.delete_sample_field(path)
 
 
 def test_view_that_repeats_samples(samples: Any, model: HieraEmbeddingModel) -> None:
@@ -578,6 +616,22 @@ def test_frames(
     info = dataset.get_field("frames.parts.detections.hiera").info
     assert info["checkpoint"] == NANO
 
+    # Boxes that only views show
+    view = dataset.set_field("frames.parts.detections.bounding_box", [0, 0, 1, 1])
+    for name, shown in (("paged", view), ("read", view.sort_by("id").skip(1))):
+        for count in (2, 0):
+            report = model.embed_samples(shown, name, patches_field="parts")
+            assert report.embedded == count
+
+        sample.reload()
+        (first, second) = sample.frames[5].parts.detections
+        assert np.abs(first[name] - frame.hiera).max() < 1e-4
+        assert np.abs(second[name] - frame.hiera).max() < 1e-4
+
+    hidden = dataset.select_fields().limit(1)
+    for count in (21, 0):
+        assert model.embed_samples(hidden, "other").embedded == count
+
 
 @_needs_ffmpeg
 def test_bad_videos(dataset: Any, model: HieraEmbeddingModel, tmp_path: Path) -> None:
@@ -604,6 +658,8 @@ def test_bad_videos(dataset: Any, model: HieraEmbeddingModel, tmp_path: Path) ->
     assert set(dataset.match_tags("bad").values("filepath")) == set(paths[:4])
     assert dataset.last().frames.last().hiera.shape == (192,)
     assert all("\n" not in reason for reason in reasons.values())
+    with pytest.raises(ValueError, match=r"SetField\(.* changes the paths of videos"):
+        model.embed_samples(dataset.limit(1).set_field("filepath", whole), "hiera")
 
     # The frames before the cut were whole
     first = dataset.first().frames.first().hiera
@@ -650,6 +706,10 @@ def test_groups(
     both = dataset.select_group_slices(["left", "right"])
     report = model.embed_samples(both, "hiera")
     assert (report.embedded, report.skipped) == (5, 5)
+    for view in (right_slice.select_fields(), dataset.select_fields()):
+        view = view.select_group_slices("left") if view.media_type == "group" else view
+        for embedded in (5, 0):
+            assert model.embed_samples(view, "hidden").embedded == embedded
 
 
 @pytest.mark.parametrize("is_ordered", [False, True])
@@ -661,6 +721,28 @@ def test_dynamic_groups(samples: Any, model: HieraEmbeddingModel, is_ordered: bo
     report = model.embed_samples(view, "hiera")
     assert (report.embedded, report.skipped) == (21, 16)
     check_embeddings(samples, model)
+    hidden = samples.select_fields(["scene", "number"]).group_by("scene")
+    for embedded in (37, 0):
+        assert model.embed_samples(hidden, "hidden").embedded == embedded
+
+
+def test_dynamic_groups_that_would_lose_what_the_view_shows_are_refused(
+    samples: Any, model: HieraEmbeddingModel
+) -> None:
+    samples.set_values("parts", [fo.Detections(detections=_boxes()) for _ in samples])
+    grouped = samples.group_by("filepath")
+    part = F("label") == "part"
+    for view, stage, field in (
+        (grouped.set_field("filepath", "/a.png"), "SetField", None),
+        (grouped.mongo([{"$limit": 3}]), "Mongo", None),
+        (grouped.filter_labels("parts", part).limit(3), "FilterLabels", "parts"),
+    ):
+        with pytest.raises(ValueError, match=rf"stage {stage}\(.*put it before group_by"):
+            model.embed_samples(view, "hiera", patches_field=field)
+
+    filtered = samples.filter_labels("parts", part).group_by("filepath").limit(3)
+    assert model.embed_samples(filtered, "hiera", patches_field="parts").embedded == 6
+    assert model.embed_samples(grouped.filter_labels("parts", part), "hiera").embedded == 37
 
 
 def test_dynamic_groups_of_groups_are_refused(
@@ -691,6 +773,14 @@ def test_what_cannot_be_embedded_is_refused(
 
     with pytest.raises(ValueError, match="dataset or view, found list"):
         model.embed_samples([sample], "hiera")
+
+    samples.set_values("others", [fo.Detections(detections=_boxes()) for _ in samples])
+    for view in (samples, samples.limit(3)):
+        view = view.set_field("parts", F("others"))
+        with pytest.raises(
+            ValueError, match="dataset does not store there: pass the field"
+        ):
+            model.embed_samples(view, "hiera", patches_field="parts")
 
     with pytest.raises(ValueError, match="embeddings_field '': expected the name of a"):
         model.embed_samples(samples, "")

@@ -18,8 +18,8 @@ from waiting import wait_until
 from digits import Digit
 from fiftyone_hiera.runs import pending_index, worklist
 from fiftyone_hiera.runs.fiftyone_internals import sample_collection
-from fiftyone_hiera.runs.paging import can_be_paged
 from fiftyone_hiera.runs.target import Target
+from fiftyone_hiera.runs.views import can_be_paged
 from fiftyone_hiera.runs.worklist import Worklist
 
 _VECTOR = np.ones(3, np.float32)
@@ -44,6 +44,8 @@ def samples(dataset: Any) -> Any:
         sample = fo.Sample(
             filepath=f"/{(index * 7) % 60:02d}.png",
             index=index,
+            other=f"/other{index}.png",
+            digit=index % 5,
             tags=["odd"] if index % 2 else [],
             parts=fo.Detections(detections=labels),
         )
@@ -86,11 +88,9 @@ SNAPSHOT: dict[str, View] = {
 }
 
 
-def _list(
-    target: Target, *, is_exact: bool = True, **options: Any
-) -> tuple[list[Any], Worklist]:
+def _list(target: Target, **options: Any) -> tuple[list[Any], Worklist]:
     work = Worklist(target, **{"overwrite": False, "shard": None, **options})
-    expected = work.total
+    expected, is_exact = work.total, not work.is_estimate
     jobs = list(work.read_jobs())
     parts = [part.id for job in jobs for part in job.parts]
     assert work.total == len(parts)
@@ -121,8 +121,8 @@ def test_what_is_listed_is_what_is_pending_in_the_view(
         held = dict(zip(*view.values(["id", "hiera"]), strict=True))
 
     pending = {id for id, value in held.items() if value is None}
-    is_exact = name != "concat"  # samples that are there twice are counted twice
-    jobs, work = _list(target, is_exact=is_exact)
+    assert Worklist(target, overwrite=False, shard=None).is_estimate == (name == "concat")
+    jobs, work = _list(target)
     assert {part.id for job in jobs for part in job.parts} == pending
     assert work.skipped == len(held) - len(pending)
     paths = dict(zip(*samples.values(["id", "filepath"]), strict=True))
@@ -130,9 +130,85 @@ def test_what_is_listed_is_what_is_pending_in_the_view(
     if name in PAGED:
         assert [job.sample_id for job in jobs] == sorted(job.sample_id for job in jobs)
 
-    everything, work = _list(target, is_exact=is_exact, overwrite=True)
+    everything, work = _list(target, overwrite=True)
     assert {part.id for job in everything for part in job.parts} == {*held}
     assert work.skipped == 0
+
+
+def _files(samples: Any) -> Any:
+    return samples.set_field("filepath", F("other"))
+
+
+def _boxes(samples: Any) -> Any:
+    box = [F("$index") / 100, 0, 0.25, 0.25]
+    return samples.set_field("parts.detections.bounding_box", box)
+
+
+CHANGED: dict[str, View] = {
+    "files": _files,
+    "files, match, boxes": lambda s: _boxes(_files(s).match(F("index") > 20)),
+    "limit, files": lambda s: _files(s.limit(25)),
+    "files, sorted, limit": lambda s: _files(s).sort_by("filepath").limit(25),
+    "boxes, shuffle": lambda s: _boxes(s).shuffle(seed=1),
+    "take, boxes, labels": lambda s: _boxes(s.take(30, seed=1)).filter_labels(
+        "parts", F("label") == "a"
+    ),
+    "limit, all in labels": lambda s: s.limit(9).set_field(
+        "parts.detections", F("detections").map(F().set_field("bounding_box", [0, 0, 1, 1]))
+    ),
+    "mapped files": lambda s: s.map_values("filepath", {"/07.png": "/mapped.png"}),
+    "mapped files, limit": lambda s: s.map_values(
+        "filepath", {"/07.png": "/mapped.png"}
+    ).limit(2),
+    "mongo": lambda s: s.mongo([{"$set": {"filepath": "$other"}}, {"$limit": 9}]),
+    "mongo of others": lambda s: s.mongo(
+        [
+            {
+                "$setWindowFields": {
+                    "sortBy": {"index": 1},
+                    "output": {"filepath": {"$shift": {"output": "$filepath", "by": -1}}},
+                }
+            },
+            {"$match": {"filepath": {"$ne": None}}},
+        ]
+    ),
+    "files, groups": lambda s: _files(s.limit(25)).group_by("digit").flatten(),
+    "concat": lambda s: _files(s.limit(9)).concat(_boxes(s.skip(50))),
+    "concat, files": lambda s: _files(s.limit(9).concat(s.skip(50))),
+    "concat with another file": lambda s: s.limit_labels("parts", 1).concat(
+        _files(s.limit(9)).filter_labels("parts", F("label") == "b")
+    ),
+    "labels of other stages": lambda s: (
+        s.limit(9).map_labels("parts", {"a": "b"}).filter_labels("parts", F("label") == "b")
+    ),
+    "embeddings": lambda s: s.set_field("hiera", None).set_field(
+        "parts.detections.hiera", None
+    ),
+    "hidden fields": lambda s: _files(s.select_fields(["parts", "other"])).limit(9),
+}
+
+
+@pytest.mark.parametrize("field", [None, "parts"])
+def test_what_is_listed_is_what_the_view_shows(samples: Any, field: str | None) -> None:
+    stored = samples.filter_labels("parts", F("hiera").exists())
+    held = {*samples.exists("hiera").values("id")}
+    held |= {*stored.values("parts.detections.id", unwind=True)}
+    for name, make_view in CHANGED.items():
+        view = make_view(samples)
+        jobs, _ = _list(Target(view, "hiera", field))
+        listed = {
+            part.id: (job.path, part.box and [*part.box])
+            for job in jobs
+            for part in job.parts
+        }
+        labels = (f"parts.detections.{name}" for name in ("id", "bounding_box"))
+        shown: dict[str, Any] = {}
+        for id, path, *parts in zip(*view.values(["id", "filepath", *labels]), strict=True):
+            boxes = zip(*parts, strict=True) if field else [(id, None)]
+            shown |= {part_id: (path, box) for part_id, box in boxes}
+
+        pending = {id: what for id, what in shown.items() if id not in held}
+        assert listed == pending, name
 
 
 @pytest.mark.parametrize("view", [PAGED["dataset"], PAGED["tags"], SNAPSHOT["slice"]])
