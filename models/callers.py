@@ -40,7 +40,7 @@ def refuse_videos_in_brain() -> None:
     if embedding is None or request is None:
         return
 
-    is_of_brain = request.f_code is brain.get_embeddings.__code__
+    is_of_brain = request.f_code.co_name == "get_embeddings"
     if not is_of_brain or embedding.f_locals["samples"].media_type != fomm.VIDEO:
         return
 
