@@ -26,7 +26,7 @@ from ..hiera.hub import (
     verify_download,
 )
 from ..hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
-from ..hiera.weights_file import WeightsFile
+from ..hiera.weights_file import MisfitError, WeightsFile
 from .embedder import Embedder
 from .provenance import Origin
 
@@ -96,7 +96,17 @@ def load_checkpoint(
     preprocessing = settings.apply(local.preprocessing)
     at_size(local.config, preprocessing.crop_size)  # refuses a size before weights are read
     shapes = expected_shapes(local.config)
-    file = WeightsFile(local.weights, shapes, local.verify, optional)
+    try:
+        file = WeightsFile(local.weights, shapes, local.verify, optional)
+    except MisfitError as error:
+        if settings.checkpoint is None:
+            raise
+
+        raise MisfitError(
+            f"{error}. The expected tensors follow from config.json; those of the "
+            "classifier from id2label or num_labels"
+        ) from None
+
     encoder = load_encoder(
         local.config,
         file,

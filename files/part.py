@@ -59,6 +59,24 @@ class OpenPart:
 
         return {*map(str, embedded)}, {*map(str, best.keys() - embedded)}
 
+    def check_ids(self, held: set[str], ids: Sequence[str]) -> None:
+        """Check that the rows that are written are rows of the part.
+
+        Args:
+            held: the IDs of the rows that are written
+            ids: the IDs of the part's rows
+
+        Raises:
+            OSError: if one is not, as damaged files may be read without an error
+        """
+        others = held.difference(ids)
+        if others:
+            files = [str(path) for path in self._find_files()]
+            raise OSError(
+                f"One of {files} is damaged: it has the ID {min(others)!r}, which is not "
+                "in the manifest there. Delete it: embed_files writes it again"
+            )
+
     def add(self, row: Row) -> None:
         """Add a row, which is written later."""
         self._waiting.append(row)

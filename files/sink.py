@@ -101,12 +101,13 @@ class Sink:
             size = self._size(number)
             part = OpenPart(self._layout, self._format, number, size)
             embedded, failed = part.read_ids()
-            if self._retry_failed:
-                failed = set()
-
             held = embedded | failed
             start = number * self._part_size
             ids, uris = self._manifest.read(start, start + size)
+            part.check_ids(held, ids)
+            if self._retry_failed:
+                held, failed = embedded, set()
+
             pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in held}
             self._report.skipped += len(embedded)
             self._report.failed += len(failed)

@@ -7,6 +7,7 @@ weights.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -145,6 +146,12 @@ class Configuration:
                     f"stage {index + 1}, which follow from embed_dim = {self.embed_dim}"
                 )
 
+            if index and dim == stage_dim(self, index):
+                raise ValueError(
+                    f"embed_dim_multiplier = {self.embed_dim_multiplier} is not supported: "
+                    f"stage {index + 1} has the {dim} dimensions of the stage before"
+                )
+
             # The first block of a stage attends like the stage before, too
             is_local = any(self.masked_unit_attention[max(index - 1, 0) : index + 1])
             if is_local and index > self.num_query_pool:
@@ -203,6 +210,9 @@ def read_configuration(values: Mapping[str, Any]) -> Configuration:
     if known.get("architecture") == CLASSIFIER_NAME:
         known["id2label"] = _read_labels(values)
         known["problem_type"] = _read_problem_type(values, len(known["id2label"]))
+        if known["problem_type"] == REGRESSION:
+            _check_outputs([*known["id2label"].values()])
+
     elif known.get("architecture") == AUTOENCODER_NAME:
         _check_decoder(known)
 
@@ -284,6 +294,14 @@ def _read_labels(values: Mapping[str, Any]) -> dict[int, str]:
             return {int(index): labels[index] for index in indices}
 
     raise _invalid("id2label", id2label, "the name of each output by its index, from 0 on")
+
+
+def _check_outputs(names: list[str]) -> None:
+    # Each is stored in a field of its own
+    are_fields = all(re.fullmatch(r"\w+", name, re.ASCII) for name in names)
+    if len(names) > 1 and not (are_fields and len({*names}) == len(names)):
+        valid = "a different name of letters, digits and _ for each output of a regression"
+        raise _invalid("id2label", names, valid)
 
 
 def _read_problem_type(values: Mapping[str, Any], num_labels: int) -> str:

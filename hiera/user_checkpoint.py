@@ -187,6 +187,12 @@ def _read_preprocessing(
         if values is not None:
             raise ValueError(f"{nested}: image_processor = {values!r} is not a dict")
 
+        if plain is None:
+            raise ValueError(
+                f"{nested} has no image_processor: save the image processor again with "
+                "transformers, or remove the file"
+            )
+
     if plain is not None:
         return parse_processor(_read_json(plain), image_size, str(plain))
 
@@ -225,7 +231,7 @@ def _read_config(path: Path) -> Configuration:
         )
 
     if config.get("num_channels", 3) != 3:
-        raise ValueError(f"{path}: num_channels is {config['num_channels']}, not 3")
+        raise ValueError(f"{path}: num_channels is {config['num_channels']!r}, not 3")
 
     # Meta's own files have an older name, which transformers does not know
     if "norm_pix_loss" in config:

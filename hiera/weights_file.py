@@ -32,6 +32,10 @@ _LENGTH_BYTES = 8
 _LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
 
 
+class MisfitError(ValueError):
+    """The tensors of a file are not the expected ones."""
+
+
 class WeightsFile:
     """A safetensors file that is read at once, and again if need be, to the same tensors.
 
@@ -133,7 +137,7 @@ def _read(path: Path, expected: Shapes, optional: str | None) -> tuple[Tensors, 
 
         problems = _differences(expected, header)
         if problems:
-            raise ValueError(
+            raise MisfitError(
                 f"{path} does not hold the weights of this model: " + "; ".join(problems)
             )
 

@@ -38,7 +38,12 @@ def is_elsewhere(config: Any, uri: str | None) -> bool:
         uri: the URI of the database; None if none is given
     """
     path = _find_path(_read_uri(config))
-    return uri is not None and path is not None and path != _find_path(uri)
+    if uri is None or path is None or path == _find_path(uri):
+        return False
+
+    # FiftyOne's class for LanceDB makes an empty folder where one was moved away
+    table = getattr(config, "table_name", None)
+    return config.method != "lancedb" or os.path.exists(f"{path}/{table}.lance")
 
 
 def advise(brain_key: str, config: Any, given: Mapping[str, Any]) -> str | None:
@@ -85,5 +90,6 @@ def _read_uri(config: Any) -> Any:
 
 def _find_path(uri: Any) -> str | None:
     """Return the absolute path of a local database; None for others."""
-    path = os.path.abspath(os.path.expanduser(uri)) if isinstance(uri, str) else ""
+    name = uri.removeprefix("file://") if isinstance(uri, str) else ""
+    path = os.path.abspath(os.path.expanduser(name)) if name else ""
     return path if os.path.exists(path) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,9 +15,9 @@ from ..indexes.backends import SKLEARN
 from ..runs.fiftyone_internals import (
     all_slices,
     dataset_id,
-    label_path,
     sample_collection,
 )
+from ..runs.index_model import embeddings_path
 
 # The most samples whose vectors are compared with the database, not all read again
 _MAX_CHANGED = 1000
@@ -60,13 +61,20 @@ class KeptIndex:
             yield _load(dataset, brain_key)
             return
 
+        path = embeddings_path(dataset, info.config)
+        if path is not None and dataset.get_field(path) is None:
+            raise ValueError(
+                f"The index {brain_key!r} is of the field {path!r}, which does not exist: "
+                "compute it again"
+            )
+
         with self._lock:
             key = (dataset_id(dataset), brain_key, info.timestamp)
             samples = sample_collection(dataset)
             count, since = samples.estimated_document_count(), _now(samples)
             if key != self._key or count != self._count or not self._update(dataset):
                 self._key = self._index = None
-                self._index = _load(dataset, brain_key, cache=False, load_view=False)
+                self._index = _load_vectors(dataset, brain_key, path)
                 self._key = key
 
             self._count, self._since = count, since
@@ -75,7 +83,8 @@ class KeptIndex:
     def _update(self, dataset: Any) -> bool:
         """Read vectors that changed; return False if all must be read."""
         config = self._index.config
-        if config.embeddings_field is None:
+        path = embeddings_path(dataset, config)
+        if path is None:
             return True
 
         changed = {"last_modified_at": {"$gt": self._since}}
@@ -84,7 +93,7 @@ class KeptIndex:
         if len(ids) > _MAX_CHANGED:
             return False
 
-        held = _read_vectors(dataset, config, ids)
+        held = _read_vectors(all_slices(dataset).select(ids), path)
         is_label = config.patches_field is not None
         row_ids = self._index.label_ids if is_label else self._index.sample_ids
         rows = np.flatnonzero(np.isin(self._index.sample_ids, ids))
@@ -92,7 +101,7 @@ class KeptIndex:
             return False
 
         dim = self._index.embeddings.shape[1]
-        if any(len(vector) != dim for vector in held.values()):
+        if any(len(row) != dim or not np.isfinite(row).all() for row in held.values()):
             return False
 
         for row in rows:
@@ -109,15 +118,36 @@ def _load(dataset: Any, brain_key: str, **kwargs: Any) -> Any:
     return index
 
 
-def _read_vectors(dataset: Any, config: Any, sample_ids: list[str]) -> dict[str, Any]:
-    """Read the vectors of samples, or of their labels, that have one, by ID."""
-    root = ""
-    if config.patches_field is not None:
-        root = f"{label_path(dataset, config.patches_field)[1]}."
+def _load_vectors(dataset: Any, brain_key: str, path: str | None) -> Any:
+    """Load an index whose vectors are in a field, or in the run if there is no path."""
+    try:
+        index = _load(dataset, brain_key, cache=False, load_view=False)
+        if np.isfinite(index.embeddings).all():
+            return index
 
-    paths = [f"{root}id", f"{root}{config.embeddings_field}"]
-    ids, vectors = all_slices(dataset).select(sample_ids).values(paths, unwind=True)
-    pairs = zip(ids, vectors, strict=True)
+        reason = "some of its vectors are not finite"
+    except ValueError as error:
+        reason = str(error)
+
+    if path is not None:
+        vectors = _read_vectors(all_slices(dataset), path)
+        ((dim, _),) = Counter(map(len, vectors.values())).most_common(1)
+        for id, row in vectors.items():
+            if len(row) != dim or not np.isfinite(row).all():
+                reason = (
+                    f"the vector of {id} in {path!r} has {len(row)} numbers, of which "
+                    f"{np.isfinite(row).sum()} are finite, and most others have {dim}. "
+                    "Remove it, and call embed_samples() again"
+                )
+                break
+
+    raise ValueError(f"The index {brain_key!r} cannot be searched: {reason}")
+
+
+def _read_vectors(samples: Any, path: str) -> dict[str, Any]:
+    """Read the vectors of samples, or of their labels, that have one, by ID."""
+    paths = [f"{path.rpartition('.')[0]}.id".removeprefix("."), path]
+    pairs = zip(*samples.values(paths, unwind=True), strict=True)
     return {id: vector for id, vector in pairs if vector is not None}
 
 

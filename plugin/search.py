@@ -14,12 +14,12 @@ from fiftyone.operators import types
 from ..embedding.arguments import to_integer
 from ..images.decoding import read_image
 from ..runs.fiftyone_internals import (
-    base_view_of,
     flatten_dynamic_groups,
     is_generated,
     is_patches,
     label_path,
 )
+from ..runs.views import hides_fields
 from .allowed_models import read_allowed
 from .distance_field import distance_path, empty_field
 from .kept_index import KeptIndex
@@ -28,6 +28,7 @@ from .widgets import check, error_form
 
 _TITLE = "Sort by similarity to an image"
 _DEFAULT_K = 25
+_DATASET, _VIEW = _TARGETS = ["DATASET", "CURRENT_VIEW"]  # FiftyOne's view targets
 _kept = KeptIndex()
 _NO_INDEX = (
     "This dataset has no similarity index of Hiera embeddings: compute one with "
@@ -58,12 +59,7 @@ def build_form(ctx: Any) -> types.Property:
         "brain_key", list(labels), default=next(iter(labels)), label="Index", view=choices
     )
     check(index, lambda: _chosen_index(ctx, labels))
-    target = inputs.view_target(
-        ctx,
-        action_description="Search",
-        default_target=_whole(ctx),
-        allow_selected_samples=False,
-    )
+    target = inputs.enum("view_target", _TARGETS, default=_DATASET, view=_show_targets(ctx))
     if not index.invalid:
         check(target, lambda: _searched(ctx, _chosen_index(ctx, labels)))
 
@@ -91,7 +87,7 @@ def build_form(ctx: Any) -> types.Property:
             "empty for none. Its existing values are replaced"
         ),
     )
-    if not index.invalid:
+    if not index.invalid and not target.invalid:
         check(field, lambda: _chosen_path(ctx, _chosen_index(ctx, labels)))
 
     return types.Property(inputs, view=types.View(label=_TITLE))
@@ -102,7 +98,7 @@ def sort_view(ctx: Any) -> Any:
 
     Args:
         ctx: the :class:`fiftyone.operators.executor.ExecutionContext`; its ``view_target``
-            is "DATASET", the default, "CURRENT_VIEW", or "BASE_VIEW" for a view of patches
+            is "DATASET", the default, or "CURRENT_VIEW"
 
     Returns:
         a :class:`fiftyone.core.view.DatasetView` of the k most similar, the most similar
@@ -146,19 +142,19 @@ def _searched(ctx: Any, brain_key: str) -> Any:
     Raises:
         ValueError: if the chosen view does not show what the index is of
     """
-    patches_field = _patches_field(ctx, brain_key)
-    chosen = {**ctx.params, **ctx.request_params}.get("view_target")
-    is_whole = chosen in (None, _whole(ctx))
-    samples = base_view_of(ctx.view) if is_whole else ctx.target_view()
-    samples = flatten_dynamic_groups(samples)
-    if is_generated(samples) and not _shows_patches(samples, patches_field):
-        if not is_whole:
-            raise ValueError(
-                f"The index {brain_key!r} is of {_describe_kind(patches_field)}, which the "
-                "current view does not show: search all, or show others"
-            )
+    # FiftyOne moves this parameter out of the others
+    target = {**ctx.params, **ctx.request_params}.get("view_target") or _DATASET
+    if target not in _TARGETS:
+        raise ValueError(f"Invalid view_target {target!r}. Valid are {_TARGETS}")
 
-        samples = ctx.dataset.view()
+    is_whole = target == _DATASET
+    samples = ctx.dataset.view() if is_whole else flatten_dynamic_groups(ctx.view)
+    patches_field = _patches_field(ctx, brain_key)
+    if is_generated(samples) and not _shows_patches(samples, patches_field):
+        raise ValueError(
+            f"The index {brain_key!r} is of {_describe_kind(patches_field)}, which the "
+            "current view does not show: search the dataset, or show others"
+        )
 
     if samples.media_type == fom.GROUP and ctx.group_slice:
         samples.group_slice = ctx.group_slice
@@ -166,9 +162,15 @@ def _searched(ctx: Any, brain_key: str) -> Any:
     return samples
 
 
-def _whole(ctx: Any) -> str:
-    """Return FiftyOne's name for all that there is, beside the current view."""
-    return "BASE_VIEW" if is_generated(ctx.view) else "DATASET"
+def _show_targets(ctx: Any) -> types.View:
+    """Return the choice of what is searched; hidden if the view is all of the dataset."""
+    if ctx.view == ctx.dataset.view():
+        return types.HiddenView(read_only=False)
+
+    choices = types.RadioGroup(label="Search in")
+    choices.add_choice(_DATASET, label="Dataset", description="Search the whole dataset")
+    choices.add_choice(_VIEW, label="Current view", description="Search the current view")
+    return choices
 
 
 def _shows_patches(samples: Any, patches_field: str | None) -> bool:
@@ -265,8 +267,13 @@ def _chosen_index(ctx: Any, labels: dict[str, str]) -> str:
     if key not in labels:
         if key in ctx.dataset.list_brain_runs(type=fob.Similarity):
             model = find_index_model(ctx.dataset, key)
-            if model is not None:
-                model.check(read_allowed(ctx))
+            if model is None:
+                raise ValueError(
+                    f"Invalid brain_key {key!r}: nothing is recorded about the model of "
+                    f"its vectors, or it is no Hiera model. Valid are {list(labels)}"
+                )
+
+            model.check(read_allowed(ctx))
 
         raise ValueError(f"Invalid brain_key {key!r}. Valid are {list(labels)}")
 
@@ -285,8 +292,14 @@ def _chosen_path(ctx: Any, brain_key: str) -> str | None:
     if not name:
         return None
 
-    config = ctx.dataset.get_brain_info(brain_key).config
-    return distance_path(ctx.dataset, name, config.patches_field)
+    path = distance_path(ctx.dataset, name, _patches_field(ctx, brain_key))
+    if hides_fields(_searched(ctx, brain_key)):
+        raise ValueError(
+            f"Invalid dist_field {name!r}: the view that is searched hides fields, by "
+            "select_fields() or exclude_fields(). Search the dataset, or another view"
+        )
+
+    return path
 
 
 def _read(upload: object) -> Any:

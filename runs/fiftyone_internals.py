@@ -50,11 +50,6 @@ def is_generated(samples: Any) -> bool:
     return bool(samples._is_generated)
 
 
-def base_view_of(view: Any) -> Any:
-    """Return the view of all of the dataset, or of all patches that a view was made of."""
-    return view._base_view
-
-
 def is_patches(samples: Any) -> bool:
     """Return whether samples are a view of patches."""
     return bool(samples._is_patches)

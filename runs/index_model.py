@@ -23,6 +23,20 @@ from .schema import read_provenance
 from .target import Target
 
 
+def embeddings_path(dataset: Any, config: Any) -> str | None:
+    """Return the path of the embeddings that an index is of; None if it alone has them.
+
+    Args:
+        dataset: the dataset
+        config: the config of the index
+    """
+    name: str | None = config.embeddings_field
+    if name is None or config.patches_field is None:
+        return name
+
+    return f"{label_path(dataset, config.patches_field)[1]}.{name}"
+
+
 def read_index_provenance(dataset: Any, config: Any) -> Provenance:
     """Return the provenance of the vectors of an index; empty if none is recorded.
 
@@ -30,13 +44,10 @@ def read_index_provenance(dataset: Any, config: Any) -> Provenance:
         dataset: the dataset
         config: the config of the index; what it records takes precedence over its field
     """
+    path = embeddings_path(dataset, config)
     recorded = read_record(config)
-    path = config.embeddings_field
     if recorded or path is None:
         return recorded
-
-    if config.patches_field is not None:
-        path = f"{label_path(dataset, config.patches_field)[1]}.{path}"
 
     return read_provenance(dataset, path)
 

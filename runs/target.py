@@ -302,7 +302,8 @@ class Target:
 
         return (
             f"The document of {kind} {document_id} has {size:,} bytes, and an embedding of "
-            f"{embedding.nbytes:,} would pass the {MOST_BYTES:,} that MongoDB stores: "
+            f"{embedding.nbytes:,} bytes would pass the {MOST_BYTES:,} that MongoDB "
+            f"stores: "
             f"{advice}"
         )
 

@@ -135,6 +135,12 @@ def check_videos(samples: Any) -> None:
             )
 
 
+def hides_fields(samples: Any) -> bool:
+    """Return whether samples are a view that selects or excludes fields."""
+    hiding = fo.SelectFields | fo.ExcludeFields
+    return any(isinstance(stage, hiding) for stage in stages_of(samples))
+
+
 def unhide_field(samples: Any, path: str) -> Any:
     """Return samples that show a field which a view of theirs may hide.
 
@@ -144,14 +150,12 @@ def unhide_field(samples: Any, path: str) -> Any:
         samples: a dataset or view
         path: the path of the field
     """
-    hiding = fo.SelectFields | fo.ExcludeFields
-    stages = stages_of(samples)
-    if not any(isinstance(stage, hiding) for stage in stages):
+    if not hides_fields(samples):
         return samples
 
     siblings = path.rpartition(".")[0] + "." if "." in path else ""
     view = dataset_of(samples).view()
-    for stage in stages:
+    for stage in stages_of(samples):
         if isinstance(stage, fo.ExcludeFields):
             names = [
                 name for name in _paths(stage.get_excluded_fields, view) if name != path

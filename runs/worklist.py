@@ -189,6 +189,12 @@ class Worklist:
 
         snapshot: dict[str, set[str]] = {}
         for job in read_jobs(target, view):
+            if not ObjectId.is_valid(job.sample_id):
+                raise ValueError(
+                    f"The view shows a sample {job.sample_id!r} that the dataset does not "
+                    "store: pass a view without mongo() stages that make other samples"
+                )
+
             snapshot.setdefault(job.sample_id, set()).update(part.id for part in job.parts)
             self._shown.update((part.id, (job.path, part)) for part in job.parts)
 
@@ -323,7 +329,7 @@ def _part_ids(target: Target, view: foc.SampleCollection) -> dict[str, set[str]]
 
 def _to_job(document: dict[str, Any]) -> Job:
     sample_id = str(document["_id"])
-    return Job(sample_id, document["filepath"] or "", [Part(sample_id, sample_id)])
+    return Job(sample_id, document.get("filepath") or "", [Part(sample_id, sample_id)])
 
 
 def _is_file(path: str) -> bool:

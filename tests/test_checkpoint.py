@@ -104,6 +104,7 @@ def test_processor_config_takes_precedence(folder: Path) -> None:
         ("preprocessor_config.json", "[]", r" is not a configuration"),
         ("preprocessor_config.json", '{"crop_pct": 1}', r": crop_pct = 1 is not supported"),
         ("processor_config.json", "3", r" is not a configuration"),
+        ("processor_config.json", json.dumps(META), r" has no image_processor: save"),
         (
             "processor_config.json",
             '{"image_processor": []}',
@@ -138,6 +139,7 @@ def test_fine_tuned_classifier(tmp_path: Path) -> None:
 
 
 _AS_CLASSIFIER: dict[str, Any] = {"architectures": ["HieraForImageClassification"]}
+_AS_REGRESSION = _AS_CLASSIFIER | {"problem_type": "regression"}
 _AS_AUTOENCODER: dict[str, Any] = {
     "architectures": ["HieraForPreTraining"],
     "decoder_hidden_size": 16,
@@ -181,6 +183,13 @@ _AS_AUTOENCODER: dict[str, Any] = {
         (_AS_CLASSIFIER | {"id2label": {"a": "a"}}, r"id2label: .* index, from 0 on"),
         (_AS_CLASSIFIER | {"id2label": ["a", "b"]}, r"invalid id2label: \['a', 'b'\]"),
         (_AS_CLASSIFIER | {"id2label": {}}, r"invalid id2label: \{\}"),
+        (
+            _AS_REGRESSION | {"id2label": {"0": "a", "1": "a"}},
+            "a different name of letters",
+        ),
+        (_AS_REGRESSION | {"id2label": {"0": "a", "1": "b.c"}}, "a different name of"),
+        ({"embed_dim_multiplier": 1.0}, "embed_dim_multiplier = 1.0 is not supported"),
+        ({"num_channels": "3"}, "num_channels is '3', not 3"),
         (_AS_CLASSIFIER | {"num_labels": "3"}, r"invalid num_labels: '3'"),
         (_AS_CLASSIFIER | {"problem_type": "rank"}, r"invalid problem_type: 'rank'"),
         (
@@ -415,3 +424,12 @@ def test_archives_are_refused_and_never_unpacked(tmp_path: Path) -> None:
             find_checkpoint(str(path))
 
     assert [path.name for path in tmp_path.rglob("*")] == ["inside", "checkpoint.zip"]
+
+
+def test_head_of_other_classes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | _AS_CLASSIFIER), "utf-8")
+    with pytest.raises(
+        ValueError, match=r"follow from config\.json; .* id2label or num_lab"
+    ):
+        fiftyone_hiera.load_model("hiera-nano-digits", checkpoint=str(folder))

@@ -143,6 +143,15 @@ def test_another_path(
     assert embed("d").index.added == 0
     _check_search(samples)
     assert samples.get_brain_info(KEY).config.uri == str(tmp_path / "d")
+
+    # FiftyOne's class makes an empty folder where it finds none
+    os.rename(tmp_path / "d", tmp_path / "e")
+    (tmp_path / "d").mkdir()
+    settings = {"uri": f"file://{tmp_path / 'e'}"}
+    report = model.embed_samples(samples, "hiera", brain_key=KEY, backend_kwargs=settings)
+    assert report.index.added == 0
+    _check_search(samples)
+    assert samples.get_brain_info(KEY).config.uri == str(tmp_path / "e")
     assert not default_place.exists()
 
 

@@ -32,7 +32,6 @@ _ROOT = Path(__file__).parents[1]
 _USED_IN = {
     "_dataset": "runs/fiftyone_internals.py",
     "_root_dataset": "runs/fiftyone_internals.py",
-    "_base_view": "runs/fiftyone_internals.py",
     "_is_generated": "runs/fiftyone_internals.py",
     "_is_patches": "runs/fiftyone_internals.py",
     "_is_dynamic_groups": "runs/fiftyone_internals.py",
@@ -127,8 +126,6 @@ def test_patches(labeled: Any) -> None:
     assert internals.is_patches(patches)
     assert internals.is_generated(patches)
     assert internals.root_dataset_of(patches) is labeled
-    assert internals.base_view_of(patches.limit(0)) == patches
-    assert internals.base_view_of(labeled.limit(0)) == labeled.view()
     for samples in (labeled, labeled.view()):
         assert not internals.is_patches(samples)
         assert not internals.is_generated(samples)

@@ -18,6 +18,7 @@ from fiftyone_hiera.files.part import OpenPart
 from fiftyone_hiera.files.report import FilesError
 
 pa = pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 _COUNT = 40
@@ -244,3 +245,17 @@ def test_killed_while_it_tries_again(
     assert sum(result["embedded"] for result in said) == _COUNT - kept
     assert sum(result["skipped"] for result in said) == kept
     _check(out, before, paths, expected, set())
+
+
+def test_part_with_other_rows_is_named(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _embed(manifest, out)
+    for path in out.glob("part-*"):  # as damage that is read without an error
+        table = pq.read_table(path)
+        ids = pa.array([id + 1000 for id in table["id"].to_pylist()], table["id"].type)
+        pq.write_table(table.set_column(0, "id", ids), path)
+
+    with pytest.raises(FilesError, match=r"is damaged: it has the ID '10.*Delete it"):
+        _embed(manifest, out, retry_failed=True)
+
+    assert not (out / "_retried").exists()

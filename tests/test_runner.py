@@ -782,6 +782,14 @@ def test_what_cannot_be_embedded_is_refused(
         ):
             model.embed_samples(view, "hiera", patches_field="parts")
 
+    others = {"$group": {"_id": "b", "filepath": {"$first": "$filepath"}}}
+    with pytest.raises(ValueError, match="a sample 'b' that the dataset does not store"):
+        model.embed_samples(samples.mongo([others]), "hiera")
+
+    view = samples.set_field("filepath", F("absent"), _allow_missing=True)
+    with pytest.raises(RuntimeError, match="All inputs failed"):
+        model.embed_samples(view, "hiera")
+
     with pytest.raises(ValueError, match="embeddings_field '': expected the name of a"):
         model.embed_samples(samples, "")
 

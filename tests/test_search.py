@@ -215,13 +215,16 @@ def test_whole_dataset_is_searched_unless_a_view_is_chosen(samples: Any, key: st
         (samples, None, number),
         (shown, None, number),
         (shown, "CURRENT_VIEW", 5),
+        (samples.limit(2).to_patches("parts"), None, number),
     ):
         properties, errors = resolve(SORT, view, brain_key=key, view_target=target)
         assert not errors.keys() - {"query_image"}
         assert f"Searches {searched} " in properties["k"].view.description
 
-    whole = "BASE_VIEW" if shown._is_patches else "DATASET"
-    assert properties["view_target"].default == whole
+        assert properties["view_target"].default == "DATASET"
+
+    with pytest.raises(ValueError, match=r"Invalid view_target 'current_view'\. Valid are"):
+        _sort(samples, brain_key=key, view_target="current_view")
 
 
 def test_index_of_what_the_view_does_not_show(samples: Any) -> None:
@@ -233,6 +236,18 @@ def test_index_of_what_the_view_does_not_show(samples: Any) -> None:
     assert "is of images, which the current view does not show" in errors["view_target"]
     with pytest.raises(ValueError, match="does not show"):
         _sort(patches, **params)
+
+
+def test_vector_that_cannot_be_searched(samples: Any) -> None:
+    _index(samples, "mean")
+    ids, vectors = samples.values(["id", "mean"])
+    for bad in (np.full(192, np.nan, np.float32), np.zeros(5, np.float32)):
+        samples.set_values("mean", {ids[3]: bad}, key_field="id")
+        with pytest.raises(ValueError, match=f"the vector of {ids[3]} in 'mean' has"):
+            _sort(samples)
+
+    samples.set_values("mean", {ids[3]: vectors[3]}, key_field="id")
+    assert _first(samples, 3) == ids[3]
 
 
 def test_index_of_another_slice(dataset: Any, digits: list[Any]) -> None:
@@ -338,6 +353,17 @@ def _sort(samples: Any, **params: Any) -> Any:
     params = {"query_image": upload, "brain_key": "mean", **params}
     context = make_context(samples, params, operator_uri=SORT)
     return plugin_module("plugin.search").sort_view(context)
+
+
+def test_view_that_hides_fields_keeps_its_distances(samples: Any) -> None:
+    _index(samples, "mean")
+    _sort(samples, k=5, dist_field="distance")
+    for view in (samples.select_fields("tags"), samples.exclude_fields("mean")):
+        assert len(_sort(view, k=5, dist_field="distance")) == 5  # of the dataset
+        with pytest.raises(ValueError, match="the view that is searched hides fields"):
+            _sort(view, dist_field="distance", view_target="CURRENT_VIEW")
+
+    assert samples.count("distance") == 5
 
 
 def test_values_of_others_are_not_removed(samples: Any) -> None:
