@@ -21,7 +21,7 @@ def written_aside(path: Path, folder: Path) -> Iterator[Path]:
     Yields:
         the path to write to, whose name begins with a dot
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     aside = folder / f".{path.name}-{uuid.uuid4().hex}"
     try:
         yield aside
@@ -31,3 +31,15 @@ def written_aside(path: Path, folder: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder that other processes may remove at any moment."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # raised, too, if it was removed a moment later
+            if folder.is_file():
+                raise
+        else:
+            return

@@ -91,7 +91,9 @@ class OpenPart:
 
         A part that exists is replaced; its rows keep their order.
         """
-        self.flush()
+        while self._waiting:  # until no other process removes the chunks meanwhile
+            self.flush()
+
         with self._unless_complete():
             self._merge()
 

@@ -22,6 +22,7 @@ from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.files.atomic import written_aside
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pa = pytest.importorskip("pyarrow")
@@ -469,6 +470,27 @@ def test_two_processes_without_shards(
     (tmp_path / "go").touch()
     assert sum(process.result()["embedded"] for process in processes.values()) >= 90
     _check(out, paths[:90], expected)
+
+
+def test_folder_that_another_process_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, calls = os.mkdir, []
+
+    def mkdir_too_late(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) == 1:  # it was there, and is removed before it is looked at
+            raise FileExistsError(17, "File exists", str(args[0]))
+
+        mkdir(*args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_too_late)
+    with written_aside(tmp_path / "file", tmp_path / "chunks") as aside:
+        aside.write_text("all")
+
+    assert (tmp_path / "file").read_text() == "all"
+    with pytest.raises(FileExistsError), written_aside(tmp_path, tmp_path / "file"):
+        pass
 
 
 def test_disk_lost(manifest: Path, tmp_path: Path) -> None:
