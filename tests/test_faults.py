@@ -183,6 +183,7 @@ _LITTLE_MEMORY = """
     dataset = fo.load_dataset({name!r})
     model.embed_samples(dataset[:8], "warm", batch_size=4, num_workers=0)
     options = {{"checkpoint": {checkpoint!r}, "dtype": "float32", "engine": {engine!r}}}
+    options["image_size"] = {image_size}
     large = fiftyone_hiera.load_model("hiera-nano-digits", **options)
     leave({megabytes})
     try:
@@ -199,22 +200,25 @@ def test_out_of_memory(samples: Any, tmp_path: Path) -> None:
     large = make_hiera(make_config(image_size=(448, 448)))
     checkpoint = str(save_checkpoint(tmp_path / "large", large))
 
-    def run_with(megabytes: int, engine: str) -> OtherProcess:
+    def run_with(megabytes: int, engine: str, image_size: int = 448) -> OtherProcess:
         code = _LITTLE_MEMORY.format(
             name=samples.name,
             field=f"{engine}_{megabytes}",
             checkpoint=checkpoint,
             engine=engine,
             megabytes=megabytes,
+            image_size=image_size,
         )
         return OtherProcess(code, tmp_path)
 
     none, *some = (
-        run_with(10, "torch"),
+        run_with(25, "torch", 896),  # an image takes more, and Python has what it needs
         run_with(500, "torch"),
         run_with(300, "openvino"),
     )
-    (stopped,) = none.said()
+    messages = [*none.said()]
+    assert messages, none.wait()
+    (stopped,) = messages
     assert stopped["error"].startswith("Out of memory at a single image")
     assert stopped["stored"] == 0
     none.wait()
