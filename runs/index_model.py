@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import fiftyone.brain as fob
@@ -31,10 +32,14 @@ def embeddings_path(dataset: Any, config: Any) -> str | None:
         config: the config of the index
     """
     name: str | None = config.embeddings_field
-    if name is None or config.patches_field is None:
+    labels: str | None = config.patches_field
+    if name is None or labels is None:
         return name
 
-    return f"{label_path(dataset, config.patches_field)[1]}.{name}"
+    if dataset.has_field(labels):  # it may have been deleted
+        labels = label_path(dataset, labels)[1]
+
+    return f"{labels}.{name}"
 
 
 def read_index_provenance(dataset: Any, config: Any) -> Provenance:
@@ -62,9 +67,7 @@ def update_index_models(dataset: Any) -> None:
     Args:
         dataset: the dataset, after the provenance of a field or an index was recorded
     """
-    show_brain_runs(dataset)
-    for key in dataset.list_brain_runs(type=fob.Similarity):
-        config = dataset.get_brain_info(key).config
+    for key, config in _find_indexes(dataset):
         # A table may hold other vectors than its field by now
         is_known = config.method == SKLEARN or read_record(config)
         provenance = read_index_provenance(dataset, config) if is_known else {}
@@ -84,15 +87,18 @@ def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
         target: the field
         provenance: its provenance until now
     """
-    dataset = target.dataset
-    show_brain_runs(dataset)
-    for key in dataset.list_brain_runs(type=fob.Similarity):
-        config = dataset.get_brain_info(key).config
+    for key, config in _find_indexes(target.dataset):
         place = (config.embeddings_field, config.patches_field)
         is_of_field = place == (target.name, target.patches_field)
         if is_of_field and config.method != SKLEARN and not read_record(config):
-            config = with_provenance(config, provenance)
-            save_config(dataset, key, config)
+            save_config(target.dataset, key, with_provenance(config, provenance))
+
+
+def _find_indexes(dataset: Any) -> Iterator[tuple[str, Any]]:
+    """Find the brain keys and configs of the indexes, also those of other processes."""
+    show_brain_runs(dataset)
+    for key in dataset.list_brain_runs(type=fob.Similarity):
+        yield key, dataset.get_brain_info(key).config
 
 
 def _find_entry(provenance: Provenance) -> str | None:

@@ -146,3 +146,10 @@ def test_index_that_another_process_made(samples: Any) -> None:
     _load().embed_samples(samples, "h")
     assert runs is not None
     assert _name(samples) == NANO
+
+
+def test_index_of_a_deleted_field_is_passed_over(samples: Any) -> None:
+    _load().embed_samples(samples, "h", patches_field="parts", brain_key="key")
+    samples.delete_sample_field("parts")
+    _load().embed_samples(samples, "h", brain_key="other")
+    assert _name(samples, "other") == NANO
