@@ -141,7 +141,7 @@ def embed_files(
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
     from .files.runner import FileOptions, run
-    from .images.uris import to_local_path
+    from .images.opening import to_local_path
 
     options = FileOptions(
         ray, batch_size, num_workers, part_size, vectors, shard, retry_failed
@@ -195,7 +195,7 @@ def attach_embeddings(
         OSError: if the output cannot be read
         ImportError: if pyarrow is not installed
     """
-    from .images.uris import to_local_path
+    from .images.opening import to_local_path
     from .runs.attach import attach
 
     return attach(samples, embeddings_field, to_local_path("out", out), by, overwrite)

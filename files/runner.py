@@ -14,8 +14,8 @@ from typing import Any
 from ..cluster.options import to_ray_options
 from ..cluster.start import start_embedding
 from ..embedding.arguments import check_boolean, to_integer, to_shard
+from ..embedding.jobs import Result
 from ..embedding.loading import load_checkpoint
-from ..embedding.results import Result
 from ..errors import OptionError
 from .ids import check_ids
 from .layout import VECTORS, Format, Layout

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ..embedding.embedder import Embedder
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings
 from ..errors import OptionError
 from ..hiera.classification_head import Classifier
 from ..hiera.oom import Halving, Pixels, stack

@@ -15,7 +15,7 @@ import torch
 from ..cluster.options import RayOptions, to_ray_options
 from ..embedding.arguments import check_progress
 from ..embedding.embedder import Embedder
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings
 from ..errors import OptionError
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike

@@ -15,13 +15,12 @@ import fiftyone.core.utils as fou
 import numpy as np
 
 from ..embedding.arguments import check_boolean
-from ..embedding.jobs import Part
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings, Part
 from ..errors import OptionError
 from ..files.arrow import pa, pq
 from ..files.layout import Layout, reading_part
 from ..files.record import Record, read_record
-from ..images.uris import to_local
+from ..images.opening import to_local
 from .field_claim import FieldClaim
 from .parts import match_embeddings
 from .report import Notice

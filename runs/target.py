@@ -14,8 +14,7 @@ import fiftyone.core.view as fov
 import numpy as np
 from fiftyone.core.odm.utils import validate_field_name
 
-from ..embedding.jobs import Part
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings, Part
 from ..errors import OptionError
 from .fiftyone_internals import (
     all_slices,
