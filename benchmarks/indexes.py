@@ -95,7 +95,7 @@ def _make_dataset(rows: int, folder: Path) -> dict[str, Any]:
     from fiftyone.core.fields import VectorField
 
     from fiftyone_hiera.runs.fiftyone_internals import sample_collection
-    from fiftyone_hiera.runs.pending_index import _MANY, add_pending_index
+    from fiftyone_hiera.runs.paging import _MANY, add_pending_index
     from fiftyone_hiera.runs.target import Target
 
     start = time.perf_counter()

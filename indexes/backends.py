@@ -12,6 +12,7 @@ import eta.core.utils as etau
 import fiftyone.brain as fob
 
 from ..errors import OptionError
+from .table import VectorTable
 
 SKLEARN = "sklearn"
 """The backend that reads the vectors from the dataset's field, and has no table."""
@@ -143,6 +144,31 @@ def get_backend(name: str | None = None) -> Backend:
     settings = [name for name in settings if name not in ("self", "kwargs")]
     settings = [name for name in settings if name not in _NOT_SETTINGS]
     return Backend(name, settings, credentials, configured)
+
+
+def open_table(index: Any) -> VectorTable:
+    """Open the table of an index.
+
+    Args:
+        index: the :class:`fiftyone.brain.similarity.SimilarityIndex`
+    """
+    method = index.config.method
+    if method == "pgvector":
+        from .pgvector import PgVectorTable
+
+        return PgVectorTable(index)
+
+    if method == "milvus":
+        from .milvus import MilvusTable
+
+        return MilvusTable(index)
+
+    if method == "lancedb":
+        from .lancedb import LanceDBTable
+
+        return LanceDBTable(index)
+
+    return VectorTable(index)
 
 
 def _is_installed(module: str) -> bool:

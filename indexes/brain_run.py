@@ -8,7 +8,7 @@ from typing import Any
 
 from ..embedding.provenance import Provenance, differing
 from ..errors import OptionError
-from .backends import SKLEARN, Backend, get_backend
+from .backends import SKLEARN, Backend, get_backend, open_table
 from .credentials import advise, save_config
 from .fiftyone_index import (
     RECORD,
@@ -22,7 +22,7 @@ from .fiftyone_index import (
     make_record,
 )
 from .options import Contents, IndexOptions
-from .table import VectorTable, open_table
+from .table import VectorTable
 
 REBUILD = "overwrite=True for the whole dataset rebuilds it; or choose another brain_key"
 """What to do about an index that a run may not feed."""
@@ -78,7 +78,7 @@ def open_index(
     contents: Contents,
     *,
     rebuild: bool,
-    check_rows: Callable[[Any, VectorTable], None] = lambda *_: None,
+    check_rows: Callable[[VectorTable], None] = lambda _: None,
 ) -> VectorTable:
     """Open the table of an index, which is made if it does not exist.
 
@@ -88,7 +88,7 @@ def open_index(
         contents: what it is to hold
         rebuild: whether to drop the index first if it exists
         check_rows (None): checks the rows of an index that has no recorded provenance;
-            called with FiftyOne's index and its table
+            called with its table
 
     Returns:
         a :class:`fiftyone_hiera.indexes.table.VectorTable`
@@ -116,7 +116,7 @@ def open_index(
     table = _open_table(index, options.brain_key, contents)
     is_recorded = bool(read_record(config))
     if not is_recorded:
-        check_rows(index, table)
+        check_rows(table)
         setattr(index.config, RECORD, make_record(index.config.method, contents))
 
     if not is_recorded or given_credentials(config, options):

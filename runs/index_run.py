@@ -7,7 +7,6 @@ import logging
 import random
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from ..indexes.brain_run import (
 )
 from ..indexes.fiftyone_index import one_line
 from ..indexes.options import Contents
-from ..indexes.table import VectorTable, read_rows
+from ..indexes.table import VectorTable
 from .fiftyone_internals import dataset_id, stages_of
 from .index_feed import IndexFeed, stored_jobs
 from .options import RunOptions
@@ -170,7 +169,7 @@ def _warn_of_indexes(target: Target, embedder: Embedder, change: str) -> None:
         )
 
 
-def _check_rows(target: Target, index: Any, table: VectorTable) -> None:
+def _check_rows(target: Target, table: VectorTable) -> None:
     """Compare rows of an index that FiftyOne made of a field with the field.
 
     Raises:
@@ -185,7 +184,7 @@ def _check_rows(target: Target, index: Any, table: VectorTable) -> None:
     chosen = random.sample(existing, min(_COMPARED, len(existing)))
     pairs = [parts[id] for id in chosen]
     held = target.read([id for id, _ in pairs], [part for _, part in pairs])
-    for id, row in read_rows(index, chosen).items() if chosen else ():
+    for id, row in table.read(chosen).items() if chosen else ():
         # Some databases normalize, or round
         embedding = np.asarray(held[id])
         length = np.linalg.norm(row) * np.linalg.norm(embedding)

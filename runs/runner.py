@@ -25,7 +25,7 @@ from .index_feed import IndexFeed
 from .index_model import update_index_models
 from .index_run import check_index_options, open_index_feed, settle_index
 from .options import KEPT, RunOptions
-from .pending_index import add_pending_index
+from .paging import add_pending_index
 from .report import EmbeddingError, EmbeddingReport, Notice
 from .spot_check import find_mismatch
 from .target import Target

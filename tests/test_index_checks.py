@@ -14,7 +14,7 @@ from index_servers import Postgres, configured
 
 import fiftyone_hiera
 from fiftyone_hiera.indexes import backends, brain_run
-from fiftyone_hiera.indexes.table import open_table
+from fiftyone_hiera.indexes.backends import open_table
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytestmark = pytest.mark.samples(4)

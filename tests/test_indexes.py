@@ -20,7 +20,7 @@ from digits import Digit
 from fiftyone_hiera.indexes import brain_run
 from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.indexes.brain_run import read_record
-from fiftyone_hiera.indexes.table import IndexTable
+from fiftyone_hiera.indexes.table import VectorTable
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytestmark = pytest.mark.samples(40)
@@ -100,7 +100,7 @@ def test_by_fiftyones_class_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(brain_run, "open_table", IndexTable)
+    monkeypatch.setattr(brain_run, "open_table", VectorTable)
     report = model.embed_samples(
         samples[:30], "hiera", brain_key=KEY, backend=backend, batch_size=8
     )

@@ -15,7 +15,7 @@ from fiftyone_hiera.indexes import brain_run
 from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.indexes.brain_run import open_index, read_record
 from fiftyone_hiera.indexes.options import Contents, IndexOptions
-from fiftyone_hiera.indexes.table import IndexTable, VectorTable, read_rows
+from fiftyone_hiera.indexes.table import VectorTable
 from fiftyone_hiera.runs.fiftyone_internals import dataset_id
 
 _DIM = 8
@@ -91,7 +91,7 @@ class _Index:
         """Check what the table and, in a new session, FiftyOne's class say of its rows."""
         assert table.count() == len(self.held)
         assert table.existing([*self.ids, "unknown"]) == self.held.keys()
-        if isinstance(table, IndexTable):
+        if type(table) is VectorTable:
             assert (table.dim(), table.keys()) == (None, None)
         else:
             assert table.dim() == _DIM
@@ -102,7 +102,7 @@ class _Index:
 
         assert count(self._samples, self.key) == len(self.held)
         with loaded(self._samples, self.key) as index:
-            found = read_rows(index, self.ids)
+            found = VectorTable(index).read(self.ids)
 
         assert found.keys() == self.held.keys()
         for id, vector in self.held.items():
@@ -138,7 +138,7 @@ def _check_refusals(index: _Index, table: VectorTable, samples: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name} has {len(index.held)} rows, but no"):
         index.open("second")
 
-    if not isinstance(table, IndexTable):
+    if type(table) is not VectorTable:
         with pytest.raises(ValueError, match=rf"{name} vectors of 8 dim.* computes 4"):
             index.open("second", dim=4)
 
@@ -155,8 +155,8 @@ def _without_record(config: Any) -> Mapping[str, Any]:
         ("pgvector", "PgVectorTable"),
         pytest.param("milvus", "MilvusTable", marks=pytest.mark.slow),
         pytest.param("lancedb", "LanceDBTable", marks=pytest.mark.slow),
-        pytest.param("milvus", "IndexTable", marks=pytest.mark.slow),
-        pytest.param("lancedb", "IndexTable", marks=pytest.mark.slow),
+        pytest.param("milvus", "VectorTable", marks=pytest.mark.slow),
+        pytest.param("lancedb", "VectorTable", marks=pytest.mark.slow),
     ],
 )
 def test_table(
@@ -166,10 +166,10 @@ def test_table(
     backend: str,
     kind: str,
 ) -> None:
-    # IndexTable is for the backends that have no class here, which none of these lacks
+    # VectorTable is for the backends that have no subclass, which each of these has
     with database(backend, request):
-        if kind == "IndexTable":
-            monkeypatch.setattr(brain_run, "open_table", IndexTable)
+        if kind == "VectorTable":
+            monkeypatch.setattr(brain_run, "open_table", VectorTable)
         else:
             module = importlib.import_module(f"fiftyone_hiera.indexes.{backend}")
             monkeypatch.setattr(module, "_PAGE_SIZE", _PAGE_SIZE)
@@ -185,7 +185,7 @@ def test_table(
                 set(),
             )
             table.finish()
-            if kind != "IndexTable":
+            if kind != "VectorTable":
                 table.delete(index.ids[:1])
                 assert [*(table.keys() or ())] == []
 
@@ -251,7 +251,7 @@ def test_lancedb_indexes(samples: Any, request: pytest.FixtureRequest) -> None:
                 }
                 assert {*stats} == expected
                 assert {s.num_unindexed_rows for s in stats.values()} == {0}
-                found = read_rows(held, ids)
+                found = VectorTable(held).read(ids)
 
             for id, vector in zip(ids, vectors, strict=True):
                 np.testing.assert_array_equal(found[id], vector)

@@ -16,7 +16,7 @@ from fiftyone import ViewField as F
 from waiting import wait_until
 
 from digits import Digit
-from fiftyone_hiera.runs import pending_index, worklist
+from fiftyone_hiera.runs import paging, worklist
 from fiftyone_hiera.runs.fiftyone_internals import sample_collection
 from fiftyone_hiera.runs.target import Target
 from fiftyone_hiera.runs.views import can_be_paged
@@ -301,8 +301,8 @@ def test_field_cleared_by_hand_is_listed_again(
 
 
 def _index(samples: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(pending_index, "_MANY", 50)
-    pending_index.add_pending_index(Target(samples, "hiera"))
+    monkeypatch.setattr(paging, "_MANY", 50)
+    paging.add_pending_index(Target(samples, "hiera"))
     wait_until(lambda: "hiera_pending" in samples.list_indexes())
     return sample_collection(samples)
 
@@ -334,7 +334,7 @@ def test_index_holds_what_is_pending(samples: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_small_datasets_get_no_index(samples: Any) -> None:
-    pending_index.add_pending_index(Target(samples, "hiera"))
+    paging.add_pending_index(Target(samples, "hiera"))
     time.sleep(0.3)
     assert "hiera_pending" not in samples.list_indexes()
 
