@@ -5,8 +5,6 @@ FiftyOne executes this file again on every call of a hook, so the hooks only del
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +20,6 @@ if TYPE_CHECKING:
     from .files.report import FilesReport
     from .runs.attach import AttachReport
     from .zoo_model import HieraEmbeddingModel
-
-# FiftyOne 1.10 calls a downloaded plugin "@owner.name" without a module "@owner", which
-# Python's relative imports need
-_OWNER = __name__.rpartition(".")[0]
-if _OWNER.startswith("@"):
-    sys.modules.setdefault(_OWNER, types.ModuleType(_OWNER))
 
 
 def __getattr__(name: str) -> Any:

@@ -144,9 +144,8 @@ def parse_params(ctx: Any) -> EmbeddingParams:
 
 
 def _given_params(ctx: Any) -> dict[str, Any]:
-    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone. Old
-    # releases have no pipelines
-    if getattr(ctx, "pipeline", None) is not None:
+    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone
+    if ctx.pipeline is not None:
         return dict(ctx.request_params.get("params") or {})
 
     return dict(ctx.params)

@@ -71,11 +71,6 @@ def check_growth(samples: Any, brain_key: str, source: MapSource) -> None:
     if source.method == "tsne":
         raise ValueError(f"{taken}, and t-SNE cannot add samples to a map: {advice}")
 
-    if not _can_grow():
-        raise ValueError(
-            f"{taken}, and this release of FiftyOne cannot add samples to a map: {advice}"
-        )
-
     if source.overwrite:
         raise ValueError(
             f"{taken} by a map of the embeddings that 'Overwrite' replaces: {advice}"
@@ -208,10 +203,6 @@ def _deleted_on_error(dataset: Any, brain_key: str) -> Iterator[None]:
             dataset.delete_brain_run(brain_key)
 
         raise
-
-
-def _can_grow() -> bool:
-    return hasattr(VisualizationResults, "add_samples")
 
 
 def _describe(field: str | None, patches_field: str | None, method: str) -> str:

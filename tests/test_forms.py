@@ -436,7 +436,7 @@ def test_plugin_file(plugin: Any) -> None:
     assert plugin.author == "The fiftyone-hiera authors"
     assert plugin.url.endswith("/fiftyone-hiera")
     assert plugin.license == CHECKPOINTS[NANO].license == "Apache 2.0"
-    assert "embeddings" in getattr(plugin, "tags", ["embeddings"])  # not in FiftyOne 1.10
+    assert "embeddings" in plugin.tags
     registered = {
         operator.name
         for operator in foo.list_operators()
