@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from ..embedding.arguments import to_integer
+from ..errors import OptionError
 
 # Release 2.64 removes the arguments that bound how often a task is tried
 REQUIREMENT = "ray[data]>=2.55,<2.64"
@@ -42,15 +43,17 @@ class RayOptions:
     def __post_init__(self) -> None:
         address: object = self.address
         if address is not None and not (isinstance(address, str) and address):
-            raise ValueError(
+            raise OptionError(
+                "address",
                 f"Invalid address {address!r}: expected a non-empty string, such as "
-                "'10.0.0.1:6379'"
+                "'10.0.0.1:6379'",
             )
 
         if address is not None and str(address).startswith("ray://"):
-            raise ValueError(
+            raise OptionError(
+                "address",
                 f"Invalid address {address!r}: Ray Client is not supported. Run on a "
-                "machine of the cluster with address 'auto', or submit a job"
+                "machine of the cluster with address 'auto', or submit a job",
             )
 
         for name in ("num_actors", "block_size"):
@@ -65,7 +68,9 @@ class RayOptions:
 
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not is_number or not 0 <= value < math.inf:
-                raise ValueError(f"Invalid {name} {value!r}: expected a number, 0 or more")
+                raise OptionError(
+                    name, f"Invalid {name} {value!r}: expected a number, 0 or more"
+                )
 
 
 def to_ray_options(ray: Any) -> RayOptions | None:
@@ -92,8 +97,8 @@ def to_ray_options(ray: Any) -> RayOptions | None:
     elif isinstance(ray, RayOptions):
         options = ray
     else:
-        raise ValueError(
-            f"Invalid ray {ray!r}: expected True, an address, RayOptions or None"
+        raise OptionError(
+            "ray", f"Invalid ray {ray!r}: expected True, an address, RayOptions or None"
         )
 
     if importlib.util.find_spec("ray") is None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import OptionError
+
 
 def to_integer(name: str, value: Any, least: int) -> int:
     """Convert an argument that is an integer; those of NumPy are, booleans are not.
@@ -24,8 +26,8 @@ def to_integer(name: str, value: Any, least: int) -> int:
         ValueError: if it is not valid
     """
     if not is_integer(value) or value < least:
-        raise ValueError(
-            f"Invalid {name} {value!r}: expected an integer of at least {least}"
+        raise OptionError(
+            name, f"Invalid {name} {value!r}: expected an integer of at least {least}"
         )
 
     return int(value)
@@ -48,7 +50,9 @@ def to_shard(value: Any) -> tuple[int, int]:
             if 0 <= index < count:
                 return int(index), int(count)
 
-    raise ValueError(f"Invalid shard {value!r}: expected (k, n), integers with 0 <= k < n")
+    raise OptionError(
+        "shard", f"Invalid shard {value!r}: expected (k, n), integers with 0 <= k < n"
+    )
 
 
 def check_boolean(name: str, value: object) -> None:
@@ -58,7 +62,7 @@ def check_boolean(name: str, value: object) -> None:
         ValueError: if it is not
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"Invalid {name} {value!r}: expected True or False")
+        raise OptionError(name, f"Invalid {name} {value!r}: expected True or False")
 
 
 def check_progress(value: bool | Callable[[Any], None] | None) -> None:
@@ -68,8 +72,9 @@ def check_progress(value: bool | Callable[[Any], None] | None) -> None:
         ValueError: if it is not valid
     """
     if not (value is None or isinstance(value, (bool, np.bool_)) or callable(value)):
-        raise ValueError(
-            f"Invalid progress {value!r}: expected True, False, None or a function"
+        raise OptionError(
+            "progress",
+            f"Invalid progress {value!r}: expected True, False, None or a function",
         )
 
 

@@ -63,8 +63,12 @@ class FilesError(RuntimeError):
     Args:
         message: the reason, and whether what was written is kept
         report: what the run had done by then
+        option (None): the name of the option to change, if one helps
     """
 
-    def __init__(self, message: str, report: FilesReport) -> None:
+    def __init__(
+        self, message: str, report: FilesReport, option: str | None = None
+    ) -> None:
         super().__init__(message)
         self.report = report
+        self.option = option

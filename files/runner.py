@@ -16,6 +16,7 @@ from ..cluster.start import start_embedding
 from ..embedding.arguments import check_boolean, to_integer, to_shard
 from ..embedding.loading import load_checkpoint
 from ..embedding.results import Result
+from ..errors import OptionError
 from .ids import check_ids
 from .layout import VECTORS, Format, Layout
 from .manifest import Manifest
@@ -53,7 +54,9 @@ class FileOptions:
                 object.__setattr__(self, name, to_integer(name, value, least))
 
         if self.vectors not in VECTORS:
-            raise ValueError(f"Invalid vectors: {self.vectors!r}. Valid are {[*VECTORS]}")
+            raise OptionError(
+                "vectors", f"Invalid vectors: {self.vectors!r}. Valid are {[*VECTORS]}"
+            )
 
         if self.shard is not None:
             object.__setattr__(self, "shard", to_shard(self.shard))
@@ -122,7 +125,8 @@ def run(
             layout.discard(is_new=is_new)
 
     if report.failed and not report.embedded and not report.skipped:
-        raise FilesError(f"All files failed:\n{report}\n{_RETRY}", report)
+        message = f"All files failed:\n{report}\n{_RETRY}"
+        raise FilesError(message, report, "retry_failed")
 
     return report
 

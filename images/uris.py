@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 import fsspec
 
+from ..errors import OptionError
+
 _LOCAL = re.compile(r"file://(?:localhost(?=/))?(?=[/~])", re.IGNORECASE)
 
 
@@ -45,8 +47,8 @@ def to_local_path(name: str, value: str | os.PathLike[str]) -> Path:
     """
     path = to_local(value)
     if is_uri(path):
-        raise ValueError(
-            f"Invalid {name} {path!r}: expected a path on a local or shared disk"
+        raise OptionError(
+            name, f"Invalid {name} {path!r}: expected a path on a local or shared disk"
         )
 
     return Path(path)

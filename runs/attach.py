@@ -17,6 +17,7 @@ import numpy as np
 from ..embedding.arguments import check_boolean
 from ..embedding.jobs import Part
 from ..embedding.results import Embeddings
+from ..errors import OptionError
 from ..files.arrow import pa, pq
 from ..files.layout import Layout, reading_part
 from ..files.record import Record, read_record
@@ -85,7 +86,7 @@ def attach(
     """Attach embeddings; see :func:`fiftyone_hiera.attach_embeddings`."""
     start = time.perf_counter()
     if by not in _COLUMNS:
-        raise ValueError(f"Invalid by: {by!r}. Valid are {[*_COLUMNS]}")
+        raise OptionError("by", f"Invalid by: {by!r}. Valid are {[*_COLUMNS]}")
 
     check_boolean("overwrite", overwrite)
     target = Target(samples, embeddings_field)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..cluster.options import RayOptions
 from ..embedding.arguments import check_boolean, to_integer, to_shard
+from ..errors import OptionError
 from ..indexes.options import IndexOptions
 
 KEPT = "Stored embeddings are kept"
@@ -39,7 +40,9 @@ class RunOptions:
 
         tag: object = self.failure_tag
         if tag is not None and not (isinstance(tag, str) and tag):
-            raise ValueError(f"Invalid failure_tag {tag!r}: expected a non-empty string")
+            raise OptionError(
+                "failure_tag", f"Invalid failure_tag {tag!r}: expected a non-empty string"
+            )
 
     @property
     def advice(self) -> str:
