@@ -18,7 +18,6 @@ from .widgets import error_form
 logger = logging.getLogger(__name__)
 
 _PLUGIN = "@fiftyone-hiera/hiera"
-_FORMER_PLUGIN = "@fiftyone-hiera/plugin"
 _STOP = "stop_hiera_embeddings"
 
 
@@ -187,57 +186,7 @@ class SortByHieraSimilarity(foo.Operator):
             ctx.ops.set_view(view)
 
 
-class _FormerName(foo.Operator):
-    """An operator under the name that the plugin had in release 0.1.0."""
-
-    @property
-    def config(self) -> foo.OperatorConfig:
-        """The configuration of the operator, unlisted."""
-        config = super().config
-        config.unlisted = True
-        return config
-
-    @property
-    def plugin_name(self) -> str:
-        """The former name of the plugin."""
-        return _FORMER_PLUGIN
-
-    @plugin_name.setter
-    def plugin_name(self, name: str) -> None:
-        """Ignore the name that FiftyOne sets when the operator is registered."""
-
-    def resolve_placement(self, ctx: Any) -> None:
-        """Place no second button."""
-
-    def _warn(self) -> None:
-        logger.warning("%s is now %s/%s", self.uri, _PLUGIN, self.name)
-
-
-class FormerComputeHieraEmbeddings(_FormerName, ComputeHieraEmbeddings):
-    """Calls :class:`ComputeHieraEmbeddings`, with a warning."""
-
-    async def execute(self, ctx: Any) -> Any:
-        """Run, with a warning."""
-        self._warn()
-        return await super().execute(ctx)
-
-
-class FormerSortByHieraSimilarity(_FormerName, SortByHieraSimilarity):
-    """Calls :class:`SortByHieraSimilarity`, with a warning."""
-
-    def execute(self, ctx: Any) -> None:
-        """Sort the view, with a warning."""
-        self._warn()
-        super().execute(ctx)
-
-
-OPERATORS = (
-    ComputeHieraEmbeddings,
-    SortByHieraSimilarity,
-    StopHieraEmbeddings,
-    FormerComputeHieraEmbeddings,
-    FormerSortByHieraSimilarity,
-)
+OPERATORS = (ComputeHieraEmbeddings, SortByHieraSimilarity, StopHieraEmbeddings)
 
 
 def _is_from_app(ctx: Any, uri: str) -> bool:
