@@ -157,21 +157,21 @@ class SortByHieraSimilarity(foo.Operator):
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form."""
         try:
-            from .search import build_form
+            from .search import build_form, read_search
         except ImportError as error:
             return _missing_package_form(error)
 
         load_dataset(ctx)
-        return build_form(ctx)
+        return build_form(read_search(ctx))
 
     def execute(self, ctx: Any) -> None:
         """Sort the view."""
         from .outputs import show_error
-        from .search import sort_view
+        from .search import read_search, sort_view
 
         try:
             load_dataset(ctx)
-            view = sort_view(ctx)
+            view = sort_view(read_search(ctx))
         except Exception as error:
             if not _is_from_app(ctx, self.uri):
                 raise
