@@ -18,7 +18,6 @@ from .widgets import error_form
 logger = logging.getLogger(__name__)
 
 _PLUGIN = "@fiftyone-hiera/hiera"
-_FORMER_PLUGIN = "@fiftyone-hiera/plugin"
 _STOP = "stop_hiera_embeddings"
 
 
@@ -158,21 +157,21 @@ class SortByHieraSimilarity(foo.Operator):
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form."""
         try:
-            from .search import build_form
+            from .search import build_form, read_search
         except ImportError as error:
             return _missing_package_form(error)
 
         load_dataset(ctx)
-        return build_form(ctx)
+        return build_form(read_search(ctx))
 
     def execute(self, ctx: Any) -> None:
         """Sort the view."""
         from .outputs import show_error
-        from .search import sort_view
+        from .search import read_search, sort_view
 
         try:
             load_dataset(ctx)
-            view = sort_view(ctx)
+            view = sort_view(read_search(ctx))
         except Exception as error:
             if not _is_from_app(ctx, self.uri):
                 raise
@@ -187,57 +186,7 @@ class SortByHieraSimilarity(foo.Operator):
             ctx.ops.set_view(view)
 
 
-class _FormerName(foo.Operator):
-    """An operator under the name that the plugin had in release 0.1.0."""
-
-    @property
-    def config(self) -> foo.OperatorConfig:
-        """The configuration of the operator, unlisted."""
-        config = super().config
-        config.unlisted = True
-        return config
-
-    @property
-    def plugin_name(self) -> str:
-        """The former name of the plugin."""
-        return _FORMER_PLUGIN
-
-    @plugin_name.setter
-    def plugin_name(self, name: str) -> None:
-        """Ignore the name that FiftyOne sets when the operator is registered."""
-
-    def resolve_placement(self, ctx: Any) -> None:
-        """Place no second button."""
-
-    def _warn(self) -> None:
-        logger.warning("%s is now %s/%s", self.uri, _PLUGIN, self.name)
-
-
-class FormerComputeHieraEmbeddings(_FormerName, ComputeHieraEmbeddings):
-    """Calls :class:`ComputeHieraEmbeddings`, with a warning."""
-
-    async def execute(self, ctx: Any) -> Any:
-        """Run, with a warning."""
-        self._warn()
-        return await super().execute(ctx)
-
-
-class FormerSortByHieraSimilarity(_FormerName, SortByHieraSimilarity):
-    """Calls :class:`SortByHieraSimilarity`, with a warning."""
-
-    def execute(self, ctx: Any) -> None:
-        """Sort the view, with a warning."""
-        self._warn()
-        super().execute(ctx)
-
-
-OPERATORS = (
-    ComputeHieraEmbeddings,
-    SortByHieraSimilarity,
-    StopHieraEmbeddings,
-    FormerComputeHieraEmbeddings,
-    FormerSortByHieraSimilarity,
-)
+OPERATORS = (ComputeHieraEmbeddings, SortByHieraSimilarity, StopHieraEmbeddings)
 
 
 def _is_from_app(ctx: Any, uri: str) -> bool:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..checkpoints import CHECKPOINTS
 from ..config import Settings, default_pooling
-from ..embedding.provenance import (
-    OPTIONS,
-    PREPROCESSING_OPTIONS,
-    Provenance,
-    differing,
-)
+from ..embedding.provenance import OPTIONS, PREPROCESSING_OPTIONS, Provenance, differing
+from ..hiera.hub import WEIGHTS_NAME
 from ..runs.index_model import read_index_provenance
 from .allowed_models import AllowedModels
-from .kept_model import KeptModel
+from .local_weights import find_in_zoo, find_on_disk, zoo_folder
 
 # Every zoo entry accepts the option checkpoint; this one has nothing to download
 _CARRIER = "hiera-nano-digits"
 
 # The options besides the pooling that a description mentions if they are not the default
 _DESCRIBED = ("stage", "image_size", "squash")
-
-_kept = KeptModel()
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,46 @@ class IndexModel:
             for checkpoint in allowed.checkpoints
         ):
             allowed.check_checkpoint(CHECKPOINTS[self.name])
+
+
+class KeptModel:
+    """Loads models and keeps the last one for the next search, for one thread at a time.
+
+    A model is released before another one is loaded, and loaded again if its files have
+    changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: object = None
+        self._model: Any = None
+
+    @contextlib.contextmanager
+    def use(self, name: str, options: dict[str, Any]) -> Iterator[Any]:
+        """Load a model, unless it is the last one.
+
+        Args:
+            name: the name of the zoo entry
+            options: the options to load it with
+
+        Yields:
+            a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in
+            this context only
+        """
+        from ..zoo_model import load
+
+        with self._lock:
+            key = (name, options, [*map(_state, _find_files(name, options))])
+            if key != self._key:
+                self._key = self._model = None
+                weights = find_in_zoo(CHECKPOINTS[name], zoo_folder())
+                self._model = load(name, weights, options)
+                self._key = key
+
+            yield self._model
+
+
+_kept = KeptModel()
 
 
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
@@ -147,3 +183,22 @@ def _from_provenance(provenance: Provenance) -> IndexModel:
         return IndexModel(name, options, provenance)
 
     return IndexModel(_CARRIER, {**options, "checkpoint": name}, provenance)
+
+
+def _find_files(name: str, options: dict[str, Any]) -> list[Path]:
+    """Find the files on disk that a model is loaded from, and those beside them."""
+    weights = find_on_disk(CHECKPOINTS[name], zoo_folder())
+    if "checkpoint" in options:
+        path = Path(options["checkpoint"]).expanduser()
+        weights = path / WEIGHTS_NAME if path.is_dir() else path
+
+    if weights is None or not weights.is_file():
+        return []
+
+    # A model depends on its config.json too, and a source of the zoo on its manifest.json
+    return [weights, *sorted(weights.parent.glob("*.json"))]
+
+
+def _state(file: Path) -> tuple[Any, ...]:
+    stat = file.stat()
+    return file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -1,8 +1,9 @@
-"""Parts that the forms share: errors and the validation of single inputs."""
+"""Parts that the forms share: errors, choices and the validation of single inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fiftyone.operators import types
 
@@ -17,6 +18,48 @@ def error_form(message: str, title: str | None = None) -> types.Property:
     inputs = types.Object()
     mark_invalid(inputs.view("error", types.Error(label=message)), message)
     return types.Property(inputs, view=types.View(label=title))
+
+
+def ask_choice(
+    inputs: types.Object,
+    name: str,
+    labels: Mapping[Any, str],
+    *,
+    valid: Sequence[Any] | None = None,
+    view: type[types.Choices] = types.Dropdown,
+    **kwargs: Any,
+) -> types.Property:
+    """Add a choice of one of several values.
+
+    Args:
+        inputs: the form
+        name: the name of the input
+        labels: the labels of the values that are offered
+        valid (None): the values that are valid; by default those that are offered
+        view (Dropdown): the class that shows the choice
+        **kwargs: the other arguments of :meth:`fiftyone.operators.types.Object.enum`
+
+    Returns:
+        the input
+    """
+    choices = view()
+    for value, label in labels.items():
+        choices.add_choice(value, label=label)
+
+    return inputs.enum(name, [*(valid or labels)], view=choices, **kwargs)
+
+
+def ask_box(
+    inputs: types.Object, name: str, label: str, description: str
+) -> types.Property:
+    """Add a checkbox, which is not checked by default."""
+    return inputs.bool(
+        name,
+        default=False,
+        label=label,
+        description=description,
+        view=types.CheckboxView(),
+    )
 
 
 def check(prop: types.Property, validate: Callable[[], object]) -> None:

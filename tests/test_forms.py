@@ -446,21 +446,11 @@ def test_plugin_file(plugin: Any) -> None:
     assert len(registered) == 3
 
 
-def test_former_names_are_hidden(plugin: Any) -> None:
-    former = [o for o in foo.list_operators() if o.plugin_name == "@fiftyone-hiera/plugin"]
-    assert [o.name for o in former] == [uri.rpartition("/")[2] for uri in (COMPUTE, SORT)]
-    ctx = make_context(None, {})
-    for operator in former:
-        assert operator.config.unlisted
-        assert operator.resolve_placement(ctx) is None
-        assert operator._plugin_secrets == plugin.secrets
-
-
 _LIST = """
 import sys
 import fiftyone.operators as foo
 
-assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 5
+assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 3
 heavy = {"torch", "torchvision", "transformers", "umap", "fiftyone.brain"}
 print("HEAVY", sorted(heavy & set(sys.modules)))
 """
