@@ -88,7 +88,7 @@ def embed_files(
 
     The output is a folder of Parquet files with the columns ``id``, ``uri``,
     ``vector`` (a list of fixed size) and ``error``: each row of the manifest has one row,
-    with a vector or with the reason why it has none. Its parts are complete when they are
+    with a vector or with the reason why it has none. A file of it is complete when it is
     there. A run that was interrupted resumes when this function is called again; a
     record in the folder refuses other settings and other manifests.
 
@@ -107,13 +107,13 @@ def embed_files(
         num_workers (None): the number of threads that decode images; with 0, the
             calling thread does. By default, one per core. On Ray, the number in each
             task that reads files, 0 by default
-        part_size (100000): the number of rows in a part
+        part_size (100000): the number of rows in an output file
         vectors ("float32"): the dtype that vectors are stored in, "float32" or
             "float16". float16 halves the output, and rounds by at most 0.0005 of
             each number
         shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint sets of
-            parts, 0 <= k < n. The first run checks that IDs are unique: let it begin to
-            embed before you start others
+            output files, 0 <= k < n. The first run checks that IDs are unique: let it
+            begin to embed before you start others
         retry_failed (False): whether to try rows with an error again, whose files in the
             output are then replaced
         progress (True): whether to render a progress bar, or a function to call with
@@ -132,19 +132,18 @@ def embed_files(
             attribute ``report`` has what was done
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
-    from .files.runner import FileOptions, run
+    from .files.embed_manifest import FileOptions, embed_manifest
     from .images.opening import to_local_path
 
     options = FileOptions(
-        ray, batch_size, num_workers, part_size, vectors, shard, retry_failed
+        ray, batch_size, num_workers, part_size, vectors, shard, retry_failed, progress
     )
-    return run(
+    return embed_manifest(
         to_local_path("manifest", manifest),
         to_local_path("out", out),
         model,
         {**kwargs},
         options,
-        progress,
     )
 
 
@@ -160,7 +159,7 @@ def attach_embeddings(
 
     The provenance of the output becomes that of the field, so that
     ``model.embed_samples()`` continues it, and embeddings computed with different
-    settings are refused. Parts that are not complete yet are attached when this
+    settings are refused. Output files that are not complete yet are attached when this
     function is called again.
 
     The IDs or paths of the samples without an embedding are held in memory.

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,8 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+
+from .atomic import written_aside
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -210,9 +211,7 @@ def link(source: Path, destination: Path) -> None:
         source: the path of the file
         destination: the path of the link, which is replaced if it exists
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".") as folder:
-        staged = Path(folder) / destination.name
+    with written_aside(destination) as staged:
         for make in (os.link, os.symlink, shutil.copyfile):
             try:
                 make(source, staged)
@@ -220,8 +219,6 @@ def link(source: Path, destination: Path) -> None:
             except OSError:
                 if make is shutil.copyfile:
                     raise
-
-        os.replace(staged, destination)
 
 
 def _cached(file: HubFile) -> object:

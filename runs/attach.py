@@ -18,8 +18,8 @@ from ..embedding.arguments import check_boolean
 from ..embedding.jobs import Embeddings, Part
 from ..errors import OptionError
 from ..files.arrow import pa, pq
-from ..files.layout import Layout, reading_part
-from ..files.record import Record, read_record
+from ..files.output_folder import OutputFolder, reading_output
+from ..files.output_record import OutputRecord, read_output_record
 from ..images.opening import to_local
 from .field_claim import FieldClaim
 from .parts import match_embeddings
@@ -41,7 +41,7 @@ class AttachReport:
     Args:
         attached: the number of embeddings stored
         skipped: the number of embeddings that existed already
-        missing: the number of samples that are not in the output's complete parts
+        missing: the number of samples that are not in the output's complete files
         failed: the samples whose row holds an error, with its reason, and those whose
             document MongoDB refuses to change
         seconds: the duration
@@ -92,15 +92,15 @@ def attach(
     if target.has_parts:
         raise ValueError("Embeddings of files are of images, and these samples are videos")
 
-    layout = Layout(out)
-    record = _read_record(layout)
+    folder = OutputFolder(out)
+    record = _read_record(folder)
     claim = FieldClaim(target, record.provenance)
     claim.check(overwrite=overwrite)
     wanted = _read_wanted(target, by, overwrite)
     total = sum(map(len, wanted.values()))
     report = AttachReport(skipped=len(target.samples) - total)
     bar = fou.ProgressBar(total=total, progress=None if total else False)
-    with bar, contextlib.closing(_find(layout, _COLUMNS[by], wanted)) as found:
+    with bar, contextlib.closing(_find(folder, _COLUMNS[by], wanted)) as found:
         for batch in fou.iter_batches(found, _BATCH_SIZE):
             for row in batch:
                 if row.error is not None:
@@ -120,31 +120,31 @@ def attach(
 
     report.missing = sum(map(len, wanted.values()))
     if report.missing and not (report.attached or report.failed):
-        _warn_of_no_match(layout, _COLUMNS[by], next(iter(wanted)))
+        _warn_of_no_match(folder, _COLUMNS[by], next(iter(wanted)))
 
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _warn_of_no_match(layout: Layout, column: str, wanted: str) -> None:
-    for path in layout.find_parts()[:1]:
+def _warn_of_no_match(folder: OutputFolder, column: str, wanted: str) -> None:
+    for path in folder.find_files()[:1]:
         held = pq.read_table(path, columns=[column])[column]
         logger.warning(
             "None of the samples is in %r: they have, for instance, %r, and its column %r "
             "%r. What is the same is compared as it is written",
-            str(layout.folder),
+            str(folder.path),
             wanted,
             column,
             held[0].as_py() if len(held) else None,
         )
 
 
-def _read_record(layout: Layout) -> Record:
-    record = read_record(layout)
+def _read_record(folder: OutputFolder) -> OutputRecord:
+    record = read_output_record(folder)
     if record is None:
         raise ValueError(
-            f"{str(layout.folder)!r} holds no output of embed_files: it has no "
-            f"{layout.record.name}"
+            f"{str(folder.path)!r} holds no output of embed_files: it has no "
+            f"{folder.record.name}"
         )
 
     return record
@@ -168,17 +168,17 @@ def _read_wanted(target: Target, by: str, overwrite: bool) -> dict[str, list[str
 
 
 def _find(
-    layout: Layout, column: str, wanted: dict[str, list[str]]
+    folder: OutputFolder, column: str, wanted: dict[str, list[str]]
 ) -> Generator[_Found, None, None]:
     """Find the rows that samples wait for; they are removed from what is wanted.
 
     Vectors are read only of row groups that hold such rows.
     """
-    for path in layout.find_parts():
-        with reading_part(path), pq.ParquetFile(path) as file:
+    for path in folder.find_files():
+        with reading_output(path), pq.ParquetFile(path) as file:
             if not pa.types.is_string(file.schema_arrow.field(column).type):
                 raise ValueError(
-                    f"The IDs in {str(layout.folder)!r} are numbers, not those of samples: "
+                    f"The IDs in {str(folder.path)!r} are numbers, not those of samples: "
                     "use by='filepath'"
                 )
 
