@@ -14,8 +14,8 @@ import torch
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
 from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
-from ..hiera.configuration import Configuration, at_size
-from ..hiera.encoder import load_encoder
+from ..hiera.configuration import Configuration
+from ..hiera.encoder import Encoder
 from ..hiera.hub import (
     BundledFile,
     fetch,
@@ -88,13 +88,13 @@ def load_checkpoint(
     optional = None
     if settings.checkpoint is not None:
         local, source = open_checkpoint(settings.checkpoint), settings.checkpoint
-        settings = fit_settings(settings, options, len(local.config.depths))
+        settings = fit_settings(settings, options, local.config.num_stages)
         optional = get_architecture(local.config).optional
     else:
         local, source = _open_entry(checkpoint, weights), checkpoint.origin
 
     preprocessing = settings.apply(local.preprocessing)
-    at_size(local.config, preprocessing.crop_size)  # refuses a size before weights are read
+    local.config.at_size(preprocessing.crop_size)  # refuses it before weights are read
     shapes = expected_shapes(local.config)
     try:
         file = WeightsFile(local.weights, shapes, local.verify, optional)
@@ -107,7 +107,7 @@ def load_checkpoint(
             "classifier from id2label or num_labels"
         ) from None
 
-    encoder = load_encoder(
+    encoder = Encoder(
         local.config,
         file,
         preprocessing,

@@ -18,8 +18,8 @@ from transformers import HieraModel
 
 import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.hiera.hub import DownloadError
-from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.images.decoding import read_image
 from fiftyone_hiera.images.pickling import import_package
