@@ -347,7 +347,7 @@ def test_changed_weights_of_this_source_are_refused(
     changed = tmp_path / "changed.safetensors"
     changed.write_bytes(nano.read_bytes()[:-1] + b"x")
     entry = CHECKPOINTS["hiera-nano-digits"]
-    entry = replace(entry, weights=replace(entry.weights, path=changed))
+    entry = replace(entry, file=replace(entry.file, path=changed))
     monkeypatch.setitem(CHECKPOINTS, entry.name, entry)
     destination = tmp_path / "source" / "hiera-nano-digits.safetensors"
     with pytest.raises(DownloadError, match=r"changed\.safetensors: expected sha256"):
