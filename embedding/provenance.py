@@ -100,9 +100,9 @@ def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenanc
         weights
     """
     expected = _provenance(
-        checkpoint.origin,
-        checkpoint.revision,
-        checkpoint.weights.sha256 or _UNKNOWN,
+        checkpoint.file.origin,
+        checkpoint.file.revision,
+        checkpoint.file.sha256 or _UNKNOWN,
         settings.apply(checkpoint.preprocessing),
         settings,
     )

@@ -98,7 +98,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
 
     @torch.inference_mode()
     def _forward_with_logits(self, pixels: Pixels) -> tuple[Embeddings, Logits]:
-        stages = sorted({self.settings.stage, len(self._encoder.stages)})
+        stages = sorted({self.settings.stage, self._encoder.config.num_stages})
         tokens = self._encoder(stack(pixels), *stages)
         return self.embedder.pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
 

@@ -211,7 +211,7 @@ class HieraEmbeddingModel(
                 exist
         """
         if stages is None:
-            stages = range(1, len(self._encoder.stages) + 1)
+            stages = range(1, self._encoder.config.num_stages + 1)
 
         if isinstance(stages, (int, str)) or not stages:
             raise OptionError(

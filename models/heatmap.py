@@ -205,7 +205,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         (tokens,) = self._encoder(pixels, self.settings.stage)
-        grid = self._encoder.stages[self.settings.stage - 1].grid
+        grid = self._encoder.config.grid_size(self.settings.stage)
         values: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
         return values
 

@@ -113,9 +113,9 @@ def _ask_model(
     """Ask for checkpoint and pooling; return whether they are valid."""
     choices = types.Dropdown()
     folder = zoo_folder()
-    first_of = {c.weights: c for c in reversed(allowed.checkpoints)}
+    first_of = {c.file: c for c in reversed(allowed.checkpoints)}
     for checkpoint in allowed.checkpoints:
-        if first_of[checkpoint.weights] is checkpoint:
+        if first_of[checkpoint.file] is checkpoint:
             choices.add_choice(checkpoint.name, label=_label(checkpoint, folder))
 
     if allowed.restrictions is not None:

@@ -54,9 +54,9 @@ class IndexModel:
             allowed.check(self.options["checkpoint"], None)
             return
 
-        weights = CHECKPOINTS[self.name].weights
+        file = CHECKPOINTS[self.name].file
         if not any(
-            checkpoint.weights == weights and self.pooling in checkpoint.poolings
+            checkpoint.file == file and self.pooling in checkpoint.poolings
             for checkpoint in allowed.checkpoints
         ):
             allowed.check_checkpoint(CHECKPOINTS[self.name])

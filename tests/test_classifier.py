@@ -16,8 +16,8 @@ from transformers import HieraForImageClassification
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.hiera.imagenet import imagenet_classes
-from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.images.preprocessing import for_image_size
 from fiftyone_hiera.models.classification import HieraClassifierModel, LabelFilter
 
@@ -307,10 +307,9 @@ def test_names_of_imagenet() -> None:
 
 def test_entries_know_their_classes(tmp_path: Path) -> None:
     from fiftyone_hiera.checkpoints import CHECKPOINTS
-    from fiftyone_hiera.hiera.checkpoint_kinds import class_names
 
     config = CHECKPOINTS["facebook/hiera-tiny-224-in1k-hf"].config
-    assert class_names(config) == imagenet_classes()
+    assert config.class_names == imagenet_classes()
     assert config.to_transformers().num_labels == 1000
 
 

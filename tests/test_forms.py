@@ -124,7 +124,7 @@ def test_each_checkpoint_is_offered_once(samples: Any) -> None:
 def test_cached_weights_are_on_disk(
     samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = CHECKPOINTS[TINY].weights
+    tiny = CHECKPOINTS[TINY].file
     assert isinstance(tiny, HubFile)
     snapshot = tmp_path / "models--facebook--hiera-tiny-224-hf" / "snapshots"
     cached = snapshot / str(tiny.revision) / tiny.filename

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import tomllib
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ import torch
 from cpu_kinds import COMPUTES_BFLOAT16, ORIGINALS, say_truth
 from fiftyone.brain import similarity, visualization
 from fiftyone.brain.internal.core import representativeness, uniqueness
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from digits import Digit
+from fiftyone_hiera.hiera import hub
 from fiftyone_hiera.hiera.engines import has_bfloat16
 from fiftyone_hiera.models import callers
 from fiftyone_hiera.runs import fiftyone_internals as internals
@@ -50,6 +53,7 @@ _USED_IN = {
     "_stream_info": "embedding/prefetch.py",
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",
+    "__mro__": "hiera/hub.py",
     "fp": "images/decoding.py",
     "decoderconfig": "images/decoding.py",
 }
@@ -92,7 +96,8 @@ def test_private_attributes_are_used_in_one_module_each() -> None:
         for owner, name in _attributes(path):
             is_private = name.startswith("_") and not name.startswith("__")
             is_other = owner not in ("self", "cls", "super()") and name not in own
-            if (is_private and is_other) or (name in _USED_IN and name[0] != "_"):
+            is_listed = name in _USED_IN and (name[0] != "_" or name.startswith("__"))
+            if (is_private and is_other) or is_listed:
                 used.setdefault(name, set()).add(str(path.relative_to(_ROOT)))
 
     assert used == {name: {module} for name, module in _USED_IN.items()}
@@ -276,6 +281,17 @@ def test_eta() -> None:
     assert Reader()._stream_info.stream_info == {"width": 4}
     names = etav.FFmpegVideoReader.__init__.__code__.co_names
     assert "_stream_info" in names, "eta's FFmpegVideoReader has no _stream_info"
+
+
+def test_huggingface_hub() -> None:
+    error = HfHubHTTPError.__mro__[1]
+    assert error in hub._ERRORS
+    package = error.__module__.partition(".")[0]
+    assert package != "huggingface_hub", "HfHubHTTPError is not its HTTP client's error"
+    client = importlib.import_module(package)
+    # In httpx and its successors, and in requests
+    broken = getattr(client, "ConnectError", None) or client.ConnectionError
+    assert issubclass(broken, hub._ERRORS), f"{package}'s errors have no common base"
 
 
 def test_torch(monkeypatch: pytest.MonkeyPatch) -> None:
