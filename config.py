@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 import torch
 
 from .checkpoints import Checkpoint
-from .errors import OptionError
+from .errors import OptionError, check_choice
 from .hiera.checkpoint_kinds import ARCHITECTURES, Architecture
 from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino, has_tracing
 from .hiera.pca import load_basis
@@ -73,17 +73,10 @@ def _option(
     parse: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     def parse_choice(name: str, value: object) -> object:
-        return _check_choice(name, value, choices)
+        return check_choice(name, value, choices)
 
     option = Option(label, description, parse or parse_choice, choices)
     return field(default=default, metadata={"option": option})
-
-
-def _check_choice(name: str, value: object, valid: Sequence[Any], of: str = "") -> Any:
-    if not any(type(value) is type(choice) and value == choice for choice in valid):
-        raise OptionError(name, f"Invalid {name}{of}: {value!r}. Valid are {[*valid]}")
-
-    return value
 
 
 def _parse_later(name: str, value: object) -> Any:
@@ -315,9 +308,7 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
     settings = Settings(
         **{name: OPTIONS[name].parse(name, value) for name, value in given.items()}
     )
-    _check_choice(
-        "pooling", settings.pooling, checkpoint.poolings, f" of {checkpoint.name}"
-    )
+    check_choice("pooling", settings.pooling, checkpoint.poolings, f" of {checkpoint.name}")
     output, device = settings.output, settings.device or _available_devices()[0]
     if settings.checkpoint is None:
         _check_pooler(settings, LAST_STAGE)
@@ -395,8 +386,8 @@ def choose_output(settings: Settings, architecture: Architecture) -> str:
     """
     kind = f" of a checkpoint of type {architecture.name}"
     output = settings.output or architecture.outputs[0]
-    _check_choice("output", output, architecture.outputs, kind)
-    _check_choice("pooling", settings.pooling, architecture.poolings, kind)
+    check_choice("output", output, architecture.outputs, kind)
+    check_choice("pooling", settings.pooling, architecture.poolings, kind)
     for option, meant_for in _FOR_OUTPUT.items():
         is_given = getattr(settings, option) != getattr(Settings, option)
         if is_given and output != meant_for:
