@@ -23,6 +23,11 @@ class OptionError(ValueError):
         return self.message
 
 
+def invalid(name: str, value: object, reason: str) -> OptionError:
+    """Return the error of an option whose value is not valid, to be raised."""
+    return OptionError(name, f"Invalid {name} {value!r}: {reason}")
+
+
 def check_choice(name: str, value: Any, valid: Iterable[Any], of: str = "") -> Any:
     """Return a value if it is one of the valid ones, and of the type of that one.
 

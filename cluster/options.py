@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 from ..embedding.arguments import convert_fields, optional, to_integer
-from ..errors import OptionError
+from ..errors import invalid
 
 # Release 2.64 removes the arguments that bound how often a task is tried
 REQUIREMENT = "ray[data]>=2.55,<2.64"
@@ -76,9 +76,7 @@ def to_ray_options(ray: Any) -> RayOptions | None:
     elif isinstance(ray, RayOptions):
         options = ray
     else:
-        raise OptionError(
-            "ray", f"Invalid ray {ray!r}: expected True, an address, RayOptions or None"
-        )
+        raise invalid("ray", ray, "expected True, an address, RayOptions or None")
 
     if importlib.util.find_spec("ray") is None:
         raise ImportError(
@@ -91,17 +89,15 @@ def to_ray_options(ray: Any) -> RayOptions | None:
 
 def _to_address(name: str, value: object) -> str:
     if not (isinstance(value, str) and value):
-        raise OptionError(
-            name,
-            f"Invalid {name} {value!r}: expected a non-empty string, such as "
-            "'10.0.0.1:6379'",
-        )
+        reason = "expected a non-empty string, such as '10.0.0.1:6379'"
+        raise invalid(name, value, reason)
 
     if value.startswith("ray://"):
-        raise OptionError(
+        raise invalid(
             name,
-            f"Invalid {name} {value!r}: Ray Client is not supported. Run on a machine of "
-            "the cluster with address 'auto', or submit a job",
+            value,
+            "Ray Client is not supported. Run on a machine of the cluster with address "
+            "'auto', or submit a job",
         )
 
     return value
@@ -110,6 +106,6 @@ def _to_address(name: str, value: object) -> str:
 def _to_number(name: str, value: Any) -> Any:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < math.inf:
-        raise OptionError(name, f"Invalid {name} {value!r}: expected a number, 0 or more")
+        raise invalid(name, value, "expected a number, 0 or more")
 
     return value

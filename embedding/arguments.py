@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import invalid
 
 Convert: TypeAlias = Callable[[str, Any], Any]
 """A function of an argument's name and value that returns its valid value.
 
-It raises an :class:`OptionError` if there is none.
+It raises a :class:`fiftyone_hiera.errors.OptionError` if there is none.
 """
 
 
@@ -48,9 +48,7 @@ def to_integer(name: str, value: Any, least: int) -> int:
         OptionError: if it is not valid
     """
     if not _is_integer(value) or value < least:
-        raise OptionError(
-            name, f"Invalid {name} {value!r}: expected an integer of at least {least}"
-        )
+        raise invalid(name, value, f"expected an integer of at least {least}")
 
     return int(value)
 
@@ -62,15 +60,13 @@ def to_shard(name: str, value: Any) -> tuple[int, int]:
             if 0 <= index < count:
                 return int(index), int(count)
 
-    raise OptionError(
-        name, f"Invalid {name} {value!r}: expected (k, n), integers with 0 <= k < n"
-    )
+    raise invalid(name, value, "expected (k, n), integers with 0 <= k < n")
 
 
 def to_boolean(name: str, value: Any) -> bool:
     """Convert an argument that is True or False; see :func:`to_integer`."""
     if not isinstance(value, (bool, np.bool_)):
-        raise OptionError(name, f"Invalid {name} {value!r}: expected True or False")
+        raise invalid(name, value, "expected True or False")
 
     return bool(value)
 
@@ -82,10 +78,7 @@ def check_progress(value: bool | Callable[[Any], None] | None) -> None:
         OptionError: if it is not valid
     """
     if not (value is None or isinstance(value, (bool, np.bool_)) or callable(value)):
-        raise OptionError(
-            "progress",
-            f"Invalid progress {value!r}: expected True, False, None or a function",
-        )
+        raise invalid("progress", value, "expected True, False, None or a function")
 
 
 def _is_integer(value: object) -> bool:

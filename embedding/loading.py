@@ -170,7 +170,7 @@ def _find_weights(
 
     Args:
         checkpoint: the entry
-        destination: see :func:`hiera.hub.fetch`
+        destination: see :func:`fiftyone_hiera.hiera.hub.fetch`
 
     Returns:
         a tuple of the path and of what raises an error if a sha256 is not the right one

@@ -140,12 +140,13 @@ def load_encoder(
     """Build an encoder from a weights file.
 
     Args:
-        config: the configuration; its ``architectures`` is one
-            of :data:`hiera.checkpoint_kinds.ARCHITECTURES`, none is ``HieraModel``
+        config: the configuration; its ``architectures`` is one of
+            :data:`fiftyone_hiera.hiera.checkpoint_kinds.ARCHITECTURES`, none is
+            ``HieraModel``
         weights: the file; it is read again when other stages are asked for later
         preprocessing: the preprocessing; if its crop has another size than the
             configuration, position embeddings are interpolated
-        engine ("torch"): one of :data:`hiera.engines.ENGINES`
+        engine ("torch"): one of :data:`fiftyone_hiera.hiera.engines.ENGINES`
         dtype (torch.float32): the dtype of attention and MLPs
         device (None): the device; None is the CPU
 

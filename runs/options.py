@@ -13,7 +13,7 @@ from ..embedding.arguments import (
     to_integer,
     to_shard,
 )
-from ..errors import OptionError
+from ..errors import invalid
 from ..indexes.options import IndexOptions
 
 KEPT = "Stored embeddings are kept"
@@ -22,7 +22,7 @@ KEPT = "Stored embeddings are kept"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run; see :meth:`HieraEmbeddingModel.embed_samples`."""
+    """The options of a run; see ``HieraEmbeddingModel.embed_samples``."""
 
     batch_size: int | None
     num_workers: int | None
@@ -55,6 +55,6 @@ class RunOptions:
 
 def _to_text(name: str, value: object) -> str:
     if not (isinstance(value, str) and value):
-        raise OptionError(name, f"Invalid {name} {value!r}: expected a non-empty string")
+        raise invalid(name, value, "expected a non-empty string")
 
     return value
