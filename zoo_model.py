@@ -1,4 +1,4 @@
-"""From an entry of FiftyOne's model zoo and its options to a model."""
+"""Load the model of an entry of FiftyOne's zoo."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["HieraEmbeddingModel", "download_weights", "load"]
 
 
 def load(
-    name: str, weights: Path | None, options: Mapping[str, Any]
+    name: str, weights_path: Path | None, options: Mapping[str, Any]
 ) -> HieraEmbeddingModel:
     """Load the model of an entry.
 
     Args:
         name: the name of the entry
-        weights: the path of its weights; None takes them from the hub's cache, and
+        weights_path: the path of its weights; None takes them from the hub's cache, and
             downloads them if they are not there
         options: see :class:`fiftyone_hiera.config.Settings`
 
@@ -42,7 +42,7 @@ def load(
         ValueError: if the name, an option or the weights are not valid
         DownloadError: if weights cannot be downloaded or verified
     """
-    loaded = load_checkpoint(name, weights, options)
+    loaded = load_checkpoint(name, weights_path, options)
     embedder = loaded.embedder
     output = choose_output(embedder.settings, get_architecture(loaded.config))
     model = _MODELS[output](loaded)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..embedding.prefetch import Input, Read, read_images, read_videos
+from ..embedding.prefetch import Input, Read, read_ahead
 from ..images.opening import is_uri, to_local
 from ..images.preprocessing import Preprocessing
 from .blocks import Answer, AnswerBlock, pack_answers, unpack_jobs
@@ -42,15 +42,13 @@ def read_block(
     Yields:
         blocks of pixels
     """
-    read = read_videos if is_video else read_images
     prepare = Preprocessing(**preprocessing)
-    reads = itertools.chain.from_iterable(
-        read(
-            unpack_jobs(table),
-            prepare,
-            num_workers=num_workers,
-            ahead=2 * block_size,
-        )
+    reads = read_ahead(
+        unpack_jobs(table),
+        prepare,
+        is_video=is_video,
+        num_workers=num_workers,
+        ahead=2 * block_size,
     )
     while some := [*itertools.islice(reads, block_size)]:
         yield pack_answers(_to_block(some, prepare.crop_size))

@@ -1,4 +1,4 @@
-"""The source of results on Ray, in place of :func:`embedding.local.embed_locally`."""
+"""The source of results on Ray, in place of ``embedding.local``."""
 
 from __future__ import annotations
 

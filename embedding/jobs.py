@@ -1,4 +1,4 @@
-"""Jobs and results: what to embed of each file, and what became of it."""
+"""Describe what to embed of each file, and what became of it."""
 
 from __future__ import annotations
 

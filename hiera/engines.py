@@ -241,9 +241,30 @@ def has_openvino() -> bool:
     return int(version.partition(".")[0]) >= _OPENVINO_YEAR
 
 
-def has_tracing() -> bool:
-    """Return whether torch supports tracing with this Python."""
-    return sys.version_info < _NO_TRACING
+def openvino_obstacle(dtype: str, device: str) -> str | None:
+    """Return why OpenVINO cannot compute, or None if it can.
+
+    Args:
+        dtype: the name of the dtype
+        device: the name of the torch device
+
+    Returns:
+        a reason that completes "Invalid engine: 'openvino' "
+    """
+    if device != "cpu":
+        return f"is for device 'cpu', not {device!r}"
+
+    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    if dtype not in dtypes:
+        return f"cannot compute in {dtype!r} on this CPU, only in {dtypes}"
+
+    if sys.version_info >= _NO_TRACING:
+        return (
+            "needs torch.jit.trace, which torch does not support from Python 3.14 on: use "
+            "engine 'torch' or 'auto'"
+        )
+
+    return None if has_openvino() else f"is not installed: pip install '{OPENVINO}'"
 
 
 def import_openvino() -> Any:

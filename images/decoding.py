@@ -69,7 +69,6 @@ _TRANSPOSE_METHODS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 _SWAPS_WIDTH_AND_HEIGHT = [_TRANSPOSE_METHODS[value] for value in (5, 6, 7, 8)]
 
 
@@ -155,8 +154,8 @@ def displayed_size(path: ImagePath) -> tuple[int, int]:
         path: the path of an image that can be read
     """
     with _open(path) as file, Image.open(file) as image:
-        swaps = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
-        return image.size[::-1] if swaps else image.size
+        is_turned = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
+        return image.size[::-1] if is_turned else image.size
 
 
 def to_rgb(image: ImageLike, shortest_edge: int | None = None) -> Image.Image:
@@ -324,18 +323,6 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _warn_of_few_values(name: str) -> None:
-    if not _warned_of_few_values.is_set():
-        _warned_of_few_values.set()
-        logger.warning(
-            "The %s is of 16 bits and has no value above %d, so it becomes nearly black, "
-            "as do all images like it: the high byte is kept. Scale such images first: "
-            "values of 12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
-            name,
-            _FEW_VALUES - 1,
-        )
-
-
 def _array_to_rgb(array: npt.NDArray[np.generic], name: str = "array") -> Image.Image:
     if array.ndim == 2:
         array = array[:, :, np.newaxis]
@@ -347,8 +334,15 @@ def _array_to_rgb(array: npt.NDArray[np.generic], name: str = "array") -> Image.
         )
 
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        if 0 < array.max() < _FEW_VALUES:
-            _warn_of_few_values(name)
+        if 0 < array.max() < _FEW_VALUES and not _warned_of_few_values.is_set():
+            _warned_of_few_values.set()
+            logger.warning(
+                "The %s is of 16 bits and has no value above %d, so it becomes nearly "
+                "black, as do all images like it: the high byte is kept. Scale such images "
+                "first: values of 12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
+                name,
+                _FEW_VALUES - 1,
+            )
 
         array = (array >> 8).astype(np.uint8)  # type: ignore[operator]  # checked above
     elif array.dtype == np.bool_:

@@ -14,12 +14,28 @@ from urllib.parse import unquote
 
 import fsspec
 
-from ..errors import OptionError
+from ..errors import invalid
 
 _FILE_URI = re.compile(r"file://(?:localhost(?=/))?(?=[/~])", re.IGNORECASE)
 _URL = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_TEXT_START = re.compile(rb"\s*[\x20-\x7e]{4}")
+_TEXT = re.compile(rb"\s*[\x20-\x7e]{4}[^\0]*\Z")
+
+# What files that are no images begin with; the first that matches tells
+_CONTENTS = {
+    rb"version https://git-lfs": (
+        "it is a Git LFS pointer, not the image itself; run `git lfs pull`"
+    ),
+    rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)": (
+        "it is HEIC, which needs a Pillow plugin: `pip install pillow-heif`, then `import "
+        "pillow_heif; pillow_heif.register_heif_opener()`"
+    ),
+    rb".{4}ftyp": "it is a video (MP4 or similar); add videos to a video dataset",
+    rb"\x1aE\xdf\xa3|.{8}AVI ": (
+        "it is a video (Matroska, WebM or AVI); add videos to a video dataset"
+    ),
+    rb".*<svg": "it is SVG, a vector format; render it to PNG or JPEG",
+    rb"%PDF": "it is PDF, a vector format; render it to PNG or JPEG",
+}
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -73,9 +89,7 @@ def to_local_path(name: str, value: str | os.PathLike[str]) -> Path:
     """
     path = to_local(value)
     if is_uri(path):
-        raise OptionError(
-            name, f"Invalid {name} {path!r}: expected a path on a local or shared disk"
-        )
+        raise invalid(name, path, "expected a path on a local or shared disk")
 
     return Path(path)
 
@@ -131,26 +145,11 @@ def describe_content(start: bytes) -> str:
     Returns:
         a reason that completes "Cannot read image 'path': "
     """
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the image itself; run `git lfs pull`"
+    for pattern, reason in _CONTENTS.items():
+        if re.match(pattern, start, re.DOTALL):
+            return reason
 
-    if start[4:8] == b"ftyp":
-        if start[8:12] in _HEIF_BRANDS:
-            return (
-                "it is HEIC, which needs a Pillow plugin: `pip install pillow-heif`, "
-                "then `import pillow_heif; pillow_heif.register_heif_opener()`"
-            )
-
-        return "it is a video (MP4 or similar); add videos to a video dataset"
-
-    if start.startswith(b"\x1aE\xdf\xa3") or start[8:12] == b"AVI ":
-        return "it is a video (Matroska, WebM or AVI); add videos to a video dataset"
-
-    for name, is_match in (("SVG", b"<svg" in start), ("PDF", start.startswith(b"%PDF"))):
-        if is_match:
-            return f"it is {name}, a vector format; render it to PNG or JPEG"
-
-    if _TEXT_START.match(start) and b"\0" not in start:
+    if _TEXT.match(start):
         word = start.split(maxsplit=1)[0][:20].decode("ascii", "replace")
         return f"it is text, beginning with {word!r}"
 

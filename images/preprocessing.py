@@ -218,8 +218,7 @@ def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
     Returns:
         a :class:`Preprocessing` that resizes to 256/224 of that size
     """
-    height, width = image_size
-    return Preprocessing((height * 256 // 224, width * 256 // 224), image_size)
+    return Preprocessing((256, 256), (224, 224)).at(image_size)
 
 
 def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> PixelArray:

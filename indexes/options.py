@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..embedding.provenance import Provenance
-from ..errors import OptionError
+from ..errors import OptionError, invalid
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class IndexOptions:
         check_brain_key(self.brain_key)
         settings: object = self.settings
         if not isinstance(settings, Mapping):
-            raise OptionError(
-                "backend_kwargs", f"Invalid backend_kwargs {settings!r}: expected a dict"
-            )
+            raise invalid("backend_kwargs", settings, "expected a dict")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Find the function of FiftyOne that uses a model, which it does not tell the model."""
+"""Find out which function of FiftyOne calls a model, by the frames of the call."""
 
 from __future__ import annotations
 

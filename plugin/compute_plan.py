@@ -185,8 +185,8 @@ def field_prefix(samples: Any, patches_field: str | None) -> str:
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
-        patches_field: one of :func:`runs.target.find_patches_fields`, for videos perhaps
-            with ``"frames."``, or None
+        patches_field: one of :func:`fiftyone_hiera.runs.target.find_patches_fields`, for
+            videos perhaps with ``"frames."``, or None
     """
     prefix = "frames." if samples.media_type == fom.VIDEO else ""
     if patches_field is None:

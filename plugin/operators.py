@@ -60,7 +60,7 @@ class ComputeHieraEmbeddings(foo.Operator):
                 ``embedding_types``; by default that of the checkpoint
             delegate (False): whether to schedule the run for a delegated operation service
             **params: the other parameters of
-                :class:`fiftyone_hiera.plugin.compute_plan.EmbeddingParams`
+                :class:`fiftyone_hiera.plugin.compute_params.EmbeddingParams`
 
         Returns:
             a :class:`fiftyone.operators.executor.ExecutionResult`, whose ``result``

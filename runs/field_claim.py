@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from ..embedding.jobs import Part
 from ..embedding.provenance import (
-    OPTIONS,
     PREPROCESSING_OPTIONS,
+    RECORDED_OPTIONS,
     Provenance,
     differing,
     provenance_in,
@@ -293,9 +293,7 @@ def _difference(provenance: Provenance, other: Provenance) -> object:
 
 def _advise(found: Provenance, ours: Provenance, names: list[str]) -> str:
     """Say how to load a model that continues the field, if options alone do it."""
-    options = [
-        name for name in (*OPTIONS, *PREPROCESSING_OPTIONS) if found.get(name) != ours[name]
-    ]
+    options = [name for name in RECORDED_OPTIONS if found.get(name) != ours[name]]
     explained = {*options}
     if explained & {*PREPROCESSING_OPTIONS}:
         explained.add("preprocessing")

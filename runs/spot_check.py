@@ -6,7 +6,6 @@ ways: by a merge of datasets, a clone, an import, or ``compute_embeddings``.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 from functools import partial
@@ -16,7 +15,7 @@ import numpy as np
 
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Job, Part
-from ..embedding.prefetch import Input, read_images, read_videos
+from ..embedding.prefetch import Input, read_ahead
 from .fiftyone_internals import all_slices, sample_collection
 from .parts import match_embeddings, read_jobs
 from .target import Target
@@ -179,10 +178,12 @@ def _pick_part(job: Job, index: int, *, is_video: bool) -> Part:
 
 
 def _read(job: Job, part: Part, embedder: Embedder) -> object:
-    read = read_images if part.frame_number is None else read_videos
     jobs = [Job(job.sample_id, job.path, [part])]
-    reads = read(jobs, embedder.preprocessing, num_workers=0, ahead=1)
-    return next(itertools.chain.from_iterable(reads))
+    is_video = part.frame_number is not None
+    reads = read_ahead(
+        jobs, embedder.preprocessing, is_video=is_video, num_workers=0, ahead=1
+    )
+    return next(reads)
 
 
 def _differ(held: Any, embedding: Any, tolerance: float) -> str | None:

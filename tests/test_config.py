@@ -29,7 +29,7 @@ from fiftyone_hiera.config import (
     Settings,
     parse_settings,
 )
-from fiftyone_hiera.embedding import provenance
+from fiftyone_hiera.embedding.provenance import RECORDED_OPTIONS
 from fiftyone_hiera.embedding.version import VERSION
 from fiftyone_hiera.errors import OptionError
 from fiftyone_hiera.hiera import engines
@@ -257,9 +257,8 @@ def test_options_describe_themselves() -> None:
 
 
 def test_provenance_has_every_option_that_changes_embeddings() -> None:
-    recorded = [*provenance.OPTIONS, *provenance.PREPROCESSING_OPTIONS]
-    others = ["device", "output", "heatmap_basis", "num_masks"]
-    assert sorted([*recorded, *others, "checkpoint"]) == sorted(OPTIONS)
+    others = ["device", "output", "heatmap_basis", "num_masks", "checkpoint"]
+    assert sorted([*RECORDED_OPTIONS, *others]) == sorted(OPTIONS)
 
 
 def test_options_are_not_changed() -> None:
@@ -354,8 +353,10 @@ def _pretend(
     monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, has_openvino: bool
 ) -> None:
     """Pretend to be on a machine with a GPU, and perhaps with the others."""
-    monkeypatch.setattr(config, "has_bfloat16", lambda device="cpu": has_bfloat16)
-    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
+    for module in (config, engines):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device="cpu": has_bfloat16)
+
+    monkeypatch.setattr(engines, "has_openvino", lambda: has_openvino)
     monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
 
 

@@ -54,6 +54,10 @@ _USED_IN = {
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",
     "__mro__": "hiera/hub.py",
+    "f_back": "models/callers.py",
+    "f_code": "models/callers.py",
+    "f_globals": "models/callers.py",
+    "f_locals": "models/callers.py",
     "fp": "images/decoding.py",
     "decoderconfig": "images/decoding.py",
 }

@@ -90,9 +90,9 @@ def test_batches_are_full_and_in_order_of_the_ids(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    forward = model.embedder._embed_in_parts
+    forward = model.embedder._embed_batch
     monkeypatch.setattr(
-        model.embedder, "_embed_in_parts", lambda x: sizes.append(len(x)) or forward(x)
+        model.embedder, "_embed_batch", lambda x: sizes.append(len(x)) or forward(x)
     )
     paths: list[str] = []
     monkeypatch.setattr(
@@ -931,14 +931,14 @@ def test_nan_is_never_stored(
 def test_errors_of_the_model_have_the_report(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = model.embedder._embed_in_parts
+    forward = model.embedder._embed_batch
     batches: list[int] = []
 
     def break_down(pixels: Any) -> Any:
         batches.append(len(pixels))
         return forward(pixels) if len(batches) < 3 else [torch.ones(2, 3) @ torch.ones(2)]
 
-    monkeypatch.setattr(model.embedder, "_embed_in_parts", break_down)
+    monkeypatch.setattr(model.embedder, "_embed_batch", break_down)
     with pytest.raises(EmbeddingError, match=r"(?s)size mismatch.*resumes there") as error:
         model.embed_samples(samples, "hiera", batch_size=8)
 
@@ -987,7 +987,7 @@ def test_batches_are_halved_natively(
 
         return forward(pixels)
 
-    monkeypatch.setattr(model.embedder, "_embed_in_parts", Halving(small))
+    monkeypatch.setattr(model.embedder, "_embed_batch", Halving(small))
     samples.compute_embeddings(model, "hiera", batch_size=32, num_workers=0)
     check_embeddings(samples, model)
 
