@@ -5,6 +5,7 @@ FiftyOne executes this file again on every call of a hook, so the hooks only del
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 from collections.abc import Callable
@@ -19,9 +20,33 @@ if TYPE_CHECKING:
 
     from .cluster.options import RayOptions as RayOptions
     from .config import Options
+    from .files.report import FilesError as FilesError
     from .files.report import FilesReport
     from .runs.attach import AttachReport
+    from .runs.report import EmbeddingError as EmbeddingError
+    from .runs.report import EmbeddingReport as EmbeddingReport
     from .zoo_model import HieraEmbeddingModel
+
+    __version__: str
+
+__all__ = [
+    "EmbeddingError",
+    "EmbeddingReport",
+    "FilesError",
+    "RayOptions",
+    "__version__",
+    "attach_embeddings",
+    "embed_files",
+    "load_model",
+]
+
+# Imported when they are used: the hooks need none of them
+_MODULES = {
+    "EmbeddingError": ".runs.report",
+    "EmbeddingReport": ".runs.report",
+    "FilesError": ".files.report",
+    "RayOptions": ".cluster.options",
+}
 
 # FiftyOne 1.10 calls a downloaded plugin "@owner.name" without a module "@owner", which
 # Python's relative imports need
@@ -31,12 +56,15 @@ if _OWNER.startswith("@"):
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RayOptions":
-        from .cluster.options import RayOptions
+    if name == "__version__":
+        from .embedding.version import VERSION
 
-        return RayOptions
+        return VERSION
 
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 def download_model(model_name: str, model_path: str) -> None:
@@ -96,7 +124,7 @@ def embed_files(
 
     The output is a folder of Parquet files with the columns ``id``, ``uri``,
     ``vector`` (a list of fixed size) and ``error``: each row of the manifest has one row,
-    with a vector or with the reason why it has none. A file of it is complete when it is
+    with a vector or with the reason why it has none. Its files are complete when they are
     there. A run that was interrupted resumes when this function is called again; a
     record in the folder refuses other settings and other manifests.
 
@@ -140,11 +168,19 @@ def embed_files(
             attribute ``report`` has what was done
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
+    from .cluster.options import to_ray_options
     from .files.embed_manifest import FileOptions, embed_manifest
-    from .images.uris import to_local_path
+    from .images.opening import to_local_path
 
     options = FileOptions(
-        ray, batch_size, num_workers, part_size, vectors, shard, retry_failed, progress
+        to_ray_options(ray),
+        batch_size,
+        num_workers,
+        part_size,
+        vectors,
+        shard,
+        retry_failed,
+        progress,
     )
     return embed_manifest(
         to_local_path("manifest", manifest),
@@ -194,7 +230,7 @@ def attach_embeddings(
         OSError: if the output cannot be read
         ImportError: if pyarrow is not installed
     """
-    from .images.uris import to_local_path
+    from .images.opening import to_local_path
     from .runs.attach import attach
 
     return attach(samples, embeddings_field, to_local_path("out", out), by, overwrite)

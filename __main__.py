@@ -14,7 +14,7 @@ from fiftyone_hiera.embedding.version import VERSION
 _FAILED, _INVALID, _INTERRUPTED = 1, 2, 130
 """The exit statuses."""
 
-_ADVICE = ("overwrite=True", "retry_failed=True")
+_FLAGS = ("overwrite", "retry_failed")
 _HINT = (
     "Here, overwrite=True is --overwrite, retry_failed=True is --retry-failed, and "
     "pooling='cls' is --option pooling=cls"
@@ -67,9 +67,8 @@ def _embed_files(manifest: str, out: str, options: dict[str, Any], **given: Any)
 
 
 def _fail(reason: object, status: int) -> int:
-    text = f"fiftyone_hiera: {reason}"
-    has_advice = any(advice in text for advice in _ADVICE)
-    print(f"{text}\n{_HINT}" if has_advice else text, file=sys.stderr)
+    hint = f"\n{_HINT}" if getattr(reason, "option", None) in _FLAGS else ""
+    print(f"fiftyone_hiera: {reason}{hint}", file=sys.stderr)
     return status
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 import torch
 
 from .checkpoints import Checkpoint
+from .errors import OptionError, check_choice
 from .hiera.checkpoint_kinds import ARCHITECTURES, Architecture
 from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino, has_tracing
 from .hiera.pca import load_basis
@@ -72,17 +73,10 @@ def _option(
     parse: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     def parse_choice(name: str, value: object) -> object:
-        return _check_choice(name, value, choices)
+        return check_choice(name, value, choices)
 
     option = Option(label, description, parse or parse_choice, choices)
     return field(default=default, metadata={"option": option})
-
-
-def _check_choice(option: str, value: object, valid: Sequence[Any]) -> Any:
-    if not any(type(value) is type(choice) and value == choice for choice in valid):
-        raise ValueError(f"Invalid {option}: {value!r}. Valid are {[*valid]}")
-
-    return value
 
 
 def _parse_later(name: str, value: object) -> Any:
@@ -93,9 +87,10 @@ def _parse_later(name: str, value: object) -> Any:
 def _parse_device(name: str, value: object) -> str | None:
     available = _available_devices()
     if value is not None and str(value) not in available:
-        raise ValueError(
+        raise OptionError(
+            name,
             f"Invalid {name}: {str(value)!r}. Available are {available}, None takes the "
-            "first"
+            "first",
         )
 
     return None if value is None else str(value)
@@ -110,9 +105,10 @@ def _parse_image_size(name: str, value: object) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(
         isinstance(side, Integral) and side in valid for side in sides
     ):
-        raise ValueError(
+        raise OptionError(
+            name,
             f"Invalid {name}: {value!r}. Valid are the multiples of {SIZE_STEP} up to "
-            f"{LARGEST_SIZE}, as an int or as (height, width)"
+            f"{LARGEST_SIZE}, as an int or as (height, width)",
         )
 
     height, width = map(int, sides)
@@ -121,7 +117,7 @@ def _parse_image_size(name: str, value: object) -> tuple[int, int] | None:
 
 def _parse_num_masks(name: str, value: object) -> int:
     if type(value) is not int or not 2 <= value <= _MOST_MASKS:
-        raise ValueError(f"Invalid {name}: {value!r}. Valid are 2 to {_MOST_MASKS}")
+        raise OptionError(name, f"Invalid {name}: {value!r}. Valid are 2 to {_MOST_MASKS}")
 
     return value
 
@@ -131,12 +127,12 @@ def _parse_basis(name: str, value: object) -> str | None:
         return None
 
     if not (isinstance(value, (str, PathLike)) and Path(value).is_file()):
-        raise ValueError(f"Invalid {name}: {str(value)!r} is not a file")
+        raise OptionError(name, f"Invalid {name}: {str(value)!r} is not a file")
 
     try:
         load_basis(Path(value))
     except ValueError as error:
-        raise ValueError(f"Invalid {name}: {error}") from error
+        raise OptionError(name, f"Invalid {name}: {error}") from error
 
     return str(value)
 
@@ -306,13 +302,13 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
     """
     for name in options:
         if name not in OPTIONS:
-            raise ValueError(f"Unknown option {name!r}. Valid are {list(OPTIONS)}")
+            raise OptionError(name, f"Unknown option {name!r}. Valid are {list(OPTIONS)}")
 
     given = {"pooling": default_pooling(checkpoint, options), **options}
     settings = Settings(
         **{name: OPTIONS[name].parse(name, value) for name, value in given.items()}
     )
-    _check_choice(f"pooling of {checkpoint.name}", settings.pooling, checkpoint.poolings)
+    check_choice("pooling", settings.pooling, checkpoint.poolings, f" of {checkpoint.name}")
     output, device = settings.output, settings.device or _available_devices()[0]
     if settings.checkpoint is None:
         _check_pooler(settings, LAST_STAGE)
@@ -352,9 +348,10 @@ def fit_settings(settings: Settings, options: Mapping[str, Any], stages: int) ->
         settings = replace(settings, stage=min(stages, LAST_STAGE))
 
     if settings.stage > stages:
-        raise ValueError(
+        raise OptionError(
+            "stage",
             f"Invalid stage: {settings.stage}. The checkpoint {settings.checkpoint} has "
-            f"stages 1 to {stages}"
+            f"stages 1 to {stages}",
         )
 
     _check_pooler(settings, stages)
@@ -363,9 +360,10 @@ def fit_settings(settings: Settings, options: Mapping[str, Any], stages: int) ->
 
 def _check_pooler(settings: Settings, last_stage: int) -> None:
     if settings.pooling == "pooler" and settings.stage != last_stage:
-        raise ValueError(
+        raise OptionError(
+            "stage",
             f"Invalid stage: {settings.stage}. Pooling 'pooler' applies the LayerNorm of "
-            f"stage {last_stage}; for another stage, use another pooling"
+            f"stage {last_stage}; for another stage, use another pooling",
         )
 
 
@@ -386,15 +384,16 @@ def choose_output(settings: Settings, architecture: Architecture) -> str:
     Raises:
         ValueError: if an option does not fit the kind of checkpoint
     """
-    kind = f"of a checkpoint of type {architecture.name}"
+    kind = f" of a checkpoint of type {architecture.name}"
     output = settings.output or architecture.outputs[0]
-    _check_choice(f"output {kind}", output, architecture.outputs)
-    _check_choice(f"pooling {kind}", settings.pooling, architecture.poolings)
+    check_choice("output", output, architecture.outputs, kind)
+    check_choice("pooling", settings.pooling, architecture.poolings, kind)
     for option, meant_for in _FOR_OUTPUT.items():
         is_given = getattr(settings, option) != getattr(Settings, option)
         if is_given and output != meant_for:
-            raise ValueError(
-                f"Invalid {option}: it is for output {meant_for!r}, and this is {output!r}"
+            raise OptionError(
+                option,
+                f"Invalid {option}: it is for output {meant_for!r}, and this is {output!r}",
             )
 
     return output
@@ -414,7 +413,7 @@ def _choose_engine(engine: str, dtype: str, device: str) -> str:
         return "torch" if obstacle else "openvino"
 
     if engine == "openvino" and obstacle:
-        raise ValueError(f"Invalid engine: 'openvino' {obstacle}")
+        raise OptionError("engine", f"Invalid engine: 'openvino' {obstacle}")
 
     return engine
 

@@ -208,7 +208,7 @@ def _measure_files(count: int, folder: Path) -> dict[str, float]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from fiftyone_hiera.embedding.results import Embedded
+    from fiftyone_hiera.embedding.jobs import Embedded
     from fiftyone_hiera.files.manifest import Manifest
     from fiftyone_hiera.files.output_folder import OutputFolder
     from fiftyone_hiera.files.output_rows import RowFormat

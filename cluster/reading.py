@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..embedding.prefetch import Input, Read, read_images, read_videos
+from ..images.opening import is_uri, to_local
 from ..images.preprocessing import Preprocessing
-from ..images.uris import is_uri, to_local
 from .blocks import Answer, AnswerBlock, pack_answers, unpack_jobs
 
 

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job
-from ..embedding.results import Failed, Result, check_row
+from ..embedding.jobs import Failed, Job, Result, check_row
 from .blocks import AnswerBlock
 from .encoding import embed_block
 from .ledger import Ledger

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job
+from ..embedding.jobs import Job, Result
 from ..embedding.local import embed_locally
-from ..embedding.results import Result
 from .options import RayOptions
 
 

@@ -12,8 +12,8 @@ from ..hiera.encoder import Encoder
 from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pooling import POOLINGS
 from ..images.preprocessing import Preprocessing
+from .jobs import Embeddings
 from .provenance import Origin, Provenance, provenance_of
-from .results import Embeddings
 
 
 class Embedder:

@@ -13,6 +13,7 @@ import torch
 
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
+from ..errors import OptionError
 from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
 from ..hiera.configuration import Configuration, at_size
 from ..hiera.encoder import load_encoder
@@ -116,9 +117,10 @@ def load_checkpoint(
         device=torch.device(settings.device or "cpu"),
     )
     if settings.pooling == "pooler" and encoder.norm is None:
-        raise ValueError(
+        raise OptionError(
+            "pooling",
             f"Invalid pooling: 'pooler'. {file.path} has no final LayerNorm, as a model "
-            "with add_pooling_layer=False: use 'mean' or 'cls'"
+            "with add_pooling_layer=False: use 'mean' or 'cls'",
         )
 
     origin = Origin(source, local.revision, file.sha256)

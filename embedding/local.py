@@ -7,9 +7,8 @@ import itertools
 from collections.abc import Generator, Iterable, Sequence
 
 from .embedder import Embedder
-from .jobs import Job
+from .jobs import Job, Result, check_row
 from .prefetch import Input, read_images, read_videos
-from .results import Result, check_row
 
 
 def embed_locally(

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from ..images.decoding import ImageLike, read_image
+from ..images.opening import check_is_file
 from ..images.preprocessing import PixelArray, Preprocessing
-from ..images.refusals import check_is_file
-from .jobs import Job, Part
+from .jobs import Failed, Job, Part
 from .patches import Box, ImageArray, extract_patch
-from .results import Failed
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,10 @@ class RunError(RuntimeError):
     Args:
         message: the reason
         report: what the run had done by then
+        option (None): the name of the option to change, if one helps
     """
 
-    def __init__(self, message: str, report: RunReport) -> None:
+    def __init__(self, message: str, report: RunReport, option: str | None = None) -> None:
         super().__init__(message)
         self.report = report
+        self.option = option

@@ -8,14 +8,23 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cluster.options import to_ray_options
+from ..cluster.options import RayOptions
 from ..cluster.start import start_embedding
-from ..embedding.arguments import check_boolean, check_progress, to_integer, to_shard
+from ..embedding.arguments import (
+    check_progress,
+    convert_fields,
+    optional,
+    to_boolean,
+    to_integer,
+    to_shard,
+)
+from ..embedding.jobs import Result
 from ..embedding.loading import load_checkpoint
-from ..embedding.results import Result
+from ..errors import check_choice
 from .manifest import Manifest
 from .output_folder import OutputFolder
 from .output_record import OutputRecord, claim_output, read_output_record
@@ -36,7 +45,7 @@ _RETRY = (
 class FileOptions:
     """The options of a run; see :func:`fiftyone_hiera.embed_files`."""
 
-    ray: Any
+    ray: RayOptions | None
     batch_size: int | None
     num_workers: int | None
     part_size: int
@@ -46,19 +55,16 @@ class FileOptions:
     progress: bool | Callable[[Any], None]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ray", to_ray_options(self.ray))
-        check_boolean("retry_failed", self.retry_failed)
         check_progress(self.progress)
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("part_size", 1)):
-            value = getattr(self, name)
-            if value is not None or name == "part_size":
-                object.__setattr__(self, name, to_integer(name, value, least))
-
-        if self.vectors not in VECTORS:
-            raise ValueError(f"Invalid vectors: {self.vectors!r}. Valid are {[*VECTORS]}")
-
-        if self.shard is not None:
-            object.__setattr__(self, "shard", to_shard(self.shard))
+        convert_fields(
+            self,
+            retry_failed=to_boolean,
+            batch_size=optional(partial(to_integer, least=1)),
+            num_workers=optional(partial(to_integer, least=0)),
+            part_size=partial(to_integer, least=1),
+            vectors=partial(check_choice, valid=VECTORS),
+            shard=optional(to_shard),
+        )
 
 
 def embed_manifest(
@@ -123,7 +129,8 @@ def embed_manifest(
             folder.discard(is_new=is_new)
 
     if report.failed and not report.embedded and not report.skipped:
-        raise FilesError(f"All files failed:\n{report}\n{_RETRY}", report)
+        message = f"All files failed:\n{report}\n{_RETRY}"
+        raise FilesError(message, report, "retry_failed")
 
     return report
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..embedding.jobs import Job, Part
-from ..embedding.results import Embedded, Result
+from ..embedding.jobs import Embedded, Job, Part, Result
 from .manifest import Manifest
 from .output_file import OutputFile, count_errors
 from .output_folder import OutputFolder

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..errors import OptionError
 from ..images.preprocessing import Preprocessing
 from .backbone import resize_positions
 from .configuration import Configuration, at_size, grid_size
@@ -178,9 +179,10 @@ def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tenso
         )
 
     if num_masks < least:
-        raise ValueError(
+        raise OptionError(
+            "num_masks",
             f"Invalid num_masks: {num_masks}. Each masks {num_masked} of {num_units} mask "
-            f"units, so at least {least} are needed to mask each once"
+            f"units, so at least {least} are needed to mask each once",
         )
 
     order = torch.randperm(num_units, generator=torch.Generator().manual_seed(_SEED))

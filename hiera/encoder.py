@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..errors import OptionError
 from ..images.preprocessing import Preprocessing
 from .backbone import Backbone
 from .checkpoint_kinds import get_architecture
@@ -112,9 +113,10 @@ class Encoder:
 
     def _prepare(self, stages: Sequence[int]) -> tuple[Run, tuple[int, ...]]:
         if not set(stages) <= set(range(1, len(self.stages) + 1)):
-            raise ValueError(
+            raise OptionError(
+                "stages",
                 f"Invalid stages: {tuple(stages)}. This checkpoint has stages 1 to "
-                f"{len(self.stages)}"
+                f"{len(self.stages)}",
             )
 
         with self._lock:

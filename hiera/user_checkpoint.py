@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..errors import OptionError
 from ..images.preprocessing import Preprocessing, for_image_size
 from ..images.processor_config import parse_processor
 from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
@@ -93,12 +94,13 @@ def find_checkpoint(checkpoint: str) -> str:
         return checkpoint
     else:
         is_other = path.name.endswith(_OTHER_FORMATS)
-        raise ValueError(
+        raise OptionError(
+            "checkpoint",
             f"Invalid checkpoint {checkpoint!r}. Valid are an existing folder, a "
             ".safetensors file, and <owner>/<name>@<revision> on the hub, where the "
             "revision is the full 40-digit commit hash from its page 'Files and "
             "versions', so that embeddings are reproducible"
-            + (f". {_CONVERT}" if is_other else "")
+            + (f". {_CONVERT}" if is_other else ""),
         )
 
     missing = [str(file) for file in needed if not file.is_file()]
@@ -106,8 +108,9 @@ def find_checkpoint(checkpoint: str) -> str:
         others = (one.name.endswith(_OTHER_FORMATS) for one in needed[1].parent.glob("*"))
         is_other = not needed[1].is_file() and any(others)
         convert = f". {_CONVERT}" if is_other else ""
-        raise ValueError(
-            f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}{convert}"
+        raise OptionError(
+            "checkpoint",
+            f"Invalid checkpoint {checkpoint!r}: no file {', '.join(missing)}{convert}",
         )
 
     return str(path)

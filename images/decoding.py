@@ -32,9 +32,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from . import jpeg
-from .monkeypatch import Override
-from .refusals import check_is_file, describe_content
-from .uris import is_uri, open_uri, to_local
+from .opening import describe_content, open_file
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +72,33 @@ _TRANSPOSE_METHODS = {
 
 _SWAPS_WIDTH_AND_HEIGHT = [_TRANSPOSE_METHODS[value] for value in (5, 6, 7, 8)]
 
-_strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+
+class _StrictDecoding:
+    """Context manager in which Pillow refuses truncated files, whatever it is set to.
+
+    Threads may be inside together; the last to leave restores the setting.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._setting = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._setting
+
+
+_strict_decoding = _StrictDecoding()
 
 
 def read_image(
@@ -186,18 +210,13 @@ def _is_tensor(image: object) -> TypeGuard[torch.Tensor]:
 
 
 def _open(source: Source) -> BinaryIO:
-    if isinstance(source, bytes):
-        if not source:
-            raise ValueError("it is empty")
+    if not isinstance(source, bytes):
+        return open_file(source)
 
-        return io.BytesIO(source)
+    if not source:
+        raise ValueError("it is empty")
 
-    path = to_local(source)
-    if is_uri(path):
-        return open_uri(path)
-
-    check_is_file(path)
-    return open(path, "rb")
+    return io.BytesIO(source)
 
 
 def _pil_to_rgb(

@@ -11,6 +11,8 @@ from typing import Any
 import eta.core.utils as etau
 import fiftyone.brain as fob
 
+from ..errors import OptionError
+
 SKLEARN = "sklearn"
 """The backend that reads the vectors from the dataset's field, and has no table."""
 
@@ -79,9 +81,10 @@ class Backend:
         """
         unknown = sorted(settings.keys() - {*self.settings})
         if unknown:
-            raise ValueError(
+            raise OptionError(
+                unknown[0],
                 f"Unknown settings {unknown} of backend {self.name!r}. Valid are "
-                f"{[*self.settings]}"
+                f"{[*self.settings]}",
             )
 
         config = {**self.configured, **settings}
@@ -92,7 +95,7 @@ class Backend:
 
             valid = sorted(VALID_METRICS["brute"])
             if metric not in valid:
-                raise ValueError(f"Invalid metric {metric!r}. Valid are {valid}")
+                raise OptionError("metric", f"Invalid metric {metric!r}. Valid are {valid}")
 
 
 def list_backends() -> list[str]:
@@ -126,7 +129,7 @@ def get_backend(name: str | None = None) -> Backend:
         name = valid[0]
 
     if name not in valid:
-        raise ValueError(f"Invalid backend {name!r}. Valid are {valid}")
+        raise OptionError("backend", f"Invalid backend {name!r}. Valid are {valid}")
 
     package = missing_package(name)
     if package is not None:

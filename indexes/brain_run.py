@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..embedding.provenance import Provenance, differing
+from ..errors import OptionError
 from .backends import SKLEARN, Backend, get_backend
 from .credentials import advise, save_config
 from .fiftyone_index import (
@@ -201,7 +202,7 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     key = options.brain_key
     conflict = _conflict(config, options)
     if conflict is not None:
-        raise ValueError(f"The index {key!r} has {conflict}: {REBUILD}")
+        raise OptionError("overwrite", f"The index {key!r} has {conflict}: {REBUILD}")
 
     if not _owns(config, contents):
         raise ValueError(
@@ -212,18 +213,20 @@ def _check_same(config: Any, options: IndexOptions, contents: Contents) -> None:
     found = read_record(config)
     if not found:
         if contents.embeddings_field is None:
-            raise ValueError(
+            raise OptionError(
+                "overwrite",
                 f"The index {key!r} has no recorded provenance, and no field that says "
-                f"what its vectors are: {REBUILD}"
+                f"what its vectors are: {REBUILD}",
             )
 
         return  # the field's provenance says it
 
     names = differing(found, contents.provenance)
     if names:
-        raise ValueError(
+        raise OptionError(
+            "overwrite",
             f"The index {key!r} holds embeddings computed with different settings. They "
-            f"differ in {', '.join(names)}. Embeddings must not be mixed: {REBUILD}"
+            f"differ in {', '.join(names)}. Embeddings must not be mixed: {REBUILD}",
         )
 
 

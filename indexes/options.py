@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..embedding.provenance import Provenance
+from ..errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class IndexOptions:
         check_brain_key(self.brain_key)
         settings: object = self.settings
         if not isinstance(settings, Mapping):
-            raise ValueError(f"Invalid backend_kwargs {settings!r}: expected a dict")
+            raise OptionError(
+                "backend_kwargs", f"Invalid backend_kwargs {settings!r}: expected a dict"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ def check_brain_key(key: object) -> None:
         ValueError: if it cannot
     """
     if not isinstance(key, str) or not key.isidentifier():
-        raise ValueError(
+        raise OptionError(
+            "brain_key",
             f"Invalid brain key {key!r}: use letters, digits and underscores, and begin "
-            "with a letter"
+            "with a letter",
         )
 
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from ..embedding.embedder import Embedder
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings
+from ..errors import OptionError
 from ..hiera.classification_head import Classifier
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
@@ -148,9 +149,10 @@ class NoFilter:
         """
         if value is not None:
             option = "classes" if name == "filter_classes" else name
-            raise ValueError(
+            raise OptionError(
+                option,
                 f"Invalid {option}: {value!r}. This checkpoint is a regression, whose "
-                "values have neither a confidence nor a class"
+                "values have neither a confidence nor a class",
             )
 
 
@@ -188,7 +190,10 @@ class LabelFilter:
     @confidence_thresh.setter
     def confidence_thresh(self, thresh: float | None) -> None:
         if thresh is not None and not (isinstance(thresh, Real) and 0 <= thresh <= 1):
-            raise ValueError(f"Invalid confidence_thresh: {thresh!r}. Valid are 0 to 1")
+            raise OptionError(
+                "confidence_thresh",
+                f"Invalid confidence_thresh: {thresh!r}. Valid are 0 to 1",
+            )
 
         self._confidence_thresh = thresh
 
@@ -204,7 +209,9 @@ class LabelFilter:
     @filter_classes.setter
     def filter_classes(self, names: Iterable[str] | None) -> None:
         if isinstance(names, str):
-            raise ValueError(f"Invalid classes: {names!r}. Pass a list: [{names!r}]")
+            raise OptionError(
+                "classes", f"Invalid classes: {names!r}. Pass a list: [{names!r}]"
+            )
 
         classes = frozenset(names or [])
         unknown = classes - self._classes

@@ -15,7 +15,8 @@ import torch
 from ..cluster.options import RayOptions, to_ray_options
 from ..embedding.arguments import check_progress
 from ..embedding.embedder import Embedder
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings
+from ..errors import OptionError
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
@@ -202,8 +203,8 @@ class HieraEmbeddingModel(
             stages = range(1, len(self._encoder.stages) + 1)
 
         if isinstance(stages, (int, str)) or not stages:
-            raise ValueError(
-                f"Invalid stages: {stages!r}. Expected a non-empty list of stages"
+            raise OptionError(
+                "stages", f"Invalid stages: {stages!r}. Expected a non-empty list of stages"
             )
 
         wanted = tuple(sorted({*stages}))

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from ..embedding.embedder import Embedder
+from ..errors import OptionError
 from ..hiera.autoencoder import Autoencoder
 from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
@@ -178,10 +179,14 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
             )
 
         if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"Invalid path: the folder of {str(path)!r} does not exist")
+            raise OptionError(
+                "path", f"Invalid path: the folder of {str(path)!r} does not exist"
+            )
 
         if path is not None and Path(path).is_dir():
-            raise ValueError(f"Invalid path: {str(path)!r} is a folder; give a file")
+            raise OptionError(
+                "path", f"Invalid path: {str(path)!r} is a folder; give a file"
+            )
 
         paths = samples.take(max_samples, seed=_SEED).values("filepath")
         try:
@@ -216,11 +221,12 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         fitted_with, here = basis.fitted_with, self._fitted_with
         differing = [name for name in here if fitted_with.get(name) != here[name]]
         if differing:
-            raise ValueError(
+            raise OptionError(
+                "heatmap_basis",
                 f"Invalid heatmap_basis: {str(path)!r} was fitted with "
                 f"{_format(fitted_with, differing)}, but this model has "
                 f"{_format(here, differing)}. Use the same checkpoint and options, "
-                "or fit another basis with model.fit_heatmap(dataset)"
+                "or fit another basis with model.fit_heatmap(dataset)",
             )
 
         return basis

@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from fiftyone.operators.executor import ValidationContext
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
+from ..errors import OptionError
 from ..indexes.options import check_brain_key
 from ..runs.fiftyone_internals import dataset_of, is_generated
 from ..runs.index_run import NO_FRAMES
@@ -259,7 +260,9 @@ def _check_map_key(plan: EmbeddingPlan) -> None:
 
 def _check_method(method: str) -> None:
     if method not in METHODS:
-        raise ValueError(f"Invalid method {method!r}. Valid are {list(METHODS)}")
+        raise OptionError(
+            "visualization_method", f"Invalid method {method!r}. Valid are {list(METHODS)}"
+        )
 
     if method == "umap" and not has_umap():
         raise ValueError("Method 'umap' is not installed: pip install umap-learn")

@@ -7,6 +7,7 @@ from typing import Any
 import fiftyone as fo
 from fiftyone.core.odm.utils import validate_field_name
 
+from ..errors import OptionError
 from ..runs.fiftyone_internals import all_slices, label_path
 from ..runs.schema import add_field, describe_type
 
@@ -29,8 +30,9 @@ def distance_path(dataset: Any, name: object, patches_field: str | None) -> str:
             distances
     """
     if not isinstance(name, str) or "." in name:
-        raise ValueError(
-            f"Invalid dist_field {name!r}: expected a name without '.', also for patches"
+        raise OptionError(
+            "dist_field",
+            f"Invalid dist_field {name!r}: expected a name without '.', also for patches",
         )
 
     validate_field_name(name)
@@ -43,18 +45,22 @@ def distance_path(dataset: Any, name: object, patches_field: str | None) -> str:
         return path
 
     if not isinstance(field, fo.FloatField):
-        raise ValueError(
+        raise OptionError(
+            "dist_field",
             f"Invalid dist_field {name!r}: the field {path!r} is of type "
-            f"{describe_type(field)}, not FloatField"
+            f"{describe_type(field)}, not FloatField",
         )
 
     if field.read_only:
-        raise ValueError(f"Invalid dist_field {name!r}: the field {path!r} is read-only")
+        raise OptionError(
+            "dist_field", f"Invalid dist_field {name!r}: the field {path!r} is read-only"
+        )
 
     if field.description != _DESCRIPTION and dataset.count(path):
-        raise ValueError(
+        raise OptionError(
+            "dist_field",
             f"Invalid dist_field {name!r}: the field {path!r} holds other values, which "
-            "would be removed. Choose another name"
+            "would be removed. Choose another name",
         )
 
     return path

@@ -12,6 +12,7 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from ..embedding.arguments import to_integer
+from ..errors import OptionError
 from ..images.decoding import read_image
 from ..runs.fiftyone_internals import (
     flatten_dynamic_groups,
@@ -145,7 +146,9 @@ def _searched(ctx: Any, brain_key: str) -> Any:
     # FiftyOne moves this parameter out of the others
     target = {**ctx.params, **ctx.request_params}.get("view_target") or _DATASET
     if target not in _TARGETS:
-        raise ValueError(f"Invalid view_target {target!r}. Valid are {_TARGETS}")
+        raise OptionError(
+            "view_target", f"Invalid view_target {target!r}. Valid are {_TARGETS}"
+        )
 
     is_whole = target == _DATASET
     samples = ctx.dataset.view() if is_whole else flatten_dynamic_groups(ctx.view)
@@ -268,14 +271,17 @@ def _chosen_index(ctx: Any, labels: dict[str, str]) -> str:
         if key in ctx.dataset.list_brain_runs(type=fob.Similarity):
             model = find_index_model(ctx.dataset, key)
             if model is None:
-                raise ValueError(
+                raise OptionError(
+                    "brain_key",
                     f"Invalid brain_key {key!r}: nothing is recorded about the model of "
-                    f"its vectors, or it is no Hiera model. Valid are {list(labels)}"
+                    f"its vectors, or it is no Hiera model. Valid are {list(labels)}",
                 )
 
             model.check(read_allowed(ctx))
 
-        raise ValueError(f"Invalid brain_key {key!r}. Valid are {list(labels)}")
+        raise OptionError(
+            "brain_key", f"Invalid brain_key {key!r}. Valid are {list(labels)}"
+        )
 
     return str(key)
 
@@ -294,9 +300,10 @@ def _chosen_path(ctx: Any, brain_key: str) -> str | None:
 
     path = distance_path(ctx.dataset, name, _patches_field(ctx, brain_key))
     if hides_fields(_searched(ctx, brain_key)):
-        raise ValueError(
+        raise OptionError(
+            "dist_field",
             f"Invalid dist_field {name!r}: the view that is searched hides fields, by "
-            "select_fields() or exclude_fields(). Search the dataset, or another view"
+            "select_fields() or exclude_fields(). Search the dataset, or another view",
         )
 
     return path
@@ -304,9 +311,10 @@ def _chosen_path(ctx: Any, brain_key: str) -> str | None:
 
 def _read(upload: object) -> Any:
     if not isinstance(upload, dict):
-        raise ValueError(
+        raise OptionError(
+            "query_image",
             f"Invalid query_image {upload!r}: expected a dict with the file's bytes in "
-            "base64 as 'content', and its 'name'"
+            "base64 as 'content', and its 'name'",
         )
 
     if not upload.get("content"):

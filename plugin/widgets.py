@@ -34,18 +34,19 @@ def check(prop: types.Property, validate: Callable[[], object]) -> None:
 
 
 def check_named(inputs: types.Object, validate: Callable[[], object], default: str) -> None:
-    """Mark the input that the error of a validation names.
+    """Mark the input of the option that the error of a validation is about.
 
     Args:
         inputs: the form
         validate: a function that raises a ValueError if an input is not valid
-        default: the input to mark if the error names none
+        default: the input to mark if the form has none of that name
     """
     try:
         validate()
     except ValueError as error:
-        named = [name for name in inputs.properties if f" {name}" in str(error)]
-        mark_invalid(inputs.properties[(named or [default])[0]], str(error))
+        option = getattr(error, "option", default)
+        name = option if option in inputs.properties else default
+        mark_invalid(inputs.properties[name], str(error))
 
 
 def mark_invalid(prop: types.Property, message: str) -> None:

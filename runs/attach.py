@@ -14,13 +14,13 @@ import fiftyone.core.collections as foc
 import fiftyone.core.utils as fou
 import numpy as np
 
-from ..embedding.arguments import check_boolean
-from ..embedding.jobs import Part
-from ..embedding.results import Embeddings
+from ..embedding.arguments import to_boolean
+from ..embedding.jobs import Embeddings, Part
+from ..errors import check_choice
 from ..files.arrow import pa, pq
 from ..files.output_folder import OutputFolder, reading_output
 from ..files.output_record import OutputRecord, read_output_record
-from ..images.uris import to_local
+from ..images.opening import to_local
 from .field_claim import FieldClaim
 from .parts import match_embeddings
 from .report import Notice
@@ -84,10 +84,8 @@ def attach(
 ) -> AttachReport:
     """Attach embeddings; see :func:`fiftyone_hiera.attach_embeddings`."""
     start = time.perf_counter()
-    if by not in _COLUMNS:
-        raise ValueError(f"Invalid by: {by!r}. Valid are {[*_COLUMNS]}")
-
-    check_boolean("overwrite", overwrite)
+    check_choice("by", by, _COLUMNS)
+    overwrite = to_boolean("overwrite", overwrite)
     target = Target(samples, embeddings_field)
     if target.has_parts:
         raise ValueError("Embeddings of files are of images, and these samples are videos")

@@ -19,6 +19,7 @@ from ..embedding.provenance import (
     provenance_in,
     with_provenance,
 )
+from ..errors import OptionError
 from .index_model import keep_provenance_of_tables, update_index_models
 from .schema import StoredField, find_stored_field, replace_info
 from .target import Target
@@ -90,10 +91,11 @@ class FieldClaim:
 
         if not self._is_whole(shard):
             self._refuse(
+                "overwrite",
                 f"{self._describe_held(held, mismatch)}, and only some would be "
                 "overwritten. Embeddings must not be mixed: use another field, overwrite "
                 "all samples in one run, or remove them first with "
-                "dataset.clear_sample_field() or clear_frame_field()."
+                "dataset.clear_sample_field() or clear_frame_field().",
             )
 
         self._must_clear = True
@@ -240,25 +242,28 @@ class FieldClaim:
     def _refuse_to_mix(self, held: int, mismatch: str | None = None) -> NoReturn:
         advice = "" if self._found and mismatch is None else _ADOPT
         self._refuse(
+            "overwrite",
             f"{self._describe_held(held, mismatch)}. Embeddings must not be mixed: use "
             "another field, or overwrite=True, which removes all of them before the first "
-            f"new one is stored.{advice}"
+            f"new one is stored.{advice}",
         )
 
     def _refuse_other_run(self) -> NoReturn:
-        self._refuse(f"Another run started to write to {self._target.path!r}.")
+        reason = f"Another run started to write to {self._target.path!r}."
+        self._refuse("embeddings_field", reason)
 
-    def _refuse(self, reason: str) -> NoReturn:
+    def _refuse(self, option: str, reason: str) -> NoReturn:
         found, ours = self._found, self._provenance
         names = differing(found, ours) if found else []
         if not names:
-            raise ValueError(reason)
+            raise OptionError(option, reason)
 
-        raise ValueError(
+        raise OptionError(
+            option,
             f"{reason} They differ in {', '.join(names)}."
             f"\n  The field: {_describe(found, ours, names)}."
             f"\n  This run: {_describe(ours, found, names)}."
-            f"{_advise(found, ours, names)}"
+            f"{_advise(found, ours, names)}",
         )
 
 

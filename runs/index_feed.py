@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 import fiftyone.core.utils as fou
 import numpy as np
 
-from ..embedding.jobs import Job, Part
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings, Job, Part
 from ..indexes.fiftyone_index import one_line
 from ..indexes.table import Keys, VectorTable
 from .fiftyone_internals import all_slices, sample_collection

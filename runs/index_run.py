@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..embedding.embedder import Embedder
+from ..errors import OptionError
 from ..indexes.brain_run import (
     REBUILD,
     advise_on_credentials,
@@ -189,9 +190,10 @@ def _check_rows(target: Target, index: Any, table: VectorTable) -> None:
         embedding = np.asarray(held[id])
         length = np.linalg.norm(row) * np.linalg.norm(embedding)
         if len(row) != len(embedding) or row @ embedding < _SAME * length:
-            raise ValueError(
+            raise OptionError(
+                "overwrite",
                 f"The index holds another vector of {id} than the field {target.path!r}: "
-                f"{REBUILD}"
+                f"{REBUILD}",
             )
 
 

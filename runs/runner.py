@@ -19,8 +19,7 @@ from pymongo.errors import PyMongoError
 
 from ..cluster.start import start_embedding
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job, Part
-from ..embedding.results import Embedded, Embeddings, Failed
+from ..embedding.jobs import Embedded, Embeddings, Failed, Job, Part
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_model import update_index_models

@@ -14,8 +14,8 @@ import fiftyone.core.view as fov
 import numpy as np
 from fiftyone.core.odm.utils import validate_field_name
 
-from ..embedding.jobs import Part
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings, Part
+from ..errors import OptionError
 from .fiftyone_internals import (
     all_slices,
     dataset_of,
@@ -318,7 +318,9 @@ class Target:
         if self.patches_field and name and path in labels:
             expected = f"it is an attribute of the labels, pass {name!r}"
 
-        raise ValueError(f"Invalid embeddings_field {embeddings_field!r}: {expected}")
+        raise OptionError(
+            "embeddings_field", f"Invalid embeddings_field {embeddings_field!r}: {expected}"
+        )
 
     def _check_field(self) -> None:
         field = self.dataset.get_field(self.path)
@@ -378,9 +380,10 @@ def check_patches_field(samples: foc.SampleCollection, patches_field: str | None
     field = samples.get_field(prefix + name)
     found = "does not exist" if field is None else f"is of type {describe_type(field)}"
     types = ", ".join(label.__name__ for label in PATCH_TYPES)
-    raise ValueError(
+    raise OptionError(
+        "patches_field",
         f"Invalid patches_field {patches_field!r}: the field {found}. Valid are the fields "
-        f"of type {types}: {valid or 'there are none'}"
+        f"of type {types}: {valid or 'there are none'}",
     )
 
 
@@ -421,7 +424,9 @@ def _media_type(samples: foc.SampleCollection) -> str:
 
 def _check_name(argument: str, value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"Invalid {argument} {value!r}: expected the name of a field")
+        raise OptionError(
+            argument, f"Invalid {argument} {value!r}: expected the name of a field"
+        )
 
 
 def _pair(ids: Any, values: Any) -> Iterator[tuple[str, Any]]:

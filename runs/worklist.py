@@ -15,7 +15,7 @@ from bson import ObjectId
 from pymongo.errors import ExecutionTimeout
 
 from ..embedding.jobs import Job, Part
-from ..images.refusals import check_is_file
+from ..images.opening import check_is_file
 from .fiftyone_internals import pipeline_of, sample_collection
 from .index_feed import IndexFeed
 from .paging import Pages, in_shard

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ..embedding.results import Failed
+from ..embedding.jobs import Failed
 from .report import EmbeddingError
 
 Write = Callable[[], Sequence[Failed] | None]

@@ -305,6 +305,16 @@ def test_form_has_no_default_stage() -> None:
     assert form.type.properties["stage"].default is None
 
 
+def test_form_marks_the_option_that_an_error_is_about() -> None:
+    basis = Path(__file__).parent / "data" / "made_by_0_1_0" / "basis.safetensors"
+    remote = {"heatmap_basis": str(basis)}
+    ctx = ExecutionContext({"params": {"remote_params": remote}})
+    form = fiftyone_hiera.resolve_input("hiera-nano-digits", ctx)
+    wrong = {n: p.error_message for n, p in form.type.properties.items() if p.invalid}
+    reason = "it is for output 'heatmap', and this is 'embeddings'"
+    assert wrong == {"heatmap_basis": f"Invalid heatmap_basis: {reason}"}
+
+
 @torch.inference_mode()
 def test_without_the_final_norm(tmp_path: Path) -> None:
     hiera = HieraModel(make_config(), add_pooling_layer=False).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import pickle
 import re
 import sys
 import tomllib
@@ -30,6 +31,7 @@ from fiftyone_hiera.config import (
 )
 from fiftyone_hiera.embedding import provenance
 from fiftyone_hiera.embedding.version import VERSION
+from fiftyone_hiera.errors import OptionError
 from fiftyone_hiera.hiera import engines
 from fiftyone_hiera.hiera.engines import OPENVINO
 from fiftyone_hiera.hiera.hub import BundledFile
@@ -320,8 +322,19 @@ def test_options_are_not_changed() -> None:
     ids=str,
 )
 def test_invalid_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message) as error:
         parse_settings(TINY, options)
+
+    assert error.value.option == next(iter(options))
+    again = pickle.loads(pickle.dumps(error.value))  # as between processes
+    assert (again.option, str(again)) == (error.value.option, str(error.value))
+
+
+def test_every_error_about_an_option_names_it() -> None:
+    files = [path for path in ROOT.glob("[!.]*/*.py") if path.parent.name != "tests"]
+    for source in [*ROOT.glob("*.py"), *files]:
+        found = re.search(r'ValueError\(\s*f?"(Invalid|Unknown option)', source.read_text())
+        assert found is None, source
 
 
 def test_sizes_as_numpy_has_them() -> None:

@@ -182,8 +182,7 @@ def test_float16(
 
 
 def test_too_large_for_float16(paths: list[str], tmp_path: Path) -> None:
-    from fiftyone_hiera.embedding.jobs import Job, Part
-    from fiftyone_hiera.embedding.results import Embedded
+    from fiftyone_hiera.embedding.jobs import Embedded, Job, Part
     from fiftyone_hiera.files.manifest import Manifest
     from fiftyone_hiera.files.output_folder import OutputFolder
     from fiftyone_hiera.files.output_rows import RowFormat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from oldest import oldest
 
+import fiftyone_hiera
 from fiftyone_hiera.__main__ import main
 from fiftyone_hiera.embedding.version import VERSION
 from sandbox import served_archive
@@ -94,6 +96,37 @@ def test_command_line_shows_the_version(capsys: pytest.CaptureFixture[str]) -> N
 
     assert end.value.code == 0
     assert capsys.readouterr().out == f"fiftyone-hiera {VERSION}\n"
+
+
+_NAMES = """
+import sys
+
+import fiftyone_hiera
+
+print(fiftyone_hiera.__version__)
+assert not {"fiftyone", "numpy", "torch"} & {*sys.modules}
+from fiftyone_hiera import *
+assert {*fiftyone_hiera.__all__} <= {*globals()}
+assert issubclass(EmbeddingError, RuntimeError) and issubclass(FilesError, RuntimeError)
+assert "torch" not in sys.modules
+"""
+
+
+def test_public_names() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", _NAMES],
+        env={**os.environ, "PYTHONPATH": str(Path(fiftyone_hiera.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (printed.stdout, printed.stderr) == (f"{VERSION}\n", "")
+    table = _read("docs/README.md").partition("| name | what it is |")[2]
+    listed = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert listed == {*fiftyone_hiera.__all__}
 
 
 def test_changelog_links_every_release() -> None:

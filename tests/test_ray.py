@@ -25,9 +25,8 @@ from waiting import LIMIT
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.cluster.options import REQUIREMENT, RayOptions, to_ray_options
-from fiftyone_hiera.embedding.jobs import Job, Part
+from fiftyone_hiera.embedding.jobs import Embedded, Failed, Job, Part, Result
 from fiftyone_hiera.embedding.local import embed_locally
-from fiftyone_hiera.embedding.results import Embedded, Failed, Result
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 # On one worker, which starts the cluster that they share

@@ -20,8 +20,7 @@ from waiting import LIMIT
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.cluster.options import RayOptions
-from fiftyone_hiera.embedding.jobs import Job, Part
-from fiftyone_hiera.embedding.results import Embedded, Failed, Result
+from fiftyone_hiera.embedding.jobs import Embedded, Failed, Job, Part, Result
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytest.importorskip("ray")

@@ -1,4 +1,4 @@
-"""Explain why a file cannot be read as an image.
+"""Open files by their paths or URIs, and explain why one is no image.
 
 Contents that Pillow opens, but this package refuses, are in :mod:`.decoding`.
 """
@@ -8,10 +8,81 @@ from __future__ import annotations
 import os
 import re
 import stat
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import unquote
 
+import fsspec
+
+from ..errors import OptionError
+
+_FILE_URI = re.compile(r"file://(?:localhost(?=/))?(?=[/~])", re.IGNORECASE)
 _URL = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TEXT_START = re.compile(rb"\s*[\x20-\x7e]{4}")
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading.
+
+    Args:
+        path: a path, or a URI, which fsspec opens with the credentials that it finds
+
+    Raises:
+        OSError: if the file does not exist or cannot be opened
+        ValueError: if it is no regular file, or empty; see :func:`check_is_file`
+        ImportError: if fsspec lacks a package for this kind of URI; the message names it
+    """
+    name = to_local(path)
+    if is_uri(name):
+        return cast(BinaryIO, fsspec.open(name, "rb").open())
+
+    check_is_file(name)
+    return open(name, "rb")
+
+
+def to_local(path: str | os.PathLike[str]) -> str:
+    """Expand "~", and convert a "file://" URI to the path that it names.
+
+    The percent escapes of a URI are decoded, unless a file has them in its name.
+
+    Args:
+        path: a path or URI
+
+    Returns:
+        a path; URIs of other kinds and of other hosts as they are
+    """
+    name = os.fspath(path)
+    scheme = _FILE_URI.match(name)
+    if scheme is None:
+        return os.path.expanduser(name)
+
+    local = os.path.expanduser(name[scheme.end() :])
+    return local if os.path.exists(local) else unquote(local)
+
+
+def to_local_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Convert an argument that is the path of a local file or folder.
+
+    Args:
+        name: the name of the argument
+        value: its value
+
+    Raises:
+        ValueError: if it is a URI of another kind
+    """
+    path = to_local(value)
+    if is_uri(path):
+        raise OptionError(
+            name, f"Invalid {name} {path!r}: expected a path on a local or shared disk"
+        )
+
+    return Path(path)
+
+
+def is_uri(path: str | os.PathLike[str]) -> bool:
+    """Return whether fsspec opens a path, such as "s3://bucket/image.jpg"."""
+    return "://" in os.fspath(path)
 
 
 def check_is_file(path: str | os.PathLike[str]) -> None:
