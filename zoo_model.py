@@ -18,8 +18,7 @@ from .models.classification import (
     HieraRegressionModel,
 )
 from .models.embedding import HieraEmbeddingModel
-from .models.heatmap import HieraFeatureHeatmapModel
-from .models.reconstruction import HieraAutoencoderModel
+from .models.heatmap import HieraAutoencoderModel, HieraFeatureHeatmapModel
 
 __all__ = ["HieraEmbeddingModel", "download_weights", "load"]
 

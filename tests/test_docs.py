@@ -30,8 +30,10 @@ from fiftyone_hiera.config import OPTIONS
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.models.classification import HieraClassifierModel
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
-from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel
-from fiftyone_hiera.models.reconstruction import HieraAutoencoderModel
+from fiftyone_hiera.models.heatmap import (
+    HieraAutoencoderModel,
+    HieraFeatureHeatmapModel,
+)
 from fiftyone_hiera.plugin.compute_params import _OTHER_NAMES, EmbeddingParams
 
 ROOT = Path(__file__).parents[1]
