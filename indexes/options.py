@@ -1,4 +1,4 @@
-"""Which similarity index a run feeds, and what the index holds."""
+"""Options of a similarity index, and the description of its contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..embedding.provenance import Provenance
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Which similarity index to feed.
+    """Options of the similarity index to feed.
 
     Args:
         brain_key: its brain key
@@ -36,7 +36,7 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the vectors of an index are.
+    """Description of the vectors in an index.
 
     Args:
         dataset_id: the ID of the dataset
@@ -55,7 +55,7 @@ class Contents:
 
 
 def check_brain_key(key: object) -> None:
-    """Check that something can be a brain key.
+    """Check that a brain key is valid.
 
     Raises:
         ValueError: if it cannot

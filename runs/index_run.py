@@ -1,4 +1,4 @@
-"""The similarity index of a run: checked, opened, fed and settled."""
+"""The similarity index of a run: checked, opened, fed and reconciled with its field."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ import contextlib
 import logging
 import random
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 
 from ..embedding.embedder import Embedder
-from ..indexes.brain_run import (
-    REBUILD,
-    advise_on_credentials,
-    check_index,
-    has_table,
-    list_indexes,
-    open_index,
-    register_index,
-)
-from ..indexes.fiftyone_index import one_line
+from ..embedding.provenance import Provenance
+from ..indexes.backends import one_line
+from ..indexes.brain_index import REBUILD, BrainIndex
+from ..indexes.brain_run import list_indexes
 from ..indexes.options import Contents
 from ..indexes.table import VectorTable
 from .fiftyone_internals import dataset_id, stages_of
@@ -42,159 +35,164 @@ NO_FRAMES = (
 """Why videos have no index and no map."""
 
 
-def check_index_options(target: Target, embedder: Embedder, options: RunOptions) -> None:
-    """Check that a run may feed its index, before anything is embedded or connected to.
+class RunIndex:
+    """The similarity index of a run, or the lack of one.
 
-    Raises:
-        ValueError: if it may not, or if there is neither a field nor an index
-        ImportError: if a package is not installed
+    Args:
+        target: the samples, and the field for their embeddings
+        embedder: the model
+        options: the options of the run
     """
-    if options.index is None:
-        if not target.has_field:
+
+    def __init__(self, target: Target, embedder: Embedder, options: RunOptions) -> None:
+        self._target = target
+        self._overwrite = options.overwrite
+        self._contents = describe_contents(target, embedder.dim, embedder.provenance)
+        self._index: BrainIndex | None = None
+        self._feed: IndexFeed | None = None
+        if options.index is not None:
+            # It may drop its index if it embeds all of the dataset again
+            is_whole = options.shard is None and not stages_of(target.samples)
+            self._index = BrainIndex(
+                target.dataset,
+                options.index,
+                self._contents,
+                may_rebuild=options.overwrite and is_whole,
+            )
+
+    def check(self) -> None:
+        """Check that the index may be fed, before anything is embedded or connected to.
+
+        Raises:
+            ValueError: if it may not, or if there is neither a field nor an index
+            ImportError: if a package is not installed
+        """
+        if self._index is not None:
+            if self._target.frames_prefix:
+                raise ValueError(NO_FRAMES)
+
+            self._index.check()
+        elif not self._target.has_field:
             raise ValueError("Nothing to store in: give an embeddings_field or a brain_key")
+        elif self._overwrite:
+            self._warn_of_others("are overwritten in")
 
-        if options.overwrite:
-            _warn_of_indexes(target, embedder, "are overwritten in")
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IndexFeed | None]:
+        """Open the index.
 
-        return
+        Yields:
+            an :class:`fiftyone_hiera.runs.index_feed.IndexFeed`; None if there is no
+            index, or if it reads the vectors from the field
 
-    if target.frames_prefix:
-        raise ValueError(NO_FRAMES)
+        Raises:
+            ValueError: if the index cannot be opened, or if its table is another's
+        """
+        if self._index is None or (table := self._index.open(self._check_rows)) is None:
+            yield None
+            return
 
-    check_index(
-        target.dataset,
-        options.index,
-        describe_contents(target, embedder),
-        overwrite=_may_rebuild(target, options),
-    )
+        self._feed = IndexFeed(table, self._target)
+        try:
+            with contextlib.closing(self._feed):
+                yield self._feed
+        finally:
+            # Of an index that was loaded with the vectors of before
+            self._target.dataset.clear_cache()
+
+        advice = self._index.advise_on_credentials()
+        if advice is not None:
+            logger.warning("%s", advice)
+
+    def reconcile(self, report: EmbeddingReport) -> IndexChange | None:
+        """Reconcile the index with its field, after all is embedded.
+
+        Args:
+            report: the report of the run
+
+        Returns:
+            what the run did to the index; None if there is none
+
+        Raises:
+            EmbeddingError: if that fails; the embeddings are stored
+        """
+        index, target = self._index, self._target
+        if index is None:
+            if report.embedded:
+                target.dataset.clear_cache()  # as in open()
+                if not self._overwrite:
+                    self._warn_of_others("were added to")
+
+            return None
+
+        try:
+            if self._feed is not None:
+                return self._feed.reconcile()
+
+            rows, _ = target.count_embeddings()
+            if rows:
+                index.register()
+                target.dataset.clear_cache()  # as in open()
+
+            return IndexChange(rows, report.embedded, 0)
+        except Exception as error:
+            where = f"in {target.path!r}" if target.has_field else "as far as it was fed"
+            raise EmbeddingError(
+                f"The embeddings are stored {where}, but the index "
+                f"{index.options.brain_key!r} is not up to date: {one_line(error)}\n"
+                "The same call goes on from there",
+                report,
+            ) from error
+
+    def _warn_of_others(self, change: str) -> None:
+        keys = list_indexes(self._target.dataset, self._contents)
+        if keys:
+            logger.warning(
+                "Embeddings %s %r, but not its indexes %s: give a brain_key to change both",
+                change,
+                self._target.path,
+                keys,
+            )
+
+    def _check_rows(self, table: VectorTable) -> None:
+        """Compare rows of an index that FiftyOne made of a field with the field.
+
+        Raises:
+            ValueError: if one of them is another vector
+        """
+        target = self._target
+        parts = {
+            part.id: (job.sample_id, part)
+            for job in next(stored_jobs(target), [])
+            for part in job.parts
+        }
+        existing = sorted(table.existing([*parts]))
+        chosen = random.sample(existing, min(_COMPARED, len(existing)))
+        pairs = [parts[id] for id in chosen]
+        held = target.read([id for id, _ in pairs], [part for _, part in pairs])
+        for id, row in table.read(chosen).items() if chosen else ():
+            # Some databases normalize, or round
+            embedding = np.asarray(held[id])
+            length = np.linalg.norm(row) * np.linalg.norm(embedding)
+            if len(row) != len(embedding) or row @ embedding < _SAME * length:
+                raise ValueError(
+                    f"The index holds another vector of {id} than the field "
+                    f"{target.path!r}: {REBUILD}"
+                )
 
 
-@contextlib.contextmanager
-def open_index_feed(
-    target: Target, embedder: Embedder, options: RunOptions
-) -> Iterator[IndexFeed | None]:
-    """Open the index of a run.
+def describe_contents(target: Target, dim: int, provenance: Provenance) -> Contents:
+    """Describe what the index of a run holds.
 
-    Yields:
-        an :class:`fiftyone_hiera.runs.index_feed.IndexFeed`; None if there is no index, or
-        if it reads the vectors from the field
-
-    Raises:
-        ValueError: if the index cannot be opened, or if its table is another's
+    Args:
+        target: the samples, and the field for their embeddings
+        dim: the number of dimensions of the embeddings
+        provenance: their provenance
     """
-    index, dataset = options.index, target.dataset
-    rebuild = _may_rebuild(target, options)
-    if index is None or not has_table(dataset, index, overwrite=rebuild):
-        yield None
-        return
-
-    table = open_index(
-        dataset,
-        index,
-        describe_contents(target, embedder),
-        rebuild=rebuild,
-        check_rows=partial(_check_rows, target),
-    )
-    try:
-        with contextlib.closing(IndexFeed(table, target)) as feed:
-            yield feed
-    finally:
-        dataset.clear_cache()  # of an index that was loaded with the vectors of before
-
-    advice = advise_on_credentials(dataset, index)
-    if advice is not None:
-        logger.warning("%s", advice)
-
-
-def settle_index(
-    target: Target,
-    embedder: Embedder,
-    options: RunOptions,
-    feed: IndexFeed | None,
-    report: EmbeddingReport,
-) -> IndexChange | None:
-    """Bring the index of a run that has ended up to date with its field.
-
-    Raises:
-        EmbeddingError: if that fails; the embeddings are stored
-    """
-    if options.index is None:
-        if report.embedded:
-            target.dataset.clear_cache()  # of indexes that have read the field before
-            if not options.overwrite:
-                _warn_of_indexes(target, embedder, "were added to")
-
-        return None
-
-    try:
-        if feed is not None:
-            return feed.settle()
-
-        rows, _ = target.count_embeddings()
-        if rows:
-            contents = describe_contents(target, embedder)
-            register_index(target.dataset, options.index, contents)
-            target.dataset.clear_cache()  # as above
-
-        return IndexChange(rows, report.embedded, 0)
-    except Exception as error:
-        where = f"in {target.path!r}" if target.has_field else "as far as it was fed"
-        raise EmbeddingError(
-            f"The embeddings are stored {where}, but the index {options.index.brain_key!r} "
-            f"is not up to date: {one_line(error)}\nThe same call goes on from there",
-            report,
-        ) from error
-
-
-def describe_contents(target: Target, embedder: Embedder) -> Contents:
-    """Describe what the index of a run holds."""
     return Contents(
         dataset_id=str(dataset_id(target.dataset)),
         embeddings_field=target.name or None,
         patches_field=target.patches_field,
-        dim=embedder.dim,
-        provenance=embedder.provenance,
+        dim=dim,
+        provenance=provenance,
     )
-
-
-def _warn_of_indexes(target: Target, embedder: Embedder, change: str) -> None:
-    keys = list_indexes(target.dataset, describe_contents(target, embedder))
-    if keys:
-        logger.warning(
-            "Embeddings %s %r, but not its indexes %s: give a brain_key to change both",
-            change,
-            target.path,
-            keys,
-        )
-
-
-def _check_rows(target: Target, table: VectorTable) -> None:
-    """Compare rows of an index that FiftyOne made of a field with the field.
-
-    Raises:
-        ValueError: if one of them is another vector
-    """
-    parts = {
-        part.id: (job.sample_id, part)
-        for job in next(stored_jobs(target), [])
-        for part in job.parts
-    }
-    existing = sorted(table.existing([*parts]))
-    chosen = random.sample(existing, min(_COMPARED, len(existing)))
-    pairs = [parts[id] for id in chosen]
-    held = target.read([id for id, _ in pairs], [part for _, part in pairs])
-    for id, row in table.read(chosen).items() if chosen else ():
-        # Some databases normalize, or round
-        embedding = np.asarray(held[id])
-        length = np.linalg.norm(row) * np.linalg.norm(embedding)
-        if len(row) != len(embedding) or row @ embedding < _SAME * length:
-            raise ValueError(
-                f"The index holds another vector of {id} than the field {target.path!r}: "
-                f"{REBUILD}"
-            )
-
-
-def _may_rebuild(target: Target, options: RunOptions) -> bool:
-    """Return whether a run may drop its index: if it embeds all of the dataset again."""
-    is_whole = options.shard is None and not stages_of(target.samples)
-    return options.overwrite and is_whole
