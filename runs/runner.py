@@ -24,10 +24,10 @@ from ..embedding.results import Embedded, Embeddings, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_model import update_index_models
-from .index_run import RunIndex
 from .options import KEPT, RunOptions
 from .paging import add_pending_index
 from .report import EmbeddingError, EmbeddingReport, Notice
+from .run_index import RunIndex
 from .spot_check import find_mismatch
 from .target import Target
 from .worklist import Worklist
