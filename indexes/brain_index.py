@@ -14,7 +14,6 @@ from .backends import Backend, get_backend, open_table
 from .brain_run import (
     RECORD,
     find_config,
-    find_other_place,
     make_record,
     read_record,
     table_provenance,
@@ -165,12 +164,13 @@ class BrainIndex:
                 "choose another"
             )
 
-        name = find_other_place(config, self.contents)
-        if name is not None:
-            raise ValueError(
-                f"The index {self._key!r} has {name} {getattr(config, name, None)!r}, and "
-                f"this run {getattr(self.contents, name)!r}: choose another brain_key"
-            )
+        for name in ("embeddings_field", "patches_field"):
+            found, wanted = getattr(config, name, None), getattr(self.contents, name)
+            if found != wanted:
+                raise ValueError(
+                    f"The index {self._key!r} has {name} {found!r}, and this run "
+                    f"{wanted!r}: choose another brain_key"
+                )
 
     def _check_same(self) -> None:
         conflict = self._find_conflict()

@@ -24,24 +24,6 @@ def find_config(dataset: Any, brain_key: str) -> Any:
     return dataset.get_brain_info(brain_key).config
 
 
-def list_indexes(dataset: Any, contents: Contents) -> list[str]:
-    """Return the brain keys of the indexes whose tables hold the embeddings of a field."""
-    found = []
-    for key in dataset.list_brain_runs(type="similarity"):
-        config = dataset.get_brain_info(key).config
-        if config.method != SKLEARN and find_other_place(config, contents) is None:
-            found.append(key)
-
-    return found
-
-
-def find_other_place(config: Any, contents: Contents) -> str | None:
-    """Return which setting says that an index is of another field; None if none does."""
-    names = ("embeddings_field", "patches_field")
-    differ = (n for n in names if getattr(config, n, None) != getattr(contents, n))
-    return next(differ, None)
-
-
 def make_record(method: str, contents: Contents) -> dict[str, Any]:
     """Make what the config of a run records about its vectors."""
     record = {"dataset_id": contents.dataset_id, "run": str(uuid.uuid4())}

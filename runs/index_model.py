@@ -87,11 +87,24 @@ def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
         target: the field
         provenance: its provenance until now
     """
+    for key, config in find_tables(target):
+        if not table_provenance(config):
+            record_provenance(target.dataset, key, config, provenance)
+
+
+def find_tables(target: Target) -> Iterator[tuple[str, Any]]:
+    """Find the indexes whose tables hold the embeddings of a field.
+
+    Args:
+        target: the field
+
+    Yields:
+        tuples of a brain key and of the config of its index
+    """
     for key, config in _find_indexes(target.dataset):
         place = (config.embeddings_field, config.patches_field)
-        is_of_field = place == (target.name, target.patches_field)
-        if is_of_field and config.method != SKLEARN and not table_provenance(config):
-            record_provenance(target.dataset, key, config, provenance)
+        if place == (target.name, target.patches_field) and config.method != SKLEARN:
+            yield key, config
 
 
 def _find_indexes(dataset: Any) -> Iterator[tuple[str, Any]]:

@@ -13,11 +13,11 @@ from ..embedding.embedder import Embedder
 from ..embedding.provenance import Provenance
 from ..indexes.backends import one_line
 from ..indexes.brain_index import REBUILD, BrainIndex
-from ..indexes.brain_run import list_indexes
 from ..indexes.options import Contents
 from ..indexes.table import VectorTable
 from .fiftyone_internals import dataset_id, stages_of
 from .index_feed import IndexFeed, stored_jobs
+from .index_model import find_tables
 from .options import RunOptions
 from .report import EmbeddingError, EmbeddingReport, IndexChange
 from .target import Target
@@ -47,7 +47,6 @@ class RunIndex:
     def __init__(self, target: Target, embedder: Embedder, options: RunOptions) -> None:
         self._target = target
         self._overwrite = options.overwrite
-        self._contents = describe_contents(target, embedder.dim, embedder.provenance)
         self._index: BrainIndex | None = None
         self._feed: IndexFeed | None = None
         if options.index is not None:
@@ -56,7 +55,7 @@ class RunIndex:
             self._index = BrainIndex(
                 target.dataset,
                 options.index,
-                self._contents,
+                describe_contents(target, embedder.dim, embedder.provenance),
                 may_rebuild=options.overwrite and is_whole,
             )
 
@@ -145,7 +144,7 @@ class RunIndex:
             ) from error
 
     def _warn_of_others(self, change: str) -> None:
-        keys = list_indexes(self._target.dataset, self._contents)
+        keys = [key for key, _ in find_tables(self._target)]
         if keys:
             logger.warning(
                 "Embeddings %s %r, but not its indexes %s: give a brain_key to change both",
