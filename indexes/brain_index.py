@@ -104,9 +104,9 @@ class BrainIndex:
     def register(self) -> None:
         """Register an index that reads the vectors from the field.
 
-        One that exists is kept, or replaced if it has other settings.
+        One that exists is kept, or replaced if it may be and has other settings.
         """
-        self._look_up()
+        self.check()  # another process may have made it meanwhile
         if self._config is not None:
             if self._find_conflict() is None:
                 return

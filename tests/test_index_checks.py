@@ -16,6 +16,7 @@ import fiftyone_hiera
 from fiftyone_hiera.indexes import backends, brain_index
 from fiftyone_hiera.indexes.backends import open_table
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs.report import EmbeddingError
 
 pytestmark = pytest.mark.samples(4)
 
@@ -121,28 +122,15 @@ def test_settings(samples: Any, model: HieraEmbeddingModel, pgvector: str) -> No
             samples, "hiera", brain_key=KEY, backend_kwargs={"metric": "cosine"}
         )
 
-    with pytest.raises(
-        ValueError, match=r"table_name 'my_vectors' .* exists and has 4 rows"
-    ):
-        model.embed_samples(
-            samples,
-            "hiera",
-            brain_key="second",
-            backend=pgvector,
-            backend_kwargs={"table_name": "my_vectors"},
-        )
+    same_table: Any = {"backend": pgvector, "backend_kwargs": {"table_name": "my_vectors"}}
+    with pytest.raises(ValueError, match=r"name 'my_vectors' .* exists and has 4 rows"):
+        model.embed_samples(samples, "hiera", brain_key="second", **same_table)
 
     assert samples.list_brain_runs() == [KEY]
     exact: Any = {"dtype": "float32", "engine": "torch"}
     small = fiftyone_hiera.load_model("hiera-nano-digits", stage=2, **exact)
     with pytest.raises(ValueError, match=r"has vectors of 192 dimensions, and this .* 48"):
-        small.embed_samples(
-            samples,
-            "small",
-            brain_key="third",
-            backend=pgvector,
-            backend_kwargs={"table_name": "my_vectors"},
-        )
+        small.embed_samples(samples, "small", brain_key="third", **same_table)
 
     assert samples.list_brain_runs() == [KEY]
     assert "small" not in samples.get_field_schema()
@@ -335,6 +323,18 @@ def test_run_of_another_process_is_checked(
     _find_late(monkeypatch, 1)
     with pytest.raises(ValueError, match="differ in pooling"):
         other.embed_samples(samples, brain_key=KEY, backend=pgvector)
+
+
+def test_run_of_another_process_is_not_replaced(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.embed_samples(samples, "hiera", brain_key=KEY)
+    _find_late(monkeypatch, 2)
+    given: Any = {"brain_key": KEY, "backend_kwargs": {"metric": "euclidean"}}
+    with pytest.raises(EmbeddingError, match="has metric 'cosine', not 'euclidean'"):
+        model.embed_samples(samples, "hiera", **given)
+
+    assert samples.get_brain_info(KEY).config.metric == "cosine"
 
 
 def test_rebuilt_with_its_own_backend(

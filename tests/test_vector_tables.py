@@ -131,6 +131,11 @@ class _Index:
         ]
 
 
+def _check_empty(index: _Index, table: VectorTable) -> None:
+    found = (table.dim(), table.count(), table.existing(index.ids))
+    assert found == (None, 0, set())
+
+
 def _check_writes(index: _Index, table: VectorTable, first: Sequence[str]) -> None:
     """Write some rows, then all: no ID twice, and the last vector of each."""
     index.upsert(table, first)
@@ -189,11 +194,7 @@ def test_table(
             index = _Index(samples, backend, patches_field)
             table = index.open()
             assert type(table).__name__ == kind
-            assert (table.dim(), table.count(), table.existing(index.ids)) == (
-                None,
-                0,
-                set(),
-            )
+            _check_empty(index, table)
             table.finish()
             if kind != "VectorTable":
                 table.delete(index.ids[:1])
@@ -218,11 +219,7 @@ def test_table(
             table = index.open(rebuild=True)
             assert _without_record(index.config) == _without_record(config)
             index.held.clear()
-            assert (table.dim(), table.count(), table.existing(index.ids)) == (
-                None,
-                0,
-                set(),
-            )
+            _check_empty(index, table)
 
             # A table that FiftyOne's class made
             index.add_by_fiftyone(index.ids[:2])
