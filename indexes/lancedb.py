@@ -26,11 +26,7 @@ _MOST_TABLES = 10
 
 
 class LanceDBTable(VectorTable):
-    """The table of a LanceDB index, with the columns of FiftyOne's class.
-
-    Args:
-        index: a :class:`fiftyone.brain.internal.core.lancedb.LanceDBSimilarityIndex`
-    """
+    """The table of a LanceDB index, with the columns of FiftyOne's class."""
 
     def __init__(self, index: Any) -> None:
         super().__init__(index)

@@ -12,11 +12,7 @@ _PAGE_SIZE = 10_000
 
 
 class MilvusTable(VectorTable):
-    """The collection of a Milvus index, with the fields of FiftyOne's class.
-
-    Args:
-        index: a :class:`fiftyone.brain.internal.core.milvus.MilvusSimilarityIndex`
-    """
+    """The collection of a Milvus index, with the fields of FiftyOne's class."""
 
     rows_at_once = 1
 

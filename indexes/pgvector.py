@@ -22,11 +22,7 @@ _TRAILER = struct.pack("!h", -1)
 
 
 class PgVectorTable(VectorTable):
-    """The table of a pgvector index, with the columns of FiftyOne's class.
-
-    Args:
-        index: a :class:`fiftyone.brain.internal.core.pgvector.PgVectorSimilarityIndex`
-    """
+    """The table of a pgvector index, with the columns of FiftyOne's class."""
 
     rows_at_once = 1
 

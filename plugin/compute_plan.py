@@ -19,7 +19,7 @@ from ..embedding.provenance import (
     expected_provenance,
 )
 from ..indexes.backends import get_backend, list_backends
-from ..indexes.brain_run import check_index
+from ..indexes.brain_index import BrainIndex
 from ..indexes.options import Contents, IndexOptions
 from ..runs.field_claim import FieldClaim
 from ..runs.fiftyone_internals import (
@@ -133,7 +133,7 @@ class EmbeddingPlan:
             ValueError: if it may not
         """
         if self.index is not None:
-            check_index(
+            BrainIndex(
                 dataset_of(self.samples),
                 self.index,
                 _contents(
@@ -143,8 +143,8 @@ class EmbeddingPlan:
                     self.checkpoint,
                     self.settings,
                 ),
-                overwrite=self.params.overwrite,
-            )
+                may_rebuild=self.params.overwrite,
+            ).check()
 
 
 def target_samples(ctx: Any) -> Any:
@@ -284,7 +284,10 @@ def _can_feed(
     """Return whether an index that exists is one that the run would bring up to date."""
     try:
         options = _index_options(params, brain_key, params.similarity_backend)
-        check_index(dataset_of(samples), options, contents, overwrite=params.overwrite)
+        index = BrainIndex(
+            dataset_of(samples), options, contents, may_rebuild=params.overwrite
+        )
+        index.check()
     except (ValueError, ImportError):
         return False
 

@@ -23,10 +23,10 @@ from ..embedding.jobs import Embedded, Embeddings, Failed, Job, Part
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_model import update_index_models
-from .index_run import check_index_options, open_index_feed, settle_index
 from .options import KEPT, RunOptions
 from .paging import add_pending_index
 from .report import EmbeddingError, EmbeddingReport, Notice
+from .run_index import RunIndex
 from .spot_check import find_mismatch
 from .target import Target
 from .worklist import Worklist
@@ -127,7 +127,8 @@ def _run(
     progress: Any,
     report: EmbeddingReport,
 ) -> Generator[Step, None, None]:
-    check_index_options(target, embedder, options)
+    index = RunIndex(target, embedder, options)
+    index.check()
     claim = FieldClaim(target, embedder.provenance) if target.has_field else None
     if claim is not None:
         claim.check(
@@ -138,9 +139,9 @@ def _run(
         if not (options.overwrite or target.has_parts):
             add_pending_index(target)
 
-    with open_index_feed(target, embedder, options) as feed:
+    with index.open() as feed:
         yield from _run_steps(target, embedder, options, progress, report, claim, feed)
-        report.index = settle_index(target, embedder, options, feed, report)
+        report.index = index.reconcile(report)
         update_index_models(target.dataset)
 
     # FiftyOne's reloads for another run in this process may have lost it from memory

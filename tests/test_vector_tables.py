@@ -11,15 +11,20 @@ import pytest
 from index_rows import IS_NEW_BRAIN, count, database, loaded
 from index_servers import configured
 
-from fiftyone_hiera.indexes import brain_run
+from fiftyone_hiera.embedding.provenance import OPTIONS
+from fiftyone_hiera.indexes import brain_index
 from fiftyone_hiera.indexes.backends import get_backend
-from fiftyone_hiera.indexes.brain_run import open_index, read_record
+from fiftyone_hiera.indexes.brain_index import BrainIndex
+from fiftyone_hiera.indexes.brain_run import table_provenance
 from fiftyone_hiera.indexes.options import Contents, IndexOptions
 from fiftyone_hiera.indexes.table import VectorTable
 from fiftyone_hiera.runs.fiftyone_internals import dataset_id
 
 _DIM = 8
 _PAGE_SIZE = 3
+_PROVENANCE = dict.fromkeys(
+    ("sha256", "provenance_version", *OPTIONS, "preprocessing"), "x"
+)
 _BOXES = [[0, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
 
 pytestmark = pytest.mark.samples(4, parts=_BOXES)
@@ -55,14 +60,19 @@ class _Index:
         """The config of its brain run."""
         return self._samples.get_brain_info(self.key).config
 
-    def open(self, key: str | None = None, dim: int = _DIM, **given: Any) -> VectorTable:
+    def open(
+        self, key: str | None = None, dim: int = _DIM, rebuild: bool = False
+    ) -> VectorTable:
         """Make it, or open it in a new session."""
         self._samples.clear_cache()
         contents = Contents(
-            str(dataset_id(self._samples)), None, self._patches_field, dim, {"model": "x"}
+            str(dataset_id(self._samples)), None, self._patches_field, dim, _PROVENANCE
         )
         options = IndexOptions(key or self.key, self._backend, self.settings)
-        return open_index(self._samples, options, contents, **{"rebuild": False, **given})
+        index = BrainIndex(self._samples, options, contents, may_rebuild=rebuild)
+        table = index.open()
+        assert table is not None
+        return table
 
     def upsert(self, table: VectorTable, ids: Sequence[str]) -> None:
         """Write rows of new vectors."""
@@ -121,6 +131,11 @@ class _Index:
         ]
 
 
+def _check_empty(index: _Index, table: VectorTable) -> None:
+    found = (table.dim(), table.count(), table.existing(index.ids))
+    assert found == (None, 0, set())
+
+
 def _check_writes(index: _Index, table: VectorTable, first: Sequence[str]) -> None:
     """Write some rows, then all: no ID twice, and the last vector of each."""
     index.upsert(table, first)
@@ -169,7 +184,7 @@ def test_table(
     # VectorTable is for the backends that have no subclass, which each of these has
     with database(backend, request):
         if kind == "VectorTable":
-            monkeypatch.setattr(brain_run, "open_table", VectorTable)
+            monkeypatch.setattr(brain_index, "open_table", VectorTable)
         else:
             module = importlib.import_module(f"fiftyone_hiera.indexes.{backend}")
             monkeypatch.setattr(module, "_PAGE_SIZE", _PAGE_SIZE)
@@ -179,11 +194,7 @@ def test_table(
             index = _Index(samples, backend, patches_field)
             table = index.open()
             assert type(table).__name__ == kind
-            assert (table.dim(), table.count(), table.existing(index.ids)) == (
-                None,
-                0,
-                set(),
-            )
+            _check_empty(index, table)
             table.finish()
             if kind != "VectorTable":
                 table.delete(index.ids[:1])
@@ -200,7 +211,7 @@ def test_table(
             assert index.search(index.ids[2]) == [index.ids[2]] * 2
             config, settings = index.config, index.settings
             assert {name: getattr(config, name) for name in settings} == settings
-            assert read_record(config) == {"model": "x"}
+            assert table_provenance(config) == _PROVENANCE
             _check_refusals(index, table, samples)
 
             # Built anew, it has the same settings and no rows
@@ -208,11 +219,7 @@ def test_table(
             table = index.open(rebuild=True)
             assert _without_record(index.config) == _without_record(config)
             index.held.clear()
-            assert (table.dim(), table.count(), table.existing(index.ids)) == (
-                None,
-                0,
-                set(),
-            )
+            _check_empty(index, table)
 
             # A table that FiftyOne's class made
             index.add_by_fiftyone(index.ids[:2])
