@@ -15,11 +15,9 @@ from ..embedding.arguments import to_integer
 from ..images.decoding import read_image
 from ..runs.fiftyone_internals import (
     flatten_dynamic_groups,
-    is_generated,
-    is_patches,
     label_path,
 )
-from ..runs.views import hides_fields
+from ..runs.views import hides_fields, is_generated, is_patches
 from .allowed_models import read_allowed
 from .distance_field import distance_path, empty_field
 from .kept_index import KeptIndex

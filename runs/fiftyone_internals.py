@@ -40,21 +40,6 @@ def dataset_of(samples: Any) -> Any:
     return samples._dataset
 
 
-def root_dataset_of(samples: Any) -> Any:
-    """Return the dataset that a dataset or view was made from."""
-    return samples._root_dataset
-
-
-def is_generated(samples: Any) -> bool:
-    """Return whether samples are copies: patches, frames or clips of others."""
-    return bool(samples._is_generated)
-
-
-def is_patches(samples: Any) -> bool:
-    """Return whether samples are a view of patches."""
-    return bool(samples._is_patches)
-
-
 def flatten_dynamic_groups(samples: Any) -> Any:
     """Return the samples that are in the dynamic groups of a view.
 

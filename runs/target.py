@@ -21,7 +21,6 @@ from .fiftyone_internals import (
     dataset_of,
     flatten_dynamic_groups,
     frame_collection,
-    is_generated,
     label_path,
     sample_collection,
     schema_lock,
@@ -29,7 +28,7 @@ from .fiftyone_internals import (
 )
 from .refused import MOST_BYTES, document_size, refused_ids
 from .schema import add_field, describe_type, find_stored_field
-from .views import changes, check_groups, check_videos, unhide_field
+from .views import changes, check_groups, check_videos, is_generated, unhide_field
 
 logger = logging.getLogger(__name__)
 

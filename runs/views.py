@@ -6,6 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import fiftyone as fo
+from fiftyone.core.clips import ClipsView
+from fiftyone.core.patches import EvaluationPatchesView, PatchesView
+from fiftyone.core.video import FramesView
 
 from .fiftyone_internals import dataset_of, stages_of
 
@@ -70,6 +73,19 @@ _KEEP_SOME = {
     "SelectFrames",
     "SelectLabels",
 }
+
+
+_PATCHES = (PatchesView, EvaluationPatchesView)
+
+
+def is_generated(samples: Any) -> bool:
+    """Return whether samples are copies: a view of patches, frames or clips of others."""
+    return isinstance(samples, (*_PATCHES, FramesView, ClipsView))
+
+
+def is_patches(samples: Any) -> bool:
+    """Return whether samples are a view of patches."""
+    return isinstance(samples, _PATCHES)
 
 
 def can_be_paged(samples: Any) -> bool:
