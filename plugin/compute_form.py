@@ -14,7 +14,7 @@ from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from ..indexes.options import check_brain_key
 from ..runs.fiftyone_internals import dataset_of
 from ..runs.index_run import NO_FRAMES
-from ..runs.target import check_patches_field, find_patches_fields
+from ..runs.patches_fields import check_patches_field, find_patches_fields
 from ..runs.views import is_generated
 from .allowed_models import AllowedModels, read_allowed
 from .compute_params import WHOLE, EmbeddingParams, parse_params

@@ -31,8 +31,9 @@ from ..runs.fiftyone_internals import (
 )
 from ..runs.options import RunOptions
 from ..runs.parts import match_embeddings
+from ..runs.patches_fields import check_patches_field
 from ..runs.schema import read_provenance
-from ..runs.target import Target, check_patches_field
+from ..runs.target import Target
 from .compute_params import EmbeddingParams
 from .maps import MapSource, is_same_map
 
@@ -185,8 +186,8 @@ def field_prefix(samples: Any, patches_field: str | None) -> str:
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
-        patches_field: one of :func:`runs.target.find_patches_fields`, for videos perhaps
-            with ``"frames."``, or None
+        patches_field: one of :func:`runs.patches_fields.find_patches_fields`, for videos
+            perhaps with ``"frames."``, or None
     """
     prefix = "frames." if samples.media_type == fom.VIDEO else ""
     if patches_field is None:
