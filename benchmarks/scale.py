@@ -161,7 +161,7 @@ def _list_everything(target: Any, **options: Any) -> dict[str, float]:
     watching.start()
     start, cpu = time.perf_counter(), time.process_time()
     work = Worklist(target, **{"overwrite": False, "shard": None, **options})
-    listed = sum(1 for _ in work.read_jobs())
+    listed = sum(1 for _ in work.list_jobs())
     result = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,

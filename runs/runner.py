@@ -161,7 +161,7 @@ class _Run:
             index=None if self._target.has_field else self._feed,
         )
         results = start_embedding(
-            worklist.read_jobs(),
+            worklist.list_jobs(),
             self._embedder,
             options.ray,
             batch_size=(
