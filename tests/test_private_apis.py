@@ -22,6 +22,7 @@ from cpu_kinds import COMPUTES_BFLOAT16, ORIGINALS, say_truth
 from fiftyone.brain import similarity, visualization
 from fiftyone.brain.internal.core import representativeness, uniqueness
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from digits import Digit
 from fiftyone_hiera.hiera.engines import has_bfloat16
@@ -256,16 +257,17 @@ def test_callers_of_a_model() -> None:
 
 
 def test_dataset_of_patches() -> None:
-    base = fout.TorchImagePatchesDataset
-    assert [*inspect.signature(base._extract_patches).parameters][1:] == [
-        "image_path",
-        "patches",
-    ]
-    images = base(image_paths=["a.png"], patches=[fo.Detections()], transform=str)
-    assert type(images) is base, "FiftyOne's datasets of other models are ours"
-    assert (images.transform, images.alpha, images.force_square) == (str, None, False)
-    source = inspect.getsource(fom._make_patch_data_loader)
-    assert "fout.TorchImagePatchesDataset(" in source, "FiftyOne loads patches otherwise"
+    own = fout.TorchImagePatchesDataset
+    parameters = [*inspect.signature(own._extract_patches).parameters]
+    assert parameters == ["self", "image_path", "patches"], "_extract_patches has changed"
+    assert not issubclass(own, IterableDataset), "TorchImagePatchesDataset is iterable"
+    call = "self._extract_patches(image_path, patches)"
+    assert call in inspect.getsource(own.__getitem__), "nothing calls _extract_patches"
+    taken = inspect.signature(fom._make_patch_data_loader)
+    assert "transform=model.transforms" in inspect.getsource(fom._make_patch_data_loader)
+    assert "model" in taken.parameters
+    dataset = own(image_paths=[], patches=[], transform=repr, alpha=0.5, force_square=True)
+    assert (dataset.transform, dataset.alpha, dataset.force_square) == (repr, 0.5, True)
 
 
 def test_stored_umap() -> None:
