@@ -1,4 +1,4 @@
-"""The fields of labels whose patches can be embedded."""
+"""Find and check the fields of labels whose patches can be embedded."""
 
 from __future__ import annotations
 

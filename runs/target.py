@@ -37,7 +37,7 @@ _FRAMES = "frames."
 
 
 class Target:
-    """A field of embeddings, and the samples that they are computed for.
+    """A field of embeddings and the samples that they are computed for.
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`

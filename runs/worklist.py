@@ -39,7 +39,7 @@ _Snapshot = Mapping[str, Set[str]]
 
 @dataclass(frozen=True)
 class _Page:
-    """Some of the work.
+    """A page of jobs.
 
     Args:
         jobs: the jobs
@@ -306,7 +306,7 @@ def _without_indexed(index: IndexFeed, page: _Page) -> _Page:
 
 
 def _part_ids(target: Target, view: foc.SampleCollection) -> dict[str, set[str]]:
-    """Return the IDs of parts by sample; those of a sample that is there twice together."""
+    """Return the IDs of parts by sample, also of one that the view shows twice."""
     found: dict[str, set[str]] = {}
     for id, parts in zip(*view.values(["id", f"{target.parts_prefix}id"]), strict=True):
         found.setdefault(id, set()).update(_flatten(parts))
