@@ -118,7 +118,7 @@ def _fill(dataset: Any, share: float) -> None:
 def _first_image(model: Any, target: Any, rounds: int, **options: Any) -> list[float]:
     """Measure the seconds from the call of a run until its first image is read."""
     from fiftyone_hiera.runs.options import RunOptions
-    from fiftyone_hiera.runs.runner import run_in_steps
+    from fiftyone_hiera.runs.runner import embed_in_steps
 
     defaults = {
         "batch_size": 1000,  # so that nothing is embedded
@@ -132,7 +132,7 @@ def _first_image(model: Any, target: Any, rounds: int, **options: Any) -> list[f
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
-        steps = run_in_steps(
+        steps = embed_in_steps(
             target, model.embedder, RunOptions(**{**defaults, **options}), False
         )
         for _ in itertools.islice(steps, 2):  # at the start, and after the first image
@@ -161,7 +161,7 @@ def _list_everything(target: Any, **options: Any) -> dict[str, float]:
     watching.start()
     start, cpu = time.perf_counter(), time.process_time()
     work = Worklist(target, **{"overwrite": False, "shard": None, **options})
-    listed = sum(1 for _ in work.read_jobs())
+    listed = sum(1 for _ in work.list_jobs())
     result = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,

@@ -21,10 +21,10 @@ from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from ..indexes.options import to_index_options
-from ..runs.adoption import adopt
 from ..runs.options import RunOptions
 from ..runs.report import EmbeddingReport
-from ..runs.runner import run
+from ..runs.runner import embed_samples
+from ..runs.spot_check import adopt
 from ..runs.target import Target
 from .batches import check_finite, to_pixels
 from .callers import is_in_apply_model, refuse_videos_in_brain
@@ -337,7 +337,7 @@ class HieraEmbeddingModel(
         )
         check_progress(progress)
         target = Target(samples, embeddings_field, patches_field)
-        return run(target, self.embedder, options, progress)
+        return embed_samples(target, self.embedder, options, progress)
 
     def adopt_embeddings(
         self,

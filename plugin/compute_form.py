@@ -13,9 +13,10 @@ from fiftyone.operators.executor import ValidationContext
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
 from ..errors import OptionError
 from ..indexes.options import check_brain_key
-from ..runs.fiftyone_internals import dataset_of, is_generated
+from ..runs.fiftyone_internals import dataset_of
+from ..runs.patches_fields import check_patches_field, find_patches_fields
 from ..runs.run_index import NO_FRAMES
-from ..runs.target import check_patches_field, find_patches_fields
+from ..runs.views import is_generated
 from .allowed_models import AllowedModels, read_allowed
 from .compute_params import WHOLE, EmbeddingParams, parse_params
 from .compute_plan import (

@@ -31,8 +31,9 @@ from ..runs.fiftyone_internals import (
 )
 from ..runs.options import RunOptions
 from ..runs.parts import match_embeddings
+from ..runs.patches_fields import check_patches_field
 from ..runs.schema import read_provenance
-from ..runs.target import Target, check_patches_field
+from ..runs.target import Target
 from .compute_params import EmbeddingParams
 from .maps import MapSource, is_same_map
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import fiftyone as fo
 
-from ..runs.runner import Step, run_in_steps
+from ..runs.runner import Step, embed_in_steps
 from ..zoo_model import load
 from .compute_form import check_form
 from .compute_params import parse_params
@@ -160,7 +160,7 @@ def _run(
     target = plan.target
     index = plan.index and with_secrets(plan.index, ctx)
     options = replace(plan.options, index=index)
-    steps = run_in_steps(target, model.embedder, options, progress)
+    steps = embed_in_steps(target, model.embedder, options, progress)
     yield from _embed(steps, plan.unit, stopped, interval, result)
 
     result |= {"embeddings_field": target.path or None, "stopped": stopped.is_set()}

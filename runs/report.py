@@ -1,4 +1,4 @@
-"""The report of a run: what was embedded, skipped and failed."""
+"""Report what a run embedded and skipped, and what failed."""
 
 from __future__ import annotations
 
