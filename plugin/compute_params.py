@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
-
-from .allowed_models import read_allowed
 
 WHOLE = "_whole"
 """The value of ``patches_field`` that stands for whole images or frames.
@@ -89,23 +86,33 @@ class EmbeddingParams:
     visualization_method: str | None = None
 
 
-def rename_params(ctx: Any) -> Any:
+def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Rename parameters of earlier Hiera plugins to those of :class:`EmbeddingParams`.
 
     Also checks the checkbox of a brain run if its brain key or method is given.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, which is not
-            changed
-
-    Returns:
-        a context with the renamed parameters
+        params: the parameters as given
 
     Raises:
         ValueError: if a parameter has two different values
     """
-    renamed = copy.copy(ctx)
-    renamed.params = _rename(_given_params(ctx))
+    renamed: dict[str, Any] = {}
+    for given, value in params.items():
+        name = _OTHER_NAMES.get(given, given)
+        if name in renamed and renamed[name] != value:
+            names = [n for n in params if _OTHER_NAMES.get(n, n) == name]
+            raise ValueError(
+                f"{' and '.join(names)} are the same parameter, but {renamed[name]!r} and "
+                f"{value!r} were given"
+            )
+
+        renamed[name] = value
+
+    for name, box in _BOXES.items():
+        if renamed.get(name):
+            renamed.setdefault(box, True)
+
     return renamed
 
 
@@ -124,49 +131,14 @@ def check_names(params: Mapping[str, Any]) -> None:
         raise ValueError(f"Unknown parameters {unknown}. Valid are {valid}")
 
 
-def parse_params(ctx: Any) -> EmbeddingParams:
+def parse_params(params: Mapping[str, Any], default_model: str) -> EmbeddingParams:
     """Parse the parameters; empty inputs of a form count as not given.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, whose parameters
-            have the names of :class:`EmbeddingParams`
-
-    Returns:
-        an :class:`EmbeddingParams`
+        params: the parameters, by the names of :class:`EmbeddingParams`
+        default_model: the name of the checkpoint if none is given
     """
     names = [field.name for field in fields(EmbeddingParams)]
     empty = (None, "", WHOLE)
-    given = {name: ctx.params[name] for name in names if ctx.params.get(name) not in empty}
-    if "model_name" not in given:
-        given["model_name"] = read_allowed(ctx).checkpoints[0].name
-
-    return EmbeddingParams(**given)
-
-
-def _given_params(ctx: Any) -> dict[str, Any]:
-    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone. Old
-    # releases have no pipelines
-    if getattr(ctx, "pipeline", None) is not None:
-        return dict(ctx.request_params.get("params") or {})
-
-    return dict(ctx.params)
-
-
-def _rename(params: Mapping[str, Any]) -> dict[str, Any]:
-    renamed: dict[str, Any] = {}
-    for given, value in params.items():
-        name = _OTHER_NAMES.get(given, given)
-        if name in renamed and renamed[name] != value:
-            names = [n for n in params if _OTHER_NAMES.get(n, n) == name]
-            raise ValueError(
-                f"{' and '.join(names)} are the same parameter, but {renamed[name]!r} and "
-                f"{value!r} were given"
-            )
-
-        renamed[name] = value
-
-    for name, box in _BOXES.items():
-        if renamed.get(name):
-            renamed.setdefault(box, True)
-
-    return renamed
+    given = {name: params[name] for name in names if params.get(name) not in empty}
+    return EmbeddingParams(**{"model_name": default_model, **given})

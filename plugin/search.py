@@ -299,8 +299,10 @@ def _show_targets(search: Search) -> types.View:
 
 def _shows_patches(samples: Any, field: str | None) -> bool:
     """Return whether a generated view has the labels of a field one by one."""
-    is_there = field is not None and samples.has_field(field)
-    return is_there and label_path(samples, field)[1] == field
+    if field is None or not samples.has_field(field):
+        return False
+
+    return label_path(samples, field)[1] == field
 
 
 def _count_searched(search: Search) -> str:
