@@ -81,7 +81,7 @@ def _ask_model(inputs: types.Object, request: ComputeRequest) -> bool:
             for checkpoint in allowed.checkpoints
             if first_of[checkpoint.weights] is checkpoint
         },
-        valid=[*CHECKPOINTS],
+        values=[*CHECKPOINTS],
         default=allowed.checkpoints[0].name,
         label="Checkpoint",
     )

@@ -91,9 +91,6 @@ def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
     Also checks the checkbox of a brain run if its brain key or method is given.
 
-    Args:
-        params: the parameters as given
-
     Raises:
         ValueError: if a parameter has two different values
     """
@@ -117,10 +114,7 @@ def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(params: Mapping[str, Any]) -> None:
-    """Check that there are no unknown parameters.
-
-    Args:
-        params: the parameters, by the names of :class:`EmbeddingParams`
+    """Check that there are no parameters but those of :class:`EmbeddingParams`.
 
     Raises:
         ValueError: if there are; the message lists the valid ones

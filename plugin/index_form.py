@@ -115,7 +115,7 @@ def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
         ask_choice(
             inputs,
             "similarity_metric",
-            {metric: metric for metric in _METRICS},
+            _METRICS,
             required=False,
             label="Metric",
             description='Empty for "cosine", or that of the index',
