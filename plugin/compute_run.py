@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -37,19 +37,8 @@ _SECONDS_TO_RESOLVE = 30.0
 _running: dict[str, threading.Event] = {}
 
 
-@dataclass(frozen=True)
-class _Update:
-    """The progress of a run.
-
-    Args:
-        result: what :func:`finish` returns; complete when the run has ended
-        label: the current step
-        progress (None): a number from 0 to 1
-    """
-
-    result: dict[str, Any]
-    label: str
-    progress: float | None = None
+_Updates = Generator[tuple[str, float | None], None, None]
+"""The label of each step of a run, and its progress from 0 to 1, if it is known."""
 
 
 def stream(
@@ -72,16 +61,17 @@ def stream(
     """
     run = str(uuid.uuid4())
     stopped = _running[run] = threading.Event()
+    result: dict[str, Any] = {}
     try:
         plan = make_plan()
-        updates = _run(plan, stopped, _SECONDS_BETWEEN_UPDATES, progress=False)
+        updates = _run(plan, result, stopped, _SECONDS_BETWEEN_UPDATES, progress=False)
         with contextlib.closing(updates):
-            for update in updates:
-                shown = show_progress(update.label, update.progress, on_stop, run)
+            for label, progress in updates:
+                shown = show_progress(label, progress, on_stop, run)
                 yield trigger("show_output", shown)
 
         yield trigger("reload_dataset", None)
-        yield trigger("show_output", show_report(plan.source.dataset, update.result))
+        yield trigger("show_output", show_report(plan.source.dataset, result))
     except Exception as error:
         logger.exception("compute_hiera_embeddings failed")
         yield trigger("reload_dataset", None)
@@ -126,14 +116,16 @@ async def finish(
     stopped = threading.Event()
 
     def run() -> dict[str, Any]:
-        progress = None if set_progress is None else False
-        for update in _run(
-            make_plan(), stopped, _SECONDS_BETWEEN_WRITES, progress=progress
-        ):
+        result: dict[str, Any] = {}
+        shown = None if set_progress is None else False
+        updates = _run(
+            make_plan(), result, stopped, _SECONDS_BETWEEN_WRITES, progress=shown
+        )
+        for label, progress in updates:
             if set_progress is not None:
-                set_progress(progress=update.progress, label=update.label)
+                set_progress(progress=progress, label=label)
 
-        return update.result
+        return result
 
     context = contextvars.copy_context()
     with ThreadPoolExecutor(1) as thread:
@@ -152,54 +144,23 @@ async def finish(
 
 def _run(
     plan: EmbeddingPlan,
+    result: dict[str, Any],
     stopped: threading.Event,
     interval: float,
     *,
     progress: bool | None,
-) -> Generator[_Update, None, None]:
-    """Load the model, embed, and compute the brain runs."""
+) -> _Updates:
+    """Load the model, embed, and compute the brain runs; fill in the result."""
     checkpoint, params, folder = plan.checkpoint, plan.params, zoo_folder()
     map_key = plan.map_key if params.visualization else None
-    result: dict[str, Any] = {}
     verb = "Loading" if find_on_disk(checkpoint, folder) else "Downloading"
-    label = f"{verb} {checkpoint.name}, {checkpoint.size_bytes / 1e6:,.0f} MB"
-    yield _Update(result, label)
+    yield f"{verb} {checkpoint.name}, {checkpoint.size_bytes / 1e6:,.0f} MB", None
 
     weights = find_in_zoo(checkpoint, folder)
     model = load(checkpoint.name, weights, {"pooling": plan.settings.pooling})
     index = plan.index and with_secrets(plan.index, plan.find_secret)
     options = replace(plan.options, index=index)
     steps = run_in_steps(plan.target, model.embedder, options, progress)
-    yield from _embed(steps, plan.unit, stopped, interval, result)
-
-    field = plan.target.path or None
-    result |= {"embeddings_field": field, "stopped": stopped.is_set()}
-    if stopped.is_set():
-        return
-
-    if params.similarity_index:
-        result["similarity_brain_key"] = plan.index_key
-
-    if map_key is not None:
-        yield _Update(result, "Computing the 2-D map", 1.0)
-        try:
-            compute_map(plan.target, map_key, plan.method)
-        except Exception as error:
-            raise RuntimeError(
-                f"The embeddings are stored in {field!r}, but computing the 2-D map "
-                f"failed: {error}. With very few embeddings, only method 'pca' works"
-            ) from error
-
-        result["visualization_brain_key"] = map_key
-
-
-def _embed(
-    steps: Generator[Step, None, None],
-    unit: str,
-    stopped: threading.Event,
-    interval: float,
-    result: dict[str, Any],
-) -> Generator[_Update, None, None]:
     start = time.monotonic()
     last = start - interval
     with contextlib.closing(steps):
@@ -210,9 +171,28 @@ def _embed(
             now = time.monotonic()
             if now - last >= interval or step.is_indexing:
                 last = now
-                yield _Update(result, *_describe(step, unit, now - start))
+                yield _describe(step, plan.unit, now - start)
 
+    field = plan.target.path or None
     result |= report_to_dict(step.report)
+    result |= {"embeddings_field": field, "stopped": stopped.is_set()}
+    if stopped.is_set():
+        return
+
+    if params.similarity_index:
+        result["similarity_brain_key"] = plan.index_key
+
+    if map_key is not None:
+        yield "Computing the 2-D map", 1.0
+        try:
+            compute_map(plan.target, map_key, plan.method)
+        except Exception as error:
+            raise RuntimeError(
+                f"The embeddings are stored in {field!r}, but computing the 2-D map "
+                f"failed: {error}. With very few embeddings, only method 'pca' works"
+            ) from error
+
+        result["visualization_brain_key"] = map_key
 
 
 def _describe(step: Step, unit: str, seconds: float) -> tuple[str, float]:

@@ -18,15 +18,7 @@ _METRICS = ("cosine", "euclidean", "dotproduct")
 
 
 def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
-    """Ask whether to feed a similarity index, and which.
-
-    Args:
-        inputs: the form
-        plan: the plan
-
-    Returns:
-        whether an index is wanted
-    """
+    """Ask whether to feed a similarity index, and which; return whether to."""
     description = "Sort by similarity to any image; find duplicates and outliers"
     box = ask_box(inputs, "similarity_index", "Similarity index", description)
     if not plan.params.similarity_index:
@@ -71,12 +63,7 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
 def with_secrets(
     options: IndexOptions, find_secret: Callable[[str], str | None]
 ) -> IndexOptions:
-    """Add the credentials that the secrets of the App have and the environment has not.
-
-    Args:
-        options: the options of an index
-        find_secret: returns the value of a secret by its name, or None
-    """
+    """Add the credentials that the secrets of the App have and the environment has not."""
     name = options.backend
     if name is None:
         return options

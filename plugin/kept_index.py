@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..indexes.backends import SKLEARN
-from ..runs.fiftyone_internals import (
-    all_slices,
-    dataset_id,
-    sample_collection,
-)
+from ..runs.fiftyone_internals import all_slices, dataset_id, sample_collection
 from ..runs.index_model import embeddings_path
 
 # The most samples whose vectors are compared with the database, not all read again
@@ -44,10 +40,6 @@ class KeptIndex:
     @contextlib.contextmanager
     def use(self, dataset: Any, brain_key: str) -> Iterator[Any]:
         """Load an index, or bring the last one up to date.
-
-        Args:
-            dataset: the dataset
-            brain_key: the brain key of the index
 
         Yields:
             a :class:`fiftyone.brain.similarity.SimilarityIndex`, to be queried by vectors

@@ -121,10 +121,6 @@ def compute_map(target: Target, key: str, method: str) -> None:
 def grow_map(target: Target, key: str) -> None:
     """Add the samples that a map does not have, and remove the points of deleted ones.
 
-    Args:
-        target: the field of the embeddings, and the samples
-        key: the brain key
-
     Raises:
         ValueError: if FiftyOne cannot add the samples
     """

@@ -180,11 +180,7 @@ class Search:
 
 
 def read_search(ctx: Any) -> Search:
-    """Read the search that a form, or a caller, asks for.
-
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-    """
+    """Read the search that is asked for from an operator's context."""
     # FiftyOne moves this parameter out of the others
     target = {**ctx.params, **ctx.request_params}.get("view_target")
     params = {**ctx.params, "view_target": target}
@@ -192,14 +188,7 @@ def read_search(ctx: Any) -> Search:
 
 
 def build_form(search: Search) -> types.Property:
-    """Build the form and mark the invalid inputs.
-
-    Args:
-        search: the search, as far as it is known
-
-    Returns:
-        the form, or an error if there is no index to search
-    """
+    """Build the form and mark the invalid inputs; an error if nothing can be searched."""
     try:
         labels = search.labels
     except ValueError as error:
@@ -247,9 +236,6 @@ def build_form(search: Search) -> types.Property:
 
 def sort_view(search: Search) -> Any:
     """Sort samples or patches by similarity to the uploaded image.
-
-    Args:
-        search: the search
 
     Returns:
         a :class:`fiftyone.core.view.DatasetView` of the k most similar, the most similar
