@@ -1,4 +1,4 @@
-"""The input form of compute_hiera_embeddings and its validation."""
+"""Build the input form of compute_hiera_embeddings, and validate it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run that the parameters of compute_hiera_embeddings describe."""
+"""Plan a run of compute_hiera_embeddings: resolve its defaults, and check it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from ..runs.schema import read_provenance
 from ..runs.target import Target
 from .compute_params import EmbeddingParams
 from .compute_request import ComputeRequest
-from .maps import METHODS, MapSource, check_growth, is_map_of
+from .maps import METHODS, MapSource, check_growth
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
     """What a run will do. Each default is resolved once, when it is first read.
+
+    A property or a check raises a ValueError if a parameter that it depends on is not
+    valid, or an ImportError if a package is not installed.
 
     Args:
         params: the parameters as given
@@ -80,20 +83,12 @@ class EmbeddingPlan:
 
     @cached_property
     def target(self) -> Target:
-        """The samples to embed and the field to write to.
-
-        Raises:
-            ValueError: if the field is not valid
-        """
+        """The samples to embed and the field to write to."""
         return Target(self.source.samples, self._stored_field, self.source.patches_field)
 
     @cached_property
     def options(self) -> RunOptions:
-        """The options of the run, but for the index.
-
-        Raises:
-            ValueError: if an option is not valid
-        """
+        """The options of the run, but for the index."""
         return RunOptions(
             batch_size=self.params.batch_size,
             num_workers=self.params.num_workers,
@@ -110,7 +105,7 @@ class EmbeddingPlan:
 
         def can_feed(key: str) -> bool:
             try:
-                self._check_index(self._index_options(key, backend))
+                self.check_index(self._index_options(key, backend))
             except (ValueError, ImportError):
                 return False
 
@@ -137,16 +132,9 @@ class EmbeddingPlan:
         """The backend of the similarity index."""
         return self.params.similarity_backend or self.default_backend
 
-    @cached_property
-    def index(self) -> IndexOptions | None:
-        """The options of the similarity index; None if none is wanted.
-
-        Raises:
-            ValueError: if one is not valid
-        """
-        if not self.params.similarity_index:
-            return None
-
+    @property
+    def index(self) -> IndexOptions:
+        """The options of the similarity index."""
         return self._index_options(self.index_key, self.backend)
 
     @property
@@ -169,7 +157,8 @@ class EmbeddingPlan:
             except ValueError:
                 return False
 
-            return is_map_of(self.source.samples, key)
+            mapped = self.source.dataset.load_brain_view(key)
+            return bool(mapped.view() == self.source.samples.view())
 
         return self._first_key("hiera_map", is_same)
 
@@ -179,40 +168,30 @@ class EmbeddingPlan:
         return self.params.visualization_brain_key or self.default_map_key
 
     def check_field(self) -> None:
-        """Check that the run may write to its field, before the model is loaded.
-
-        Raises:
-            ValueError: if the name is not valid, or if the field holds embeddings
-                computed with different settings that would not be overwritten
-        """
+        """Check that the run may write to its field, before the model is loaded."""
         claim = FieldClaim(self.target, self._provenance)
         claim.check(overwrite=self.params.overwrite)
 
-    def check_index(self) -> None:
-        """Check that the run may feed its index, without a connection to it.
-
-        Raises:
-            ValueError: if it may not
-        """
-        if self.index is not None:
-            self._check_index(self.index)
+    def check_index(self, options: IndexOptions) -> None:
+        """Check that the run may feed an index, without a connection to it."""
+        contents = Contents(
+            dataset_id=str(dataset_id(self.source.dataset)),
+            embeddings_field=self._stored_field,
+            patches_field=self.source.patches_field,
+            dim=self.checkpoint.embedding_dim,
+            provenance=self._provenance,
+        )
+        overwrite = self.params.overwrite
+        check_index(self.source.dataset, options, contents, overwrite=overwrite)
 
     def check_map_key(self) -> None:
-        """Check that the brain key of the map is free, or that of a map that can grow.
-
-        Raises:
-            ValueError: if it is neither
-        """
+        """Check that the brain key of the map is free, or that of a map that can grow."""
         check_brain_key(self.map_key)
         if self.map_key in self.source.dataset.list_brain_runs():
             self._check_growth(self.map_key)
 
     def check_method(self) -> None:
-        """Check that the method of the map exists and is installed.
-
-        Raises:
-            ValueError: if it does not, or is not
-        """
+        """Check that the method of the map exists and is installed."""
         if self.method not in METHODS:
             raise OptionError(
                 "visualization_method",
@@ -247,17 +226,6 @@ class EmbeddingPlan:
             settings[name] = self.params.similarity_table
 
         return IndexOptions(brain_key, backend, settings)
-
-    def _check_index(self, options: IndexOptions) -> None:
-        contents = Contents(
-            dataset_id=str(dataset_id(self.source.dataset)),
-            embeddings_field=self._stored_field,
-            patches_field=self.source.patches_field,
-            dim=self.checkpoint.embedding_dim,
-            provenance=self._provenance,
-        )
-        overwrite = self.params.overwrite
-        check_index(self.source.dataset, options, contents, overwrite=overwrite)
 
     def _check_growth(self, brain_key: str) -> None:
         source = MapSource(self.field, self.source.patches_field, self.method)

@@ -1,4 +1,4 @@
-"""Running compute_hiera_embeddings: load the model, embed, compute brain runs."""
+"""Run compute_hiera_embeddings: load the model, embed, compute brain runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ _SECONDS_BETWEEN_WRITES = 2.0
 _SECONDS_TO_RESOLVE = 30.0
 
 _running: dict[str, threading.Event] = {}
-
 
 _Updates = Generator[tuple[str, float | None], None, None]
 """The label of each step of a run, and its progress from 0 to 1, if it is known."""
@@ -158,8 +157,10 @@ def _run(
 
     weights = find_in_zoo(checkpoint, folder)
     model = load(checkpoint.name, weights, {"pooling": plan.settings.pooling})
-    index = plan.index and with_secrets(plan.index, plan.find_secret)
-    options = replace(plan.options, index=index)
+    options = plan.options
+    if params.similarity_index:
+        options = replace(options, index=with_secrets(plan.index, plan.find_secret))
+
     steps = run_in_steps(plan.target, model.embedder, options, progress)
     start = time.monotonic()
     last = start - interval

@@ -1,4 +1,4 @@
-"""The similarity index in the form: its backend, settings and brain key."""
+"""Ask for a similarity index: its backend, settings and brain key."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
             f"{plan.default_index_key!r}"
         ),
     )
-    check(key, plan.check_index)
+    check(key, lambda: plan.check_index(plan.index))
     return True
 
 

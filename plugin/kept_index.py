@@ -1,4 +1,4 @@
-"""The index of the last search, kept for the next one."""
+"""Load the index of a search, and keep it for the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2-D maps: FiftyOne's visualizations, to which later runs add their new samples."""
+"""Compute 2-D maps, FiftyOne's visualizations, and add the new samples of later runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from fiftyone.brain.visualization import VisualizationResults
 
-from ..runs.fiftyone_internals import all_slices, dataset_of, label_path
+from ..runs.fiftyone_internals import all_slices, label_path
 from ..runs.parts import match_embeddings
 from ..runs.target import Target
 
@@ -78,12 +78,6 @@ def check_growth(
         raise ValueError(
             f"{taken} by a map of the embeddings that 'Overwrite' replaces: {advice}"
         )
-
-
-def is_map_of(samples: Any, brain_key: str) -> bool:
-    """Return whether a brain run is a map of these very samples."""
-    mapped = dataset_of(samples).load_brain_view(brain_key)
-    return bool(mapped.view() == samples.view())
 
 
 def compute_map(target: Target, key: str, method: str) -> None:

@@ -1,4 +1,4 @@
-"""The plugin's operators.
+"""Operators of the plugin: they read FiftyOne's context, and hand on values.
 
 FiftyOne imports this module whenever it lists operators, so modules that are slow to
 import are imported inside the methods that use them.
@@ -39,7 +39,7 @@ class ComputeHieraEmbeddings(foo.Operator):
             execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
-            view_target=False,  # build_form() adds it
+            view_target=False,  # the form has one
         )
 
     def __call__(
@@ -63,7 +63,7 @@ class ComputeHieraEmbeddings(foo.Operator):
                 ``embedding_types``; by default that of the checkpoint
             delegate (False): whether to schedule the run for a delegated operation service
             **params: the other parameters of
-                :class:`fiftyone_hiera.plugin.compute_plan.EmbeddingParams`
+                :class:`fiftyone_hiera.plugin.compute_params.EmbeddingParams`
 
         Returns:
             a :class:`fiftyone.operators.executor.ExecutionResult`, whose ``result``
@@ -122,7 +122,8 @@ class ComputeHieraEmbeddings(foo.Operator):
 
         given = _read_params(ctx, self.uri)
         request = read_request(given)
-        if _is_from_app(ctx, self.uri) and not ctx.delegated:  # which checked the form
+        if _is_from_app(ctx, self.uri) and not ctx.delegated:
+            # FiftyOne has checked the form
             plan = partial(make_plan, request)
             return stream(plan, ctx.trigger, on_stop=f"{_PLUGIN}/{_STOP}")
 

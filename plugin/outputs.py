@@ -1,4 +1,4 @@
-"""What the App shows for a run: its progress, its report or an error."""
+"""Show a run in the App: its progress, its report or an error."""
 
 from __future__ import annotations
 

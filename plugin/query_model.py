@@ -1,4 +1,4 @@
-"""The model of a similarity index: found by its provenance, and kept between searches."""
+"""Find the model of a similarity index, load it, and keep it for the next search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sort by similarity to an uploaded image: the input form and the search."""
+"""Sort by similarity to an uploaded image: build the form, and search."""
 
 from __future__ import annotations
 

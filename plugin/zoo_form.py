@@ -1,4 +1,4 @@
-"""The form of a model's options, for FiftyOne's own zoo operators."""
+"""Build the form of a model's options, for FiftyOne's own zoo operators."""
 
 from __future__ import annotations
 
