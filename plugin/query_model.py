@@ -127,7 +127,7 @@ def describe(model: IndexModel) -> str:
 
 
 @contextlib.contextmanager
-def use_index_model(dataset: Any, brain_key: str, allowed: AllowedModels) -> Iterator[Any]:
+def use_index_model(brain_key: str, found: IndexModel) -> Iterator[Any]:
     """Load the model of a similarity index, unless it is that of the last search.
 
     Yields:
@@ -135,14 +135,8 @@ def use_index_model(dataset: Any, brain_key: str, allowed: AllowedModels) -> Ite
         context only
 
     Raises:
-        ValueError: if the model is not of this source, is not allowed, or has changed
-            since
+        ValueError: if the model has changed since
     """
-    found = find_index_model(dataset, brain_key)
-    if found is None:
-        raise ValueError(f"The index {brain_key!r} was not computed with a Hiera model")
-
-    found.check(allowed)
     with _kept.use(found.name, found.options) as model:
         provenance = model.embedder.provenance
         names = differing(found.provenance, provenance) if found.provenance else []

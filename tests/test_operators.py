@@ -512,8 +512,8 @@ def _found(samples: Any, path: Path, **params: Any) -> Any:
 
 
 def _index_model(samples: Any) -> Any:
-    allowed = _module("allowed_models").AllowedModels(None, None)
-    return _module("query_model").use_index_model(samples, "key", allowed)
+    module = _module("query_model")
+    return module.use_index_model("key", module.find_index_model(samples, "key"))
 
 
 @pytest.mark.parametrize(
