@@ -1,4 +1,4 @@
-"""The model that the embeddings of a similarity index were computed with."""
+"""Find the model of a similarity index, load it, and keep it for the next search."""
 
 from __future__ import annotations
 
@@ -76,11 +76,7 @@ class KeptModel:
 
     @contextlib.contextmanager
     def use(self, name: str, options: dict[str, Any]) -> Iterator[Any]:
-        """Load a model, unless it is the last one.
-
-        Args:
-            name: the name of the zoo entry
-            options: the options to load it with
+        """Load a model of the zoo, unless it is the last one.
 
         Yields:
             a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in
@@ -103,17 +99,10 @@ _kept = KeptModel()
 
 
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
-    """Find the model of a similarity index.
+    """Find the model of a similarity index; None if it is not one of this source.
 
     The provenance of the index takes precedence over that of its field, and this one over
     the model in the config of the index.
-
-    Args:
-        dataset: the dataset
-        brain_key: the brain key of the index
-
-    Returns:
-        an :class:`IndexModel`, or None if it is not a model of this source
     """
     config = dataset.get_brain_info(brain_key).config
     provenance = read_index_provenance(dataset, config)
@@ -138,27 +127,16 @@ def describe(model: IndexModel) -> str:
 
 
 @contextlib.contextmanager
-def use_index_model(dataset: Any, brain_key: str, allowed: AllowedModels) -> Iterator[Any]:
+def use_index_model(brain_key: str, found: IndexModel) -> Iterator[Any]:
     """Load the model of a similarity index, unless it is that of the last search.
-
-    Args:
-        dataset: the dataset
-        brain_key: the brain key of the index
-        allowed: the models that may be used
 
     Yields:
         a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in this
         context only
 
     Raises:
-        ValueError: if the model is not of this source, is not allowed, or has changed
-            since
+        ValueError: if the model has changed since
     """
-    found = find_index_model(dataset, brain_key)
-    if found is None:
-        raise ValueError(f"The index {brain_key!r} was not computed with a Hiera model")
-
-    found.check(allowed)
     with _kept.use(found.name, found.options) as model:
         provenance = model.embedder.provenance
         names = differing(found.provenance, provenance) if found.provenance else []

@@ -1,4 +1,4 @@
-"""Sort by similarity to an uploaded image: the input form and the search."""
+"""Sort by similarity to an uploaded image: build the form, and search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..runs.schema import add_field, describe_type
 from ..runs.views import hides_fields, is_generated, is_patches
 from .allowed_models import AllowedModels, read_allowed
 from .kept_index import KeptIndex
-from .query_model import describe, find_index_model, use_index_model
+from .query_model import IndexModel, describe, find_index_model, use_index_model
 from .widgets import ask_choice, check, error_form
 
 _TITLE = "Sort by similarity to an image"
@@ -62,12 +62,12 @@ class Search:
     params: Mapping[str, Any]
 
     @cached_property
-    def labels(self) -> dict[str, str]:
-        """The labels of the dataset's indexes of Hiera embeddings, by brain key."""
+    def models(self) -> dict[str, IndexModel]:
+        """The models of the dataset's indexes of Hiera embeddings, by brain key."""
         if self.dataset is None:
             raise ValueError(_NO_INDEX)
 
-        labels: dict[str, str] = {}
+        models: dict[str, IndexModel] = {}
         reason = _NO_INDEX
         for key in self.dataset.list_brain_runs(type=fob.Similarity):
             model = find_index_model(self.dataset, key)
@@ -79,18 +79,18 @@ class Search:
             except ValueError as error:
                 reason = str(error)
             else:
-                labels[key] = f"{key}: {describe(model)}"
+                models[key] = model
 
-        if not labels:
+        if not models:
             raise ValueError(reason)
 
-        return labels
+        return models
 
     @cached_property
     def brain_key(self) -> str:
         """The brain key of the index to search."""
-        key = self.params.get("brain_key") or next(iter(self.labels))
-        if key in self.labels:
+        key = self.params.get("brain_key") or next(iter(self.models))
+        if key in self.models:
             return str(key)
 
         reason = ""
@@ -105,7 +105,7 @@ class Search:
             )
 
         raise OptionError(
-            "brain_key", f"Invalid brain_key {key!r}{reason}. Valid are {list(self.labels)}"
+            "brain_key", f"Invalid brain_key {key!r}{reason}. Valid are {list(self.models)}"
         )
 
     @cached_property
@@ -178,11 +178,7 @@ class Search:
 
 
 def read_search(ctx: Any) -> Search:
-    """Read the search that a form, or a caller, asks for.
-
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-    """
+    """Read the search that is asked for from an operator's context."""
     # FiftyOne moves this parameter out of the others
     target = {**ctx.params, **ctx.request_params}.get("view_target")
     params = {**ctx.params, "view_target": target}
@@ -190,20 +186,14 @@ def read_search(ctx: Any) -> Search:
 
 
 def build_form(search: Search) -> types.Property:
-    """Build the form and mark the invalid inputs.
-
-    Args:
-        search: the search, as far as it is known
-
-    Returns:
-        the form, or an error if there is no index to search
-    """
+    """Build the form and mark the invalid inputs; an error if nothing can be searched."""
     try:
-        labels = search.labels
+        models = search.models
     except ValueError as error:
         return error_form(str(error), _TITLE)
 
     inputs = types.Object()
+    labels = {key: f"{key}: {describe(model)}" for key, model in models.items()}
     index = ask_choice(
         inputs, "brain_key", labels, default=next(iter(labels)), label="Index"
     )
@@ -246,9 +236,6 @@ def build_form(search: Search) -> types.Property:
 def sort_view(search: Search) -> Any:
     """Sort samples or patches by similarity to the uploaded image.
 
-    Args:
-        search: the search
-
     Returns:
         a :class:`fiftyone.core.view.DatasetView` of the k most similar, the most similar
         first
@@ -261,7 +248,7 @@ def sort_view(search: Search) -> Any:
     dataset, key, patches_field = search.dataset, search.brain_key, search.patches_field
     k, path = search.k, search.distances_path
     image = _decode(search.params["query_image"])
-    with use_index_model(dataset, key, search.allowed) as model:
+    with use_index_model(key, search.models[key]) as model:
         embedding = model.embed(image)
 
     samples = search.samples

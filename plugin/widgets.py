@@ -9,12 +9,7 @@ from fiftyone.operators import types
 
 
 def error_form(message: str, title: str | None = None) -> types.Property:
-    """Build a form that shows an error and cannot be executed.
-
-    Args:
-        message: what is wrong and what to do
-        title (None): the title of the form
-    """
+    """Build a form that shows an error and cannot be executed."""
     inputs = types.Object()
     mark_invalid(inputs.view("error", types.Error(label=message)), message)
     return types.Property(inputs, view=types.View(label=title))
@@ -23,9 +18,9 @@ def error_form(message: str, title: str | None = None) -> types.Property:
 def ask_choice(
     inputs: types.Object,
     name: str,
-    labels: Mapping[Any, str],
+    labels: Mapping[Any, str] | Sequence[Any],
     *,
-    valid: Sequence[Any] | None = None,
+    notes: Mapping[Any, str] | None = None,
     view: type[types.Choices] = types.Dropdown,
     **kwargs: Any,
 ) -> types.Property:
@@ -34,19 +29,18 @@ def ask_choice(
     Args:
         inputs: the form
         name: the name of the input
-        labels: the labels of the values that are offered
-        valid (None): the values that are valid; by default those that are offered
+        labels: the labels of the values, or the values alone
+        notes (None): descriptions of the values
         view (Dropdown): the class that shows the choice
-        **kwargs: the other arguments of :meth:`fiftyone.operators.types.Object.enum`
-
-    Returns:
-        the input
+        **kwargs: the other arguments of :meth:`fiftyone.operators.types.Object.enum`; its
+            ``values`` are by default those that have a label
     """
     choices = view()
-    for value, label in labels.items():
-        choices.add_choice(value, label=label)
+    for value in labels:
+        label = labels[value] if isinstance(labels, Mapping) else str(value)
+        choices.add_choice(value, label=label, description=(notes or {}).get(value))
 
-    return inputs.enum(name, [*(valid or labels)], view=choices, **kwargs)
+    return inputs.enum(name, kwargs.pop("values", [*labels]), view=choices, **kwargs)
 
 
 def ask_box(
@@ -93,11 +87,6 @@ def check_named(inputs: types.Object, validate: Callable[[], object], default: s
 
 
 def mark_invalid(prop: types.Property, message: str) -> None:
-    """Mark an input as invalid, so that the form cannot be executed.
-
-    Args:
-        prop: the input
-        message: what is wrong and what to do
-    """
+    """Mark an input as invalid, so that the form cannot be executed."""
     prop.invalid = True
     prop.error_message = message
