@@ -10,8 +10,7 @@ from typing import Any
 
 from ..embedding.arguments import to_integer
 
-# Release 2.64 removes the arguments that bound how often a task is tried
-REQUIREMENT = "ray[data]>=2.55,<2.64"
+REQUIREMENT = "ray>=2.55,<3"
 """What must be installed, here and on each node."""
 
 

@@ -117,18 +117,10 @@ def plan_actors(options: RayOptions, resources: dict[str, float]) -> Actors:
     return Actors(count, num_gpus, num_cpus, num_readers, num_threads)
 
 
-def own_node() -> NodeAffinitySchedulingStrategy:
-    """Return the strategy that keeps a task on the node of this process."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
 def _init(address: str) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
-    # Not of the workers that died: what they had to do is done again, or reported
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == _LOCAL:
         # FiftyOne imports the sources of its zoo by their paths

@@ -38,7 +38,7 @@ def start_embedding(
         a generator of lists of results
     """
     if ray is not None:
-        from .source import embed_on_ray
+        from .driver import embed_on_ray
 
         return embed_on_ray(
             jobs,

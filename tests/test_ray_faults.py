@@ -56,7 +56,7 @@ def _embed(
     address: str | None = None,
     block_size: int = 16,
 ) -> Iterator[list[Result]]:
-    from fiftyone_hiera.cluster.source import embed_on_ray
+    from fiftyone_hiera.cluster.driver import embed_on_ray
 
     options = RayOptions(address, block_size=block_size)
     return embed_on_ray(iter(jobs), model.embedder, options, batch_size=16)
@@ -99,17 +99,13 @@ def test_node_removed(
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray
-
-    from fiftyone_hiera.cluster import source
 
     jobs = _make_jobs([digit.path for digit in digits[:400]])
     results: list[Result] = []
     before = processes(ENCODER)
     removed = False
-    monkeypatch.setattr(source, "_PATIENCE", 4)
     try:
         for some in _embed(jobs, model, ray_cluster.address):
             results += some
@@ -189,11 +185,7 @@ def test_killer_slow_and_bad_files(
     model: HieraEmbeddingModel,
     expected: _Vectors,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fiftyone_hiera.cluster import source
-    from fiftyone_hiera.cluster.ledger import Ledger
-
     paths = [digit.path for digit in digits[:200]]
     names = {3: "killer3.png", 40: "slow.png", 150: "killer150.png"}
     for number, name in names.items():
@@ -205,28 +197,14 @@ def test_killer_slow_and_bad_files(
     paths[99].write_bytes(b"no image")
     jobs = _make_jobs(paths)
 
-    # The slow file waits until nothing else comes, and the run counts it as lost
-    others = 200 - 3 * 16
+    # The slow file waits until nothing else comes than its block of 16
     results: list[Result] = []
-    counted: list[int] = []
-    make_room = Ledger.make_room
-
-    def make_room_and_count(ledger: Ledger) -> None:
-        counted.append(len(results))
-        make_room(ledger)
-
-    monkeypatch.setattr(source, "_PATIENCE", 2)
-    monkeypatch.setattr(Ledger, "make_room", make_room_and_count)
     for some in _embed(jobs, model):
         results += some
-        if others in counted:
+        if len(results) == 200 - 16:
             (tmp_path / "go").touch()
 
     _check(results, jobs, expected, lost=(3, 150))
-
-    # Its block of 16 comes back before those of the killers, which are read again
-    block = {result.job.sample_id for result in results[others : others + 16]}
-    assert block == {str(number) for number in range(32, 48)}
 
 
 def test_few_files_are_on_their_way(
@@ -234,11 +212,9 @@ def test_few_files_are_on_their_way(
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fiftyone_hiera.cluster import source
+    from fiftyone_hiera.cluster.driver import most_blocks
     from fiftyone_hiera.cluster.session import plan_actors
-    from fiftyone_hiera.cluster.source import most_blocks
 
     sent, most = 0, 0
     jobs = _make_jobs([digit.path for digit in digits[:400]])
@@ -250,14 +226,12 @@ def test_few_files_are_on_their_way(
             yield job
 
     results: list[Result] = []
-    monkeypatch.setattr(source, "_PATIENCE", LIMIT)
     for some in _embed(send(), model, block_size=8):
         results += some
         most = max(most, sent - len(results))
 
-    # One block more waits for room, and one is on its way through this loop
     actors = plan_actors(RayOptions(), {"CPU": 3})
-    assert 8 < most <= 8 * (most_blocks(actors) + 2) < len(jobs) / 2
+    assert 8 < most <= 8 * most_blocks(actors) < len(jobs) / 2
     _check(results, jobs, expected)
 
 
@@ -321,10 +295,10 @@ def test_driver_stopped(
         ray = fiftyone_hiera.RayOptions({ray_cluster.address!r}, block_size=4)
         model.embed_samples(dataset, "hiera", batch_size=4, progress=stay_at(40), ray=ray)
     """
-    before = processes("MapWorker")
+    before = processes(ENCODER)
     process = OtherProcess(code, tmp_path)
     process.wait_until_stored(40)
-    workers = processes("MapWorker") - before
+    workers = processes(ENCODER) - before
     assert workers
     process.signal(number)
     status, log = process.wait()
