@@ -1,4 +1,4 @@
-"""Group files to blocks, and keep what parts of them have no result yet."""
+"""Group files to blocks, and turn what comes back to results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Block:
     Args:
         jobs: the files
         is_alone (False): whether it is a single file, as reading it with others failed
-        losses (0): how often something was lost that had been read
+        losses (0): how many pieces were lost in a row
 
     Attributes:
         jobs: the files, whose parts have numbers for IDs

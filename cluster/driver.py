@@ -17,7 +17,7 @@ from .blocks import Block, in_blocks
 from .encoders import Encoders
 from .encoding import describe_encoder
 from .options import RayOptions
-from .reading import Piece, read_block
+from .reading import read_block
 from .session import Actors, connect
 
 # How long to wait for the cluster before the caller gets control
@@ -25,9 +25,6 @@ _POLL_SECONDS = 0.2
 
 # The pieces that a task has ready before it waits for the driver to take one
 _MOST_PIECES_AHEAD = 2
-
-# So often a block is read again whose pixels or embeddings were lost
-_MOST_LOSSES = 3
 
 
 def embed_on_ray(
@@ -75,12 +72,13 @@ def embed_on_ray(
             itertools.chain([first], jobs), options.block_size, is_video=is_video
         )
         spec = describe_encoder(embedder, actors.device)
-        with Encoders(spec, actors, batch_size) as encoders:
-            run = _Run(blocks, read_options, encoders, most_blocks(actors), embedder)
-            try:
-                yield from run.results()
-            finally:
-                run.stop_reading()
+        encoders = Encoders(spec, actors, batch_size)
+        run = _Run(blocks, read_options, encoders, most_blocks(actors), embedder)
+        try:
+            yield from run.results()
+        finally:
+            run.stop_reading()
+            encoders.stop()
 
 
 def most_blocks(actors: Actors) -> int:
@@ -195,7 +193,7 @@ class _Run:
         try:
             piece = next(pixels)
             if piece == pixels.completed():
-                ray.get(piece)  # it is the error of the task
+                ray.get(piece)  # it raises why the task failed
         except StopIteration:
             pass
         except RayTaskError as error:  # no loss, but a fault of ours
@@ -203,7 +201,6 @@ class _Run:
         except RayError:
             block.has_killed = True
         else:
-            block.pieces += 1
             self._encoders.encode(block, piece)
             return []
 
@@ -212,20 +209,12 @@ class _Run:
         return self._close(block)
 
     def _take_embeddings(self, call: Any) -> list[Result]:
-        answer = self._encoders.take(call)
-        if answer is None:
+        taken = self._encoders.take(call)
+        if taken is None:
             return []
 
-        block, piece = answer
-        block.pieces -= 1
-        if isinstance(piece, Piece):
-            return block.settle(piece, self._dtype) + self._close(block)
-
-        block.losses += 1
-        if block.losses > _MOST_LOSSES:
-            raise RuntimeError(f"Ray stopped: {piece}") from piece
-
-        return self._close(block)
+        block, piece = taken
+        return block.settle(piece, self._dtype) + self._close(block)
 
     def _close(self, block: Block) -> list[Result]:
         """Read what a block lost again, once no more of it comes."""

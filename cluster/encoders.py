@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -16,15 +16,19 @@ from .encoding import EncoderActor, EncoderSpec
 from .reading import Piece
 from .session import Actors
 
-# The pieces that an encoder has in hand, so that it does not wait for the driver
-_MOST_PIECES = 3
+# The calls that an encoder has in hand, so that it does not wait for the driver
+_MOST_CALLS = 3
 
-# So often a piece is sent, and so many encoders in a row die before they embed one, for
-# each that there should be
-_MOST_TRIES = 4
+# So many encoders die in a row before one embeds anything, for each that there should be
+_MOST_DEATHS = 4
+
+# So many pieces of a block are lost in a row
+_MOST_LOSSES = 10
 
 # After so many seconds without an encoder, none will come
 _START_SECONDS = 600
+
+_NOTHING = Piece([], np.empty(0))
 
 
 @dataclass(eq=False)
@@ -38,11 +42,10 @@ class _Encoder:
 class _Sent:
     block: Block
     pixels: Any
-    tries: int = 1
 
 
 class Encoders:
-    """The encoders of a run. Leaving their context ends their processes.
+    """The encoders of a run.
 
     Args:
         spec: the encoder
@@ -63,21 +66,8 @@ class Encoders:
         self._unsent: deque[_Sent] = deque()
         self._deaths = 0
         self._last_ready = time.monotonic()
-
-    def __enter__(self) -> Encoders:
         for _ in range(self._count):
             self._start()
-
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for encoder in self._encoders:
-            ray.kill(encoder.actor)
 
     @property
     def calls(self) -> list[Any]:
@@ -92,7 +82,7 @@ class Encoders:
     @property
     def have_room(self) -> bool:
         """Whether one of them takes another piece at once."""
-        return not self._unsent and self._least_loaded() is not None
+        return not self._unsent and self._least_busy() is not None
 
     def encode(self, block: Block, pixels: Any) -> None:
         """Send a piece to the encoder that has the least to do.
@@ -101,50 +91,50 @@ class Encoders:
             block: the block of the piece
             pixels: a reference to the piece
         """
+        block.pieces += 1
         self._unsent.append(_Sent(block, pixels))
         self._send()
 
-    def take(self, call: Any) -> tuple[Block, Piece | Exception] | None:
+    def take(self, call: Any) -> tuple[Block, Piece] | None:
         """Take an answer.
 
         Args:
             call: one of :attr:`calls` that is ready
 
         Returns:
-            a tuple of the block and the piece with embeddings, or why it is lost; None if
-            that is not known yet
+            a tuple of the block and the piece with embeddings, an empty one if it is lost;
+            None if it is not about a piece, or if the piece was sent again
 
         Raises:
-            RuntimeError: if an encoder cannot be loaded or fails, or if too many die
+            RuntimeError: if an encoder cannot be loaded or fails, or if too much is lost
         """
         encoder, sent = self._calls.pop(call)
         encoder.calls -= 1
-        answer: Any
+        answer: Any = _NOTHING
         try:
             answer = ray.get(call)
+            encoder.is_ready = True
         except RayTaskError as error:
             if not isinstance(error.cause, RayError):
                 raise RuntimeError(str(error.cause)) from error
 
-            answer = error.cause  # the piece could not be read from its node
+            self._lose(sent, error)  # it could not fetch the pixels
         except RayActorError as error:
             self._replace(encoder, error)
-            if sent is not None and sent.tries < _MOST_TRIES:
-                self._unsent.append(replace(sent, tries=sent.tries + 1))
+            self._lose(sent, error)
+            if sent is not None:
+                self._unsent.append(sent)
                 sent = None
-
-            answer = error
         except RayError as error:
-            answer = error
-        else:
-            encoder.is_ready = True
+            self._lose(sent, error)
 
         self._send()
         if sent is None:
             return None
 
-        if isinstance(answer, Piece):
-            self._deaths = 0
+        sent.block.pieces -= 1
+        if answer is not _NOTHING:
+            self._deaths = sent.block.losses = 0
 
         return sent.block, answer
 
@@ -164,11 +154,16 @@ class Encoders:
                 "nodes may be lost, or other jobs use them"
             )
 
+    def stop(self) -> None:
+        """End their processes."""
+        for encoder in self._encoders:
+            ray.kill(encoder.actor)
+
     def _start(self) -> None:
         encoder = _Encoder(self._actor_class.remote(*self._arguments))
         self._encoders.append(encoder)
         for method in (encoder.actor.start, encoder.actor.load):
-            self._call(encoder, method.remote())
+            self._add_call(encoder, method.remote())
 
     def _replace(self, encoder: _Encoder, error: RayError) -> None:
         if encoder not in self._encoders:
@@ -177,25 +172,33 @@ class Encoders:
         self._encoders.remove(encoder)
         ray.kill(encoder.actor)  # if it was only out of reach
         self._deaths += 1
-        if self._deaths > _MOST_TRIES * self._count:
+        if self._deaths > _MOST_DEATHS * self._count:
             raise RuntimeError(f"Ray stopped: {error}") from error
 
         self._start()
 
-    def _send(self) -> None:
-        while self._unsent and (encoder := self._least_loaded()) is not None:
-            sent = self._unsent.popleft()
-            self._call(encoder, encoder.actor.encode.remote(sent.pixels), sent)
+    def _lose(self, sent: _Sent | None, error: RayError) -> None:
+        if sent is None:
+            return
 
-    def _call(self, encoder: _Encoder, call: Any, sent: _Sent | None = None) -> None:
+        sent.block.losses += 1
+        if sent.block.losses > _MOST_LOSSES:
+            raise RuntimeError(f"Ray stopped: {error}") from error
+
+    def _send(self) -> None:
+        while self._unsent and (encoder := self._least_busy()) is not None:
+            sent = self._unsent.popleft()
+            self._add_call(encoder, encoder.actor.encode.remote(sent.pixels), sent)
+
+    def _add_call(self, encoder: _Encoder, call: Any, sent: _Sent | None = None) -> None:
         encoder.calls += 1
         self._calls[call] = encoder, sent
 
-    def _least_loaded(self) -> _Encoder | None:
+    def _least_busy(self) -> _Encoder | None:
         """Return the encoder with the least to do; None if none takes another piece."""
         free = [
             encoder
             for encoder in self._encoders
-            if encoder.is_ready and encoder.calls < _MOST_PIECES
+            if encoder.is_ready and encoder.calls < _MOST_CALLS
         ]
         return min(free, key=lambda encoder: encoder.calls, default=None)

@@ -1,4 +1,4 @@
-"""The options of a run on Ray."""
+"""Options of a run on Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUIREMENT = "ray>=2.55,<3"
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Which cluster embeds, and with how many encoders.
+    """Cluster that embeds, and number and resources of its encoders.
 
     Args:
         address (None): the address of a cluster, such as ``"10.0.0.1:6379"``, or

@@ -1,4 +1,4 @@
-"""Sessions: connect to a cluster, check it, and leave it as it was."""
+"""Connect to a cluster, check it, and leave it as it was."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FOLDER = Path(__file__).absolute().parents[1]
 
 @dataclass(frozen=True)
 class Actors:
-    """The encoders of a run.
+    """Number and resources of the encoders of a run.
 
     Args:
-        count: how many
+        count: how many there are
         num_gpus: the number of GPUs of each
         num_cpus: the number of CPUs of each
         num_readers: the number of CPUs that are left for reading

@@ -24,7 +24,7 @@ from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.cluster.options import REQUIREMENT, RayOptions, to_ray_options
+from fiftyone_hiera.cluster.options import RayOptions, to_ray_options
 from fiftyone_hiera.embedding.jobs import Job, Part
 from fiftyone_hiera.embedding.local import embed_locally
 from fiftyone_hiera.embedding.results import Embedded, Failed, Result
@@ -216,11 +216,6 @@ def test_ray_absent(
         model.embed_samples(dataset, "hiera", ray=True)
 
     assert to_ray_options(None) is None
-
-
-def test_requirement() -> None:
-    pyproject = Path(__file__).parents[1] / "pyproject.toml"
-    assert f'ray = ["{REQUIREMENT}"]' in pyproject.read_text("utf-8")
 
 
 @has_ray

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,13 @@ import pytest
 from other_process import OtherProcess
 from PIL import Image
 from random_hiera import make_config, make_hiera, save_checkpoint
-from waiting import LIMIT
+from waiting import LIMIT, wait_until
 
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.cluster.options import RayOptions
 from fiftyone_hiera.embedding.jobs import Job, Part
+from fiftyone_hiera.embedding.local import embed_locally
 from fiftyone_hiera.embedding.results import Embedded, Failed, Result
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
@@ -55,11 +59,14 @@ def _embed(
     model: HieraEmbeddingModel,
     address: str | None = None,
     block_size: int = 16,
+    is_video: bool = False,
 ) -> Iterator[list[Result]]:
     from fiftyone_hiera.cluster.driver import embed_on_ray
 
     options = RayOptions(address, block_size=block_size)
-    return embed_on_ray(iter(jobs), model.embedder, options, batch_size=16)
+    return embed_on_ray(
+        iter(jobs), model.embedder, options, is_video=is_video, batch_size=16
+    )
 
 
 def _check(
@@ -177,6 +184,92 @@ def test_encoder_killed(
             assert len(results) < 200
 
     _check(results, jobs, expected)
+
+
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
+def test_encoder_killed_while_videos_wait(
+    ray_job: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    video = tmp_path / "video.mp4"
+    pattern = str(digits[0].path.parent / "*.png")
+    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
+    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "120", str(video)]
+    subprocess.run(command, check=True)
+    jobs = [
+        Job(name, str(video), [Part(f"{name}{n}", name, n) for n in range(1, 121)])
+        for name in "abcd"
+    ]
+    expected: dict[str, np.ndarray] = {}
+    for some in embed_locally(
+        jobs[:1], model.embedder, is_video=True, batch_size=16, num_workers=0
+    ):
+        for one in some:
+            assert isinstance(one, Embedded)
+            expected[one.part.id[1:]] = one.embedding
+
+    found: set[str] = set()
+    before = processes(ENCODER)
+    killed = False
+    for some in _embed(jobs, model, block_size=8, is_video=True):
+        for one in some:
+            assert isinstance(one, Embedded)
+            assert one.part.id not in found
+            found.add(one.part.id)
+            assert np.abs(one.embedding - expected[one.part.id[1:]]).max() < 1e-4
+
+        if found and not killed:
+            (encoder,) = processes(ENCODER) - before
+            encoder.kill()
+            killed = True
+
+    assert len(found) == 480
+
+
+def test_encoders_that_die_as_they_start(
+    ray_job: None, digits: list[Digit], model: HieraEmbeddingModel
+) -> None:
+    before = processes(ENCODER)
+    with pytest.raises(RuntimeError, match="Ray stopped: The actor died"):
+        for some in _embed(_make_jobs([digits[0].path]), model):
+            assert not some
+            for encoder in processes(ENCODER) - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    encoder.kill()
+
+
+def test_other_jobs_hold_the_cluster(
+    ray_job: None,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from fiftyone_hiera.cluster import encoders
+
+    jobs = _make_jobs([digit.path for digit in digits[:20]])
+    hold: Any = ray.remote(num_cpus=1)(lambda: time.sleep(LIMIT))
+    held = [hold.remote() for _ in range(3)]
+    before = processes(ENCODER)
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders, "_START_SECONDS", 1)
+        with pytest.raises(RuntimeError, match="No encoder could be started within 1 s"):
+            list(_embed(jobs, model))
+
+    # A run that waits for them goes on when they end
+    results: list[Result] = []
+    for some in _embed(jobs, model):
+        results += some
+        for task in held:
+            ray.cancel(task, force=True)
+
+        held.clear()
+
+    _check(results, jobs, expected)
+    psutil.wait_procs(processes(ENCODER) - before, timeout=LIMIT)
+    assert processes(ENCODER) <= before
 
 
 def test_killer_slow_and_bad_files(
