@@ -269,7 +269,7 @@ def test_dependencies_are_explained() -> None:
     text = read("CONTRIBUTING.md").partition("## Dependencies")[2].partition("\n## ")[0]
     project = tomllib.loads(read("pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
-    names = ("lancedb", "milvus", "openvino", "pgvector", "ray")
+    names = ("files", "lancedb", "milvus", "openvino", "pgvector", "ray")
     optional = [requirement for name in names for requirement in extras[name]]
     for requirement in [*project["dependencies"], *optional]:
         name = re.split(r"[<>=]", requirement)[0]

@@ -158,5 +158,12 @@ def test_oldest_packages_are_the_lower_ends() -> None:
     assert not constraints.keys() & {"pytest", "scikit-learn"}
 
 
+def test_errors_name_the_requirements() -> None:
+    extras = _project()["optional-dependencies"]
+    for extra, module in [("ray", "cluster/options.py"), ("files", "files/arrow.py")]:
+        (requirement,) = extras[extra]
+        assert requirement in _read(module)
+
+
 def _name(requirement: str) -> str:
     return re.split(r"[^\w-]", requirement)[0]
