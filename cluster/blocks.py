@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ..embedding.jobs import Job, Part
-from ..embedding.results import Failed, Result, check_row
+from ..embedding.jobs import Failed, Job, Part, Result, check_row
 from .reading import Piece
 
 

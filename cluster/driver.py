@@ -11,8 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job
-from ..embedding.results import Failed, Result
+from ..embedding.jobs import Failed, Job, Result
 from .blocks import Block, in_blocks
 from .encoders import Encoders
 from .encoding import describe_encoder

@@ -14,10 +14,10 @@ import torch
 
 from ..embedding.embedder import Embedder
 from ..embedding.loading import load_checkpoint
-from ..embedding.provenance import OPTIONS, PREPROCESSING_OPTIONS, Provenance
+from ..embedding.provenance import RECORDED_OPTIONS, Provenance
 from .reading import Piece
 
-_OPTIONS = (*OPTIONS, *PREPROCESSING_OPTIONS, "checkpoint")
+_OPTIONS = (*RECORDED_OPTIONS, "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def describe_encoder(embedder: Embedder, device: str) -> EncoderSpec:
     options = {name: getattr(settings, name) for name in _OPTIONS}
     return EncoderSpec(
         embedder.entry,
-        str(embedder.weights) if embedder.weights else None,
+        str(embedder.weights_path) if embedder.weights_path else None,
         {**options, "device": device},
         embedder.provenance,
     )
