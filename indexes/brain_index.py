@@ -14,9 +14,9 @@ from ..errors import OptionError
 from .backends import Backend, get_backend, open_table
 from .brain_run import (
     RECORD,
+    config_record,
     find_config,
     make_record,
-    read_record,
     table_provenance,
 )
 from .credentials import advise, is_elsewhere, save_config
@@ -138,7 +138,7 @@ class BrainIndex:
     @property
     def _is_owner(self) -> bool:
         """Whether the index is of this dataset, not of one that this is a copy of."""
-        owner = read_record(self._config).get("dataset_id")
+        owner = config_record(self._config).get("dataset_id")
         return owner in (None, self.contents.dataset_id)
 
     @property
@@ -303,7 +303,7 @@ class BrainIndex:
             # FiftyOne registers a run before it connects. One that another process
             # registered meanwhile stays
             config = find_config(dataset, self._key)
-            if config is not None and getattr(config, RECORD, None) == record:
+            if config is not None and config_record(config) == record:
                 dataset.delete_brain_run(self._key)
 
             raise backend.cannot_open(self._key, error) from error

@@ -33,19 +33,19 @@ def make_record(method: str, contents: Contents) -> dict[str, Any]:
     return {**record, "provenance": contents.provenance}
 
 
-def read_record(config: Any) -> dict[str, Any]:
+def config_record(config: Any) -> dict[str, Any]:
     """Return what the config of a run records; empty if nothing."""
     return getattr(config, RECORD, None) or {}
 
 
 def table_provenance(config: Any) -> Provenance:
     """Return the recorded provenance of the rows of a table; empty if there is none."""
-    return dict(read_record(config).get("provenance") or {})
+    return dict(config_record(config).get("provenance") or {})
 
 
 def record_provenance(
     dataset: Any, brain_key: str, config: Any, provenance: Provenance
 ) -> None:
     """Record the provenance of the rows of a table in the config of its run."""
-    setattr(config, RECORD, {**read_record(config), "provenance": provenance})
+    setattr(config, RECORD, {**config_record(config), "provenance": provenance})
     save_config(dataset, brain_key, config)

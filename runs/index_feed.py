@@ -73,6 +73,7 @@ class IndexFeed:
                     raise
 
                 self._is_lost = True
+                self._rows = []
                 logger.warning(
                     "The index cannot be fed any more: %s. The run goes on without it, and "
                     "the embeddings are stored in %r",
@@ -106,24 +107,16 @@ class IndexFeed:
             an :class:`fiftyone_hiera.runs.report.IndexChange`
         """
         with self._lock:
-            self._rows = [] if self._is_lost else self._rows
             self._flush()
             stored = self._add_missing() if self._target.has_field else None
-            removed = 0
-            if self._table.count() != stored:
-                removed = self._remove_others()
-
+            removed = self._remove_others() if self._table.count() != stored else 0
             self._table.finish()
             return IndexChange(self._table.count(), self._added, removed)
 
     def close(self) -> None:
         """Write what waits to be written, if that is possible, and close the table."""
-        with self._lock, contextlib.suppress(Exception):
-            try:
-                if not self._is_lost:
-                    self._flush()
-            finally:
-                self._table.close()
+        with self._lock, contextlib.suppress(Exception), contextlib.closing(self._table):
+            self._flush()
 
     def _flush(self) -> None:
         self._write(self._rows)
