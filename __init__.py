@@ -6,8 +6,6 @@ FiftyOne executes this file again on every call of a hook, so the hooks only del
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +45,6 @@ _MODULES = {
     "FilesError": ".files.report",
     "RayOptions": ".cluster.options",
 }
-
-# FiftyOne 1.10 calls a downloaded plugin "@owner.name" without a module "@owner", which
-# Python's relative imports need
-_OWNER = __name__.rpartition(".")[0]
-if _OWNER.startswith("@"):
-    sys.modules.setdefault(_OWNER, types.ModuleType(_OWNER))
 
 
 def __getattr__(name: str) -> Any:
@@ -169,7 +161,7 @@ def embed_files(
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
     from .cluster.options import to_ray_options
-    from .files.runner import FileOptions, run
+    from .files.embed_manifest import FileOptions, embed_manifest
     from .images.opening import to_local_path
 
     options = FileOptions(
@@ -180,14 +172,14 @@ def embed_files(
         vectors,
         shard,
         retry_failed,
+        progress,
     )
-    return run(
+    return embed_manifest(
         to_local_path("manifest", manifest),
         to_local_path("out", out),
         model,
         {**kwargs},
         options,
-        progress,
     )
 
 

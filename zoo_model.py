@@ -8,8 +8,8 @@ from typing import Any
 
 from .config import choose_output
 from .embedding.loading import LoadedCheckpoint, download_weights, load_checkpoint
-from .hiera.autoencoder import load_autoencoder
-from .hiera.checkpoint_kinds import class_names, get_architecture
+from .hiera.autoencoder import Autoencoder
+from .hiera.checkpoint_kinds import get_architecture
 from .hiera.classification_head import load_classifier
 from .hiera.configuration import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .models.classification import (
@@ -18,8 +18,7 @@ from .models.classification import (
     HieraRegressionModel,
 )
 from .models.embedding import HieraEmbeddingModel
-from .models.heatmap import HieraFeatureHeatmapModel
-from .models.reconstruction import HieraAutoencoderModel
+from .models.heatmap import HieraAutoencoderModel, HieraFeatureHeatmapModel
 
 __all__ = ["HieraEmbeddingModel", "download_weights", "load"]
 
@@ -49,7 +48,7 @@ def load(
     # Last, as it releases the weights that an engine copied
     stages = {embedder.settings.stage}
     if output == "classification":
-        stages.add(len(embedder.encoder.stages))  # the head needs the last one
+        stages.add(loaded.config.num_stages)  # the head needs the last one
 
     embedder.encoder.prepare(*sorted(stages))
     return model
@@ -59,12 +58,12 @@ def _make_classifier(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     embedder = loaded.embedder
     classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
     model = _CLASSIFIERS[loaded.config.problem_type]
-    return model(classifier, class_names(loaded.config), embedder)
+    return model(classifier, loaded.config.class_names, embedder)
 
 
 def _make_autoencoder(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     embedder = loaded.embedder
-    autoencoder = load_autoencoder(
+    autoencoder = Autoencoder(
         loaded.config,
         loaded.weights,
         embedder.preprocessing,

@@ -1,4 +1,4 @@
-"""The options of a run on Ray."""
+"""Options of a run on Ray."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 from ..embedding.arguments import convert_fields, optional, to_integer
 from ..errors import invalid
 
-# Release 2.64 removes the arguments that bound how often a task is tried
-REQUIREMENT = "ray[data]>=2.55,<2.64"
+REQUIREMENT = "ray>=2.55,<3"
 """What must be installed, here and on each node."""
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Which cluster embeds, and with how many encoders.
+    """Cluster that embeds, and number and resources of its encoders.
 
     Args:
         address (None): the address of a cluster, such as ``"10.0.0.1:6379"``, or

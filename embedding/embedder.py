@@ -54,7 +54,7 @@ class Embedder:
     @property
     def dim(self) -> int:
         """The number of dimensions of an embedding."""
-        return self.encoder.stages[self.settings.stage - 1].embedding_dim
+        return self.encoder.config.stage_dim(self.settings.stage)
 
     def embed(self, pixels: Pixels) -> Embeddings:
         """Compute embeddings, in smaller batches if memory runs out.

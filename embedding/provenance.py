@@ -108,8 +108,8 @@ def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenanc
         a :data:`Provenance`; its sha256 is "unknown" where only the revision pins the
         weights
     """
-    sha256 = checkpoint.weights.sha256 or _UNKNOWN
-    origin = Origin(checkpoint.origin, checkpoint.revision, sha256)
+    file = checkpoint.file
+    origin = Origin(file.origin, file.revision, file.sha256 or _UNKNOWN)
     expected = provenance_of(origin, settings.apply(checkpoint.preprocessing), settings)
     if checkpoint.architecture.read_preprocessing is not None:
         expected["preprocessing"] = _UNKNOWN  # the file itself says it

@@ -20,10 +20,10 @@ import torch
 
 from .backbone import Backbone
 
-Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+Forward: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) per stage."""
 
-Engine: TypeAlias = Callable[[Backbone, torch.dtype, tuple[int, int]], Run]
+Engine: TypeAlias = Callable[[Backbone, torch.dtype, tuple[int, int]], Forward]
 """Takes a float32 backbone on its device, the dtype to compute in and the input size."""
 
 _LARGE = 512 * 512  # pixels
@@ -32,7 +32,9 @@ _LARGE = 512 * 512  # pixels
 _IMAGES_AT_ONCE = 4
 
 
-def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+def run_torch(
+    backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
+) -> Forward:
     """Run the backbone with torch."""
     device = backbone.order.device
     backbone.reduce(dtype)
@@ -49,12 +51,12 @@ def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int
 
 def run_compiled(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
-) -> Run:
+) -> Forward:
     """Compile the backbone with torch.compile, once for all batch sizes."""
     device = backbone.order.device
-    run = run_torch(backbone, dtype, image_size)
+    forward = run_torch(backbone, dtype, image_size)
     # Freezing stores weights in the layout of the kernels; only CPU kernels have one
-    compiled = torch.compile(run, options={"freezing": device.type == "cpu"})
+    compiled = torch.compile(forward, options={"freezing": device.type == "cpu"})
 
     def run_batch(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         # A batch of one would be compiled separately
@@ -74,7 +76,7 @@ def run_compiled(
 
 def run_openvino(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
-) -> Run:
+) -> Forward:
     """Convert the backbone to OpenVINO; its own weights are no longer needed."""
     model = convert_openvino(backbone, dtype, image_size)
     return _Compiled(model, torch.zeros(2, 3, *image_size))

@@ -1,4 +1,4 @@
-"""Which similarity index a run feeds, and what the index holds."""
+"""Options of a similarity index, and the description of its contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import OptionError, invalid
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Which similarity index to feed.
+    """Options of the similarity index to feed.
 
     Args:
         brain_key: its brain key
@@ -37,7 +37,7 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the vectors of an index are.
+    """Description of the vectors in an index.
 
     Args:
         dataset_id: the ID of the dataset
@@ -56,7 +56,7 @@ class Contents:
 
 
 def check_brain_key(key: object) -> None:
-    """Check that something can be a brain key.
+    """Check that a brain key is valid.
 
     Raises:
         ValueError: if it cannot

@@ -1,4 +1,4 @@
-"""The models that administrators allow, by the secrets that FiftyOne's plugins obey."""
+"""Models that administrators allow, by the secrets that FiftyOne's plugins obey."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ _LICENSES = "FIFTYONE_ZOO_ALLOWED_MODEL_LICENSES"
 
 @dataclass(frozen=True)
 class AllowedModels:
-    """The models that may be used.
-
-    Args:
-        names: their names; None allows all
-        licenses: their licenses, one of which a model must have; None allows all
-    """
+    """The models that may be used, by name and by license; None allows all."""
 
     names: list[str] | None
     licenses: list[str] | None
@@ -43,14 +38,10 @@ class AllowedModels:
         self.check(checkpoint.name, checkpoint.license)
 
     def check(self, name: str, license_name: str | None) -> None:
-        """Check that a model is allowed.
-
-        Args:
-            name: the name of the model, or of weights of the user's own
-            license_name: its license, if known
+        """Check that a model, or weights of the user's own, may be used.
 
         Raises:
-            ValueError: if it is not; the message says why
+            ValueError: if they may not; the message says why
         """
         reason = self._reason(name, license_name)
         if reason is not None:
@@ -70,11 +61,7 @@ class AllowedModels:
 
 
 def read_allowed(ctx: Any) -> AllowedModels:
-    """Read which models are allowed.
-
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-    """
+    """Read which models are allowed from the secrets of an operator's context."""
     return AllowedModels(_read(ctx, _NAMES), _read(ctx, _LICENSES))
 
 

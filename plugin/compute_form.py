@@ -1,133 +1,89 @@
-"""The input form of compute_hiera_embeddings and its validation."""
+"""Build the input form of compute_hiera_embeddings, and validate it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.media as fom
 from fiftyone.operators import types
-from fiftyone.operators.executor import ValidationContext
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from ..errors import OptionError
-from ..indexes.options import check_brain_key
-from ..runs.fiftyone_internals import dataset_of, is_generated
-from ..runs.index_run import NO_FRAMES
-from ..runs.target import check_patches_field, find_patches_fields
-from .allowed_models import AllowedModels, read_allowed
-from .compute_params import WHOLE, EmbeddingParams, parse_params
-from .compute_plan import (
-    EmbeddingPlan,
-    field_prefix,
-    get_settings,
-    has_umap,
-    make_plan,
-    target_samples,
-)
+from ..runs.patches_fields import check_patches_field, find_patches_fields
+from ..runs.run_index import NO_FRAMES
+from .compute_params import WHOLE
+from .compute_plan import EmbeddingPlan, get_settings, make_plan
+from .compute_request import ComputeRequest
 from .index_form import ask_index
 from .local_weights import find_on_disk, zoo_folder
-from .maps import METHODS, check_growth
-from .widgets import check, check_named, error_form, mark_invalid
+from .maps import METHODS
+from .widgets import ask_box, ask_choice, check, check_named, mark_invalid
 from .zoo_form import ask_pooling
 
-_TITLE = "Compute Hiera embeddings"
+TITLE = "Compute Hiera embeddings"
 
 
-def build_form(ctx: Any) -> types.Property:
+def build_form(request: ComputeRequest) -> tuple[types.Property, EmbeddingPlan | None]:
     """Build the form and mark the invalid inputs.
 
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, whose parameters
-            have the names of :class:`EmbeddingParams`
-
     Returns:
-        the form, or an error if nothing can be embedded
+        the form, and the plan of the run; None if the model, the pooling or the patches
+        field is not valid
     """
-    allowed = read_allowed(ctx)
-    reason = _unsupported_reason(ctx, allowed)
-    if reason is not None:
-        return error_form(reason, _TITLE)
-
-    inputs = types.Object()
-    params = parse_params(ctx)
-    inputs.view_target(ctx, action_description="Embed", require_flat=True)
-    samples = target_samples(ctx)
-    if _ask_model(inputs, params, allowed) and _ask_patches(inputs, params, samples):
-        plan = make_plan(params, samples)
+    inputs, plan = types.Object(), None
+    inputs.add_property("view_target", request.view_target)
+    if _ask_model(inputs, request) and _ask_patches(inputs, request):
+        plan = make_plan(request)
         _ask_field(inputs, plan)
-        _ask_brain(inputs, plan)
+        _ask_map(inputs, plan, has_index=ask_index(inputs, plan))
         _ask_options(inputs, plan)
 
-    return types.Property(inputs, view=types.View(label=_TITLE))
+    return types.Property(inputs, view=types.View(label=TITLE)), plan
 
 
-def check_form(ctx: Any, operator: Any) -> None:
-    """Check the parameters as FiftyOne does before it executes an operator.
+def check_form(
+    request: ComputeRequest, find_errors: Callable[[types.Property], list[Any]]
+) -> EmbeddingPlan:
+    """Plan a run, and check the parameters as FiftyOne does before it executes an operator.
 
     Pipelines and other operators execute it without.
 
     Args:
-        ctx: see :func:`build_form`
-        operator: the :class:`fiftyone.operators.operator.Operator`
+        request: what is requested
+        find_errors: returns FiftyOne's validation errors of a form
 
     Raises:
         ValueError: if a parameter is not valid
     """
-    errors = ValidationContext(ctx, build_form(ctx), operator).errors
-    if errors:
+    form, plan = build_form(request)
+    errors = find_errors(form)
+    if errors or plan is None:
         raise ValueError("; ".join(f"{error.path[1:]}: {error.reason}" for error in errors))
 
-
-def _unsupported_reason(ctx: Any, allowed: AllowedModels) -> str | None:
-    """Return why nothing can be embedded, or None if something can."""
-    if ctx.dataset is None:
-        return "Open a dataset first"
-
-    if not allowed.checkpoints:
-        return f"No Hiera model is allowed here: {allowed.restrictions}"
-
-    if is_generated(ctx.view):
-        return (
-            "Cannot embed a view of patches, frames or clips. Return to the dataset; to "
-            "embed patches, select their field in this form"
-        )
-
-    media_type = target_samples(ctx).media_type
-    if media_type is None:
-        return "This dataset has no samples"
-
-    if media_type not in (fom.IMAGE, fom.VIDEO):
-        return (
-            f"Cannot embed media of type {media_type!r}, only images and videos. In a "
-            "grouped dataset, select a slice of images or videos"
-        )
-
-    return None
+    return plan
 
 
-def _ask_model(
-    inputs: types.Object, params: EmbeddingParams, allowed: AllowedModels
-) -> bool:
+def _ask_model(inputs: types.Object, request: ComputeRequest) -> bool:
     """Ask for checkpoint and pooling; return whether they are valid."""
-    choices = types.Dropdown()
-    folder = zoo_folder()
-    first_of = {c.weights: c for c in reversed(allowed.checkpoints)}
-    for checkpoint in allowed.checkpoints:
-        if first_of[checkpoint.weights] is checkpoint:
-            choices.add_choice(checkpoint.name, label=_label(checkpoint, folder))
-
+    params, allowed, folder = request.params, request.allowed, zoo_folder()
     if allowed.restrictions is not None:
         label = f"Models are restricted: {allowed.restrictions}"
         inputs.view("allowed", types.Notice(label=label))
 
-    model = inputs.enum(
+    first_of = {c.file: c for c in reversed(allowed.checkpoints)}
+    model = ask_choice(
+        inputs,
         "model_name",
-        list(CHECKPOINTS),
+        {
+            checkpoint.name: _label(checkpoint, folder)
+            for checkpoint in allowed.checkpoints
+            if first_of[checkpoint.file] is checkpoint
+        },
+        values=[*CHECKPOINTS],
         default=allowed.checkpoints[0].name,
         label="Checkpoint",
-        view=choices,
     )
     check(model, lambda: allowed.check_checkpoint(get_checkpoint(params.model_name)))
     if model.invalid:
@@ -144,128 +100,83 @@ def _ask_model(
     return not pooling.invalid
 
 
-def _ask_patches(inputs: types.Object, params: EmbeddingParams, samples: Any) -> bool:
+def _ask_patches(inputs: types.Object, request: ComputeRequest) -> bool:
     """Ask whether to embed patches; return whether the field is valid."""
+    samples, field = request.samples, request.params.patches_field
     names = find_patches_fields(samples)
-    if not names and params.patches_field is None:
+    if not names and field is None:
         return True
 
     whole = "frames" if samples.media_type == fom.VIDEO else "images"
-    choices = types.Dropdown()
-    choices.add_choice(WHOLE, label=f"Whole {whole}")
-    for name in names:
-        choices.add_choice(name, label=f"Patches: {name}")
-
-    prop = inputs.enum(
-        "patches_field",
-        choices.values(),
-        default=WHOLE,
-        label="What to embed",
-        view=choices,
+    labels = {WHOLE: f"Whole {whole}", **{name: f"Patches: {name}" for name in names}}
+    patches = ask_choice(
+        inputs, "patches_field", labels, default=WHOLE, label="What to embed"
     )
-    check(prop, lambda: check_patches_field(samples, params.patches_field))
-    return not prop.invalid
+    check(patches, lambda: check_patches_field(samples, field))
+    return not patches.invalid
 
 
 def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
-    """Ask for the field to store the embeddings in."""
-    if plan.params.index_only:
-        _ask_overwrite(inputs)
-        return
+    """Ask for the field to store the embeddings in, and whether to overwrite it."""
+    if not plan.params.index_only:
+        fields = types.AutocompleteView()
+        for name in _embeddings_fields(plan):
+            fields.add_choice(name, label=name)
 
-    fields = types.AutocompleteView()
-    for name in _embeddings_fields(plan):
-        fields.add_choice(name, label=name)
+        # Described, not set as a default: the App would keep a default when another
+        # checkpoint or pooling changes it
+        field = inputs.str(
+            "embeddings_field",
+            label="Embeddings field",
+            description=(
+                f"Empty for {plan.default_field!r}. {plan.unit.capitalize()} that already "
+                "have an embedding there are skipped"
+            ),
+            view=fields,
+        )
+        check(field, plan.check_field)
 
-    # Described, not set as a default: the App would keep a default when another checkpoint
-    # or pooling changes it
-    field = inputs.str(
-        "embeddings_field",
-        label="Embeddings field",
-        description=(
-            f"Empty for {plan.defaults['embeddings_field']!r}. {plan.unit.capitalize()} "
-            "that already have an embedding there are skipped"
-        ),
-        view=fields,
-    )
-    _ask_overwrite(inputs)
-    check(field, plan.check_field)
-
-
-def _ask_overwrite(inputs: types.Object) -> None:
-    inputs.bool(
+    ask_box(
+        inputs,
         "overwrite",
-        default=False,
-        label="Overwrite",
-        description="Recompute existing embeddings, and build their index anew",
-        view=types.CheckboxView(),
+        "Overwrite",
+        "Recompute existing embeddings, and build their index anew",
     )
 
 
-def _ask_brain(inputs: types.Object, plan: EmbeddingPlan) -> None:
-    """Ask for the brain runs to compute."""
-    wants_index = ask_index(inputs, plan)
-    box = inputs.bool(
-        "visualization",
-        default=False,
-        label="2-D map",
-        description="Visualize the embeddings in the Embeddings panel",
-        view=types.CheckboxView(),
-    )
+def _ask_map(inputs: types.Object, plan: EmbeddingPlan, *, has_index: bool) -> None:
+    """Ask whether to compute a 2-D map, and which."""
+    description = "Visualize the embeddings in the Embeddings panel"
+    box = ask_box(inputs, "visualization", "2-D map", description)
     if not plan.params.visualization:
         return
 
-    if plan.samples.media_type == fom.VIDEO:
+    if plan.source.frames_prefix:
         mark_invalid(box, NO_FRAMES)
     elif plan.params.index_only:
         mark_invalid(box, "A map needs the embeddings on the samples, not in an index only")
 
-    key = _ask_map_key(inputs, plan)
-    if wants_index and plan.visualization_brain_key == plan.similarity_brain_key:
-        mark_invalid(key, "The similarity index and the 2-D map need different brain keys")
-
-    methods = types.RadioGroup()
-    for name, label in METHODS.items():
-        methods.add_choice(name, label=label)
-
-    method = inputs.enum(
-        "visualization_method",
-        list(METHODS),
-        default=plan.defaults["visualization_method"],
-        label="Method",
-        view=methods,
-    )
-    check(method, lambda: _check_method(plan.visualization_method))
-
-
-def _ask_map_key(inputs: types.Object, plan: EmbeddingPlan) -> types.Property:
-    prop = inputs.str(
+    key = inputs.str(
         "visualization_brain_key",
         label="Brain key",
         description=(
             "A new name, or a map of the same embeddings to add new samples to; empty for "
-            f"{plan.defaults['visualization_brain_key']!r}"
+            f"{plan.default_map_key!r}"
         ),
     )
-    check(prop, lambda: _check_map_key(plan))
-    return prop
+    check(key, plan.check_map_key)
+    if has_index and plan.map_key == plan.index_key:
+        mark_invalid(key, "The similarity index and the 2-D map need different brain keys")
 
-
-def _check_map_key(plan: EmbeddingPlan) -> None:
-    key = plan.visualization_brain_key
-    check_brain_key(key)
-    if key in dataset_of(plan.samples).list_brain_runs():
-        check_growth(plan.samples, key, plan.map_source)
-
-
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        raise OptionError(
-            "visualization_method", f"Invalid method {method!r}. Valid are {list(METHODS)}"
-        )
-
-    if method == "umap" and not has_umap():
-        raise ValueError("Method 'umap' is not installed: pip install umap-learn")
+    method = ask_choice(
+        inputs,
+        "visualization_method",
+        METHODS,
+        default=plan.default_method,
+        label="Method",
+        view=types.RadioGroup,
+    )
+    check(method, plan.check_method)
 
 
 def _ask_options(inputs: types.Object, plan: EmbeddingPlan) -> None:
@@ -292,10 +203,9 @@ def _ask_options(inputs: types.Object, plan: EmbeddingPlan) -> None:
 
 def _embeddings_fields(plan: EmbeddingPlan) -> list[str]:
     """Return the names of the existing vector fields that the run could write to."""
-    dataset = dataset_of(plan.samples)
-    prefix = field_prefix(plan.samples, plan.params.patches_field)
+    dataset, prefix = plan.source.dataset, plan.source.parts_prefix
     schema = dataset.get_field_schema(ftype=fo.VectorField, flat=True)
-    if prefix.startswith("frames."):
+    if plan.source.frames_prefix:
         frames = dataset.get_frame_field_schema(ftype=fo.VectorField, flat=True)
         schema = {f"frames.{name}": field for name, field in frames.items()}
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
-
-from .allowed_models import read_allowed
 
 WHOLE = "_whole"
 """The value of ``patches_field`` that stands for whole images or frames.
@@ -89,70 +86,14 @@ class EmbeddingParams:
     visualization_method: str | None = None
 
 
-def rename_params(ctx: Any) -> Any:
+def rename_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Rename parameters of earlier Hiera plugins to those of :class:`EmbeddingParams`.
 
     Also checks the checkbox of a brain run if its brain key or method is given.
 
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, which is not
-            changed
-
-    Returns:
-        a context with the renamed parameters
-
     Raises:
         ValueError: if a parameter has two different values
     """
-    renamed = copy.copy(ctx)
-    renamed.params = _rename(_given_params(ctx))
-    return renamed
-
-
-def check_names(params: Mapping[str, Any]) -> None:
-    """Check that there are no unknown parameters.
-
-    Args:
-        params: the parameters, by the names of :class:`EmbeddingParams`
-
-    Raises:
-        ValueError: if there are; the message lists the valid ones
-    """
-    valid = [*(field.name for field in fields(EmbeddingParams)), *_FIFTYONE_PARAMS]
-    unknown = sorted(params.keys() - {*valid})
-    if unknown:
-        raise ValueError(f"Unknown parameters {unknown}. Valid are {valid}")
-
-
-def parse_params(ctx: Any) -> EmbeddingParams:
-    """Parse the parameters; empty inputs of a form count as not given.
-
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`, whose parameters
-            have the names of :class:`EmbeddingParams`
-
-    Returns:
-        an :class:`EmbeddingParams`
-    """
-    names = [field.name for field in fields(EmbeddingParams)]
-    empty = (None, "", WHOLE)
-    given = {name: ctx.params[name] for name in names if ctx.params.get(name) not in empty}
-    if "model_name" not in given:
-        given["model_name"] = read_allowed(ctx).checkpoints[0].name
-
-    return EmbeddingParams(**given)
-
-
-def _given_params(ctx: Any) -> dict[str, Any]:
-    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone. Old
-    # releases have no pipelines
-    if getattr(ctx, "pipeline", None) is not None:
-        return dict(ctx.request_params.get("params") or {})
-
-    return dict(ctx.params)
-
-
-def _rename(params: Mapping[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for given, value in params.items():
         name = _OTHER_NAMES.get(given, given)
@@ -170,3 +111,28 @@ def _rename(params: Mapping[str, Any]) -> dict[str, Any]:
             renamed.setdefault(box, True)
 
     return renamed
+
+
+def check_names(params: Mapping[str, Any]) -> None:
+    """Check that there are no parameters but those of :class:`EmbeddingParams`.
+
+    Raises:
+        ValueError: if there are; the message lists the valid ones
+    """
+    valid = [*(field.name for field in fields(EmbeddingParams)), *_FIFTYONE_PARAMS]
+    unknown = sorted(params.keys() - {*valid})
+    if unknown:
+        raise ValueError(f"Unknown parameters {unknown}. Valid are {valid}")
+
+
+def parse_params(params: Mapping[str, Any], default_model: str) -> EmbeddingParams:
+    """Parse the parameters; empty inputs of a form count as not given.
+
+    Args:
+        params: the parameters, by the names of :class:`EmbeddingParams`
+        default_model: the name of the checkpoint if none is given
+    """
+    names = [field.name for field in fields(EmbeddingParams)]
+    empty = (None, "", WHOLE)
+    given = {name: params[name] for name in names if params.get(name) not in empty}
+    return EmbeddingParams(**{"model_name": default_model, **given})

@@ -1,4 +1,4 @@
-"""The run that the parameters of compute_hiera_embeddings describe."""
+"""Plan a run of compute_hiera_embeddings: resolve its defaults, and check it."""
 
 from __future__ import annotations
 
@@ -6,84 +6,89 @@ import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import fiftyone as fo
-import fiftyone.core.media as fom
 
 from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import Settings, parse_settings
-from ..embedding.provenance import (
-    Provenance,
-    differing,
-    expected_provenance,
-)
+from ..embedding.provenance import Provenance, differing, expected_provenance
+from ..errors import OptionError
 from ..indexes.backends import get_backend, list_backends
-from ..indexes.brain_run import check_index
-from ..indexes.options import Contents, IndexOptions
+from ..indexes.brain_index import BrainIndex
+from ..indexes.options import Contents, IndexOptions, check_brain_key
 from ..runs.field_claim import FieldClaim
-from ..runs.fiftyone_internals import (
-    all_slices,
-    dataset_id,
-    dataset_of,
-    flatten_dynamic_groups,
-    label_path,
-)
+from ..runs.fiftyone_internals import all_slices, dataset_id
 from ..runs.options import RunOptions
 from ..runs.parts import match_embeddings
 from ..runs.schema import read_provenance
-from ..runs.target import Target, check_patches_field
+from ..runs.target import Target
 from .compute_params import EmbeddingParams
-from .maps import MapSource, is_same_map
+from .compute_request import ComputeRequest
+from .maps import METHODS, MapSource, check_growth
 
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """What a run will do, with all defaults resolved.
+    """What a run will do. Each default is resolved once, when it is first read.
+
+    A property or a check raises a ValueError if a parameter that it depends on is not
+    valid, or an ImportError if a package is not installed.
 
     Args:
         params: the parameters as given
-        samples: the samples to embed
+        source: the samples to embed, without the field to write to
         checkpoint: the zoo entry of the model
         settings: the options of the model
-        defaults: the value of each of the names below if it is not given
-        embeddings_field: the field to store the embeddings in
-        similarity_brain_key: the brain key of the similarity index
-        similarity_backend: its backend
-        visualization_brain_key: the brain key of the visualization
-        visualization_method: the dimensionality reduction method
-        map_source: what the visualization is computed from
+        find_secret: see :class:`ComputeRequest`
     """
 
     params: EmbeddingParams
-    samples: Any
+    source: Target
     checkpoint: Checkpoint
     settings: Settings
-    defaults: dict[str, str]
-    embeddings_field: str
-    similarity_brain_key: str
-    similarity_backend: str
-    visualization_brain_key: str
-    visualization_method: str
-    map_source: MapSource
+    find_secret: Callable[[str], str | None]
 
     @property
+    def unit(self) -> str:
+        """What one embedding is computed from, in the plural."""
+        if self.params.patches_field is not None:
+            return "patches"
+
+        return "frames" if self.source.frames_prefix else "images"
+
+    @cached_property
+    def default_field(self) -> str:
+        """The first field that is new, empty or was computed with the same settings."""
+        dataset, source = self.source.dataset, self.source
+
+        def is_taken(name: str) -> bool:
+            path = source.parts_prefix + name
+            field = dataset.get_field(path)
+            if not isinstance(field, fo.VectorField):
+                return field is not None
+
+            if not differing(read_provenance(dataset, path), self._provenance):
+                return False
+
+            target = Target(source.samples, name, source.patches_field)
+            return bool(match_embeddings(target, all_slices(dataset), True).limit(1))
+
+        return _first_free("hiera", is_taken)
+
+    @property
+    def field(self) -> str:
+        """The name of the field to store the embeddings in, unless an index alone does."""
+        return self.params.embeddings_field or self.default_field
+
+    @cached_property
     def target(self) -> Target:
-        """The samples to embed and the field to write to.
+        """The samples to embed and the field to write to."""
+        return Target(self.source.samples, self._stored_field, self.source.patches_field)
 
-        Raises:
-            ValueError: if the samples or a field are not valid
-        """
-        field = None if self.params.index_only else self.embeddings_field
-        return Target(self.samples, field, self.params.patches_field)
-
-    @property
+    @cached_property
     def options(self) -> RunOptions:
-        """The options of the run, but for the index.
-
-        Raises:
-            ValueError: if an option is not valid
-        """
+        """The options of the run, but for the index."""
         return RunOptions(
             batch_size=self.params.batch_size,
             num_workers=self.params.num_workers,
@@ -93,80 +98,151 @@ class EmbeddingPlan:
             failure_tag=self.params.failure_tag,
         )
 
+    @cached_property
+    def default_index_key(self) -> str:
+        """The first brain key that is new, or of an index that the run may feed."""
+        backend = self.params.similarity_backend
+
+        def can_feed(key: str) -> bool:
+            try:
+                self.check_index(self._index_options(key, backend))
+            except (ValueError, ImportError):
+                return False
+
+            return True
+
+        return self._first_key("hiera_similarity", can_feed)
+
     @property
-    def index(self) -> IndexOptions | None:
-        """The options of the similarity index; None if none is wanted.
+    def index_key(self) -> str:
+        """The brain key of the similarity index."""
+        return self.params.similarity_brain_key or self.default_index_key
 
-        Raises:
-            ValueError: if one is not valid
-        """
-        if not self.params.similarity_index:
-            return None
+    @cached_property
+    def default_backend(self) -> str:
+        """The backend of the similarity index if it exists, or FiftyOne's default."""
+        dataset = self.source.dataset
+        if self.index_key in dataset.list_brain_runs(type="similarity"):
+            return str(dataset.get_brain_info(self.index_key).config.method)
 
-        return _index_options(
-            self.params, self.similarity_brain_key, self.similarity_backend
-        )
+        return list_backends()[0]
 
     @property
-    def unit(self) -> str:
-        """What one embedding is computed from, in the plural."""
-        if self.params.patches_field is not None:
-            return "patches"
+    def backend(self) -> str:
+        """The backend of the similarity index."""
+        return self.params.similarity_backend or self.default_backend
 
-        return "frames" if self.samples.media_type == fom.VIDEO else "images"
+    @property
+    def index(self) -> IndexOptions:
+        """The options of the similarity index."""
+        return self._index_options(self.index_key, self.backend)
+
+    @property
+    def default_method(self) -> str:
+        """The method of the 2-D map if none is given."""
+        return "umap" if _has_umap() else "pca"
+
+    @property
+    def method(self) -> str:
+        """The method of the 2-D map."""
+        return self.params.visualization_method or self.default_method
+
+    @cached_property
+    def default_map_key(self) -> str:
+        """The first brain key that is new, or of a map of these very samples."""
+
+        def is_same(key: str) -> bool:
+            try:
+                self._check_growth(key)
+            except ValueError:
+                return False
+
+            mapped = self.source.dataset.load_brain_view(key)
+            return bool(mapped.view() == self.source.samples.view())
+
+        return self._first_key("hiera_map", is_same)
+
+    @property
+    def map_key(self) -> str:
+        """The brain key of the 2-D map."""
+        return self.params.visualization_brain_key or self.default_map_key
 
     def check_field(self) -> None:
-        """Check that the run may write to its field, before the model is loaded.
+        """Check that the run may write to its field, before the model is loaded."""
+        claim = FieldClaim(self.target, self._provenance)
+        claim.check(overwrite=self.params.overwrite)
 
-        Raises:
-            ValueError: if the name is not valid, or if the field holds embeddings
-                computed with different settings that would not be overwritten
-        """
-        if not self.params.index_only:
-            expected = expected_provenance(self.checkpoint, self.settings)
-            FieldClaim(self.target, expected).check(overwrite=self.params.overwrite)
+    def check_index(self, options: IndexOptions) -> None:
+        """Check that the run may feed an index, without a connection to it."""
+        dataset = self.source.dataset
+        contents = Contents(
+            dataset_id=str(dataset_id(dataset)),
+            embeddings_field=self._stored_field,
+            patches_field=self.source.patches_field,
+            dim=self.checkpoint.embedding_dim,
+            provenance=self._provenance,
+        )
+        BrainIndex(dataset, options, contents, may_rebuild=self.params.overwrite).check()
 
-    def check_index(self) -> None:
-        """Check that the run may feed its index, without a connection to it.
+    def check_map_key(self) -> None:
+        """Check that the brain key of the map is free, or that of a map that can grow."""
+        check_brain_key(self.map_key)
+        if self.map_key in self.source.dataset.list_brain_runs():
+            self._check_growth(self.map_key)
 
-        Raises:
-            ValueError: if it may not
-        """
-        if self.index is not None:
-            check_index(
-                dataset_of(self.samples),
-                self.index,
-                _contents(
-                    self.params,
-                    self.samples,
-                    self.embeddings_field,
-                    self.checkpoint,
-                    self.settings,
-                ),
-                overwrite=self.params.overwrite,
+    def check_method(self) -> None:
+        """Check that the method of the map exists and is installed."""
+        if self.method not in METHODS:
+            raise OptionError(
+                "visualization_method",
+                f"Invalid method {self.method!r}. Valid are {list(METHODS)}",
             )
 
+        if self.method == "umap" and not _has_umap():
+            raise ValueError("Method 'umap' is not installed: pip install umap-learn")
 
-def target_samples(ctx: Any) -> Any:
-    """Return the samples that the user chose to embed.
+    @property
+    def _stored_field(self) -> str | None:
+        return None if self.params.index_only else self.field
 
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+    @cached_property
+    def _provenance(self) -> Provenance:
+        return expected_provenance(self.checkpoint, self.settings)
 
-    Returns:
-        a :class:`fiftyone.core.collections.SampleCollection`; for grouped datasets,
-        the samples of the active slice; for dynamic groups, the samples in them
+    def _first_key(self, name: str, is_ours: Callable[[str], bool]) -> str:
+        taken = self.source.dataset.list_brain_runs()
+        return _first_free(name, lambda key: key in taken and not is_ours(key))
+
+    def _index_options(self, brain_key: str, backend: str | None) -> IndexOptions:
+        settings: dict[str, str] = {}
+        if self.params.similarity_metric is not None:
+            settings["metric"] = self.params.similarity_metric
+
+        if self.params.similarity_table is not None:
+            name = get_backend(backend).table_setting
+            if name is None:
+                raise ValueError(f"Backend {backend!r} has no similarity_table")
+
+            settings[name] = self.params.similarity_table
+
+        return IndexOptions(brain_key, backend, settings)
+
+    def _check_growth(self, brain_key: str) -> None:
+        source = MapSource(self.field, self.source.patches_field, self.method)
+        overwrite = self.params.overwrite
+        check_growth(self.source.dataset, brain_key, source, overwrite=overwrite)
+
+
+def make_plan(request: ComputeRequest) -> EmbeddingPlan:
+    """Plan a run.
+
+    Raises:
+        ValueError: if the model, the pooling or the patches field is not valid
     """
-    is_chosen = "view_target" in {**ctx.params, **ctx.request_params}
-    if ctx.selected and not is_chosen:  # from Python; the App's form has this default
-        samples = flatten_dynamic_groups(ctx.view).select(ctx.selected)
-    else:
-        samples = flatten_dynamic_groups(ctx.target_view())
-
-    if samples.media_type == fom.GROUP and samples.group_slice is not None:
-        return samples.select_group_slices(samples.group_slice)
-
-    return samples
+    params = request.params
+    checkpoint, settings = get_settings(params)
+    source = Target(request.samples, None, params.patches_field)
+    return EmbeddingPlan(params, source, checkpoint, settings, request.find_secret)
 
 
 def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
@@ -180,152 +256,8 @@ def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
     return checkpoint, parse_settings(checkpoint, options)
 
 
-def field_prefix(samples: Any, patches_field: str | None) -> str:
-    """Return the path that the embeddings field is in, with its trailing dot, or "".
-
-    Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
-        patches_field: one of :func:`fiftyone_hiera.runs.target.find_patches_fields`, for
-            videos perhaps with ``"frames."``, or None
-    """
-    prefix = "frames." if samples.media_type == fom.VIDEO else ""
-    if patches_field is None:
-        return prefix
-
-    _, path = label_path(samples, prefix + patches_field.removeprefix(prefix))
-    return f"{path}."
-
-
-def make_plan(params: EmbeddingParams, samples: Any) -> EmbeddingPlan:
-    """Resolve the defaults of the parameters.
-
-    Args:
-        params: the parameters
-        samples: the samples to embed
-
-    Raises:
-        ValueError: if the model, the pooling or the patches field is not valid
-    """
-    check_patches_field(samples, params.patches_field)
-    checkpoint, settings = get_settings(params)
-    taken = dataset_of(samples).list_brain_runs()
-    defaults = {
-        "embeddings_field": _default_field(
-            samples, params.patches_field, expected_provenance(checkpoint, settings)
-        ),
-        "visualization_method": "umap" if has_umap() else "pca",
-    }
-    field = params.embeddings_field or defaults["embeddings_field"]
-    contents = _contents(params, samples, field, checkpoint, settings)
-    defaults["similarity_brain_key"] = _first_free(
-        "hiera_similarity",
-        lambda key: key in taken and not _can_feed(params, samples, key, contents),
-    )
-    defaults["similarity_backend"] = _backend_of(
-        samples, params.similarity_brain_key or defaults["similarity_brain_key"]
-    )
-    source = MapSource(
-        field,
-        params.patches_field,
-        params.visualization_method or defaults["visualization_method"],
-        params.overwrite,
-    )
-    defaults["visualization_brain_key"] = _first_free(
-        "hiera_map", lambda key: key in taken and not is_same_map(samples, key, source)
-    )
-    resolved = {name: getattr(params, name) or defaults[name] for name in defaults}
-    return EmbeddingPlan(
-        params=params,
-        samples=samples,
-        checkpoint=checkpoint,
-        settings=settings,
-        defaults=defaults,
-        map_source=source,
-        **resolved,
-    )
-
-
-def _index_options(
-    params: EmbeddingParams, brain_key: str, backend: str | None
-) -> IndexOptions:
-    settings: dict[str, str] = {}
-    if params.similarity_metric is not None:
-        settings["metric"] = params.similarity_metric
-
-    if params.similarity_table is not None:
-        name = get_backend(backend).table_setting
-        if name is None:
-            raise ValueError(f"Backend {backend!r} has no similarity_table")
-
-        settings[name] = params.similarity_table
-
-    return IndexOptions(brain_key, backend, settings)
-
-
-def _contents(
-    params: EmbeddingParams,
-    samples: Any,
-    embeddings_field: str,
-    checkpoint: Checkpoint,
-    settings: Settings,
-) -> Contents:
-    return Contents(
-        dataset_id=str(dataset_id(dataset_of(samples))),
-        embeddings_field=None if params.index_only else embeddings_field,
-        patches_field=params.patches_field,
-        dim=checkpoint.embedding_dim,
-        provenance=expected_provenance(checkpoint, settings),
-    )
-
-
-def _can_feed(
-    params: EmbeddingParams, samples: Any, brain_key: str, contents: Contents
-) -> bool:
-    """Return whether an index that exists is one that the run would bring up to date."""
-    try:
-        options = _index_options(params, brain_key, params.similarity_backend)
-        check_index(dataset_of(samples), options, contents, overwrite=params.overwrite)
-    except (ValueError, ImportError):
-        return False
-
-    return True
-
-
-def _backend_of(samples: Any, brain_key: str) -> str:
-    """Return the backend of an index that exists, or FiftyOne's default."""
-    dataset = dataset_of(samples)
-    if brain_key in dataset.list_brain_runs(type="similarity"):
-        return str(dataset.get_brain_info(brain_key).config.method)
-
-    return list_backends()[0]
-
-
-def has_umap() -> bool:
-    """Return whether umap-learn is installed."""
+def _has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
-
-
-def _default_field(samples: Any, patches_field: str | None, expected: Provenance) -> str:
-    """Return the first field that is new, empty or was computed with the same settings."""
-    dataset = dataset_of(samples)
-    prefix = field_prefix(samples, patches_field)
-
-    def is_taken(name: str) -> bool:
-        path = prefix + name
-        field = dataset.get_field(path)
-        if field is None:
-            return False
-
-        if not isinstance(field, fo.VectorField):
-            return True
-
-        if not differing(read_provenance(dataset, path), expected):
-            return False
-
-        target = Target(samples, name, patches_field)
-        return bool(match_embeddings(target, all_slices(dataset), True).limit(1))
-
-    return _first_free("hiera", is_taken)
 
 
 def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:

@@ -1,4 +1,4 @@
-"""Running compute_hiera_embeddings: load the model, embed, compute brain runs."""
+"""Run compute_hiera_embeddings: load the model, embed, compute brain runs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import fiftyone as fo
 
-from ..runs.runner import Step, run_in_steps
+from ..runs.runner import Step, embed_in_steps
 from ..zoo_model import load
-from .compute_form import check_form
-from .compute_params import parse_params
-from .compute_plan import EmbeddingPlan, make_plan, target_samples
+from .compute_plan import EmbeddingPlan
 from .index_form import with_secrets
 from .local_weights import find_in_zoo, find_on_disk, zoo_folder
-from .maps import compute_visualization
+from .maps import compute_map
 from .outputs import report_to_dict, show_error, show_progress, show_report
 
 logger = logging.getLogger(__name__)
@@ -38,29 +36,23 @@ _SECONDS_TO_RESOLVE = 30.0
 
 _running: dict[str, threading.Event] = {}
 
-
-@dataclass(frozen=True)
-class _Update:
-    """The progress of a run.
-
-    Args:
-        result: what :func:`finish` returns; complete when the run has ended
-        label: the current step
-        progress (None): a number from 0 to 1
-    """
-
-    result: dict[str, Any]
-    label: str
-    progress: float | None = None
+_Updates = Generator[tuple[str, float | None], None, None]
+"""The label of each step of a run, and its progress from 0 to 1, if it is known."""
 
 
-def stream(ctx: Any, on_stop: str) -> Generator[Any, None, None]:
+def stream(
+    make_plan: Callable[[], EmbeddingPlan],
+    trigger: Callable[[str, dict[str, Any] | None], Any],
+    on_stop: str,
+) -> Generator[Any, None, None]:
     """Run in the App, showing the progress and then the report.
 
     Closing the generator, as FiftyOne does when the App is closed, stops the run.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
+        make_plan: returns the plan of the run
+        trigger: returns the message that triggers an operator of the App, by its name and
+            parameters
         on_stop: the URI of the operator that stops the run
 
     Yields:
@@ -68,20 +60,22 @@ def stream(ctx: Any, on_stop: str) -> Generator[Any, None, None]:
     """
     run = str(uuid.uuid4())
     stopped = _running[run] = threading.Event()
-    updates = _run(ctx, stopped, _SECONDS_BETWEEN_UPDATES, progress=False)
+    result: dict[str, Any] = {}
     try:
-        for update in updates:
-            shown = show_progress(update.label, update.progress, on_stop, run)
-            yield ctx.trigger("show_output", shown)
+        plan = make_plan()
+        updates = _run(plan, result, stopped, _SECONDS_BETWEEN_UPDATES, progress=False)
+        with contextlib.closing(updates):
+            for label, progress in updates:
+                shown = show_progress(label, progress, on_stop, run)
+                yield trigger("show_output", shown)
 
-        yield ctx.trigger("reload_dataset")
-        yield ctx.trigger("show_output", show_report(ctx.dataset, update.result))
+        yield trigger("reload_dataset", None)
+        yield trigger("show_output", show_report(plan.source.dataset, result))
     except Exception as error:
         logger.exception("compute_hiera_embeddings failed")
-        yield ctx.trigger("reload_dataset")
-        yield ctx.trigger("show_output", show_error("The run failed", error))
+        yield trigger("reload_dataset", None)
+        yield trigger("show_output", show_error("The run failed", error))
     finally:
-        updates.close()
         del _running[run]
 
 
@@ -91,15 +85,18 @@ def stop(run: str) -> None:
         _running[run].set()
 
 
-async def finish(ctx: Any, operator: Any) -> dict[str, Any]:
+async def finish(
+    make_plan: Callable[[], EmbeddingPlan], set_progress: Callable[..., None] | None
+) -> dict[str, Any]:
     """Run to the end, in a thread, so that the event loop is free.
 
     FiftyOne's limit on the time of an operator does not cut the run. Any other
     cancellation stops it and keeps what was stored.
 
     Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-        operator: the :class:`fiftyone.operators.operator.Operator` that runs
+        make_plan: returns the plan of the run
+        set_progress: stores the ``progress`` and the ``label`` of a delegated run; with
+            None, a progress bar is on the terminal
 
     Returns:
         a dict: ``embedded``, ``skipped`` and ``failed``, three numbers;
@@ -116,11 +113,22 @@ async def finish(ctx: Any, operator: Any) -> dict[str, Any]:
     """
     limit = time.monotonic() + fo.config.operator_timeout - _SECONDS_TO_RESOLVE
     stopped = threading.Event()
+
+    def run() -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        shown = None if set_progress is None else False
+        updates = _run(
+            make_plan(), result, stopped, _SECONDS_BETWEEN_WRITES, progress=shown
+        )
+        for label, progress in updates:
+            if set_progress is not None:
+                set_progress(progress=progress, label=label)
+
+        return result
+
     context = contextvars.copy_context()
     with ThreadPoolExecutor(1) as thread:
-        running = asyncio.get_running_loop().run_in_executor(
-            thread, context.run, _finish, ctx, operator, stopped
-        )
+        running = asyncio.get_running_loop().run_in_executor(thread, context.run, run)
         while True:
             try:
                 return await asyncio.shield(running)
@@ -133,55 +141,27 @@ async def finish(ctx: Any, operator: Any) -> dict[str, Any]:
                 limit = math.inf  # FiftyOne cancels once
 
 
-def _finish(ctx: Any, operator: Any, stopped: threading.Event) -> dict[str, Any]:
-    check_form(ctx, operator)
-    # A delegated run has its progress in the database, any other on the terminal
-    progress = False if ctx.delegated else None
-    for update in _run(ctx, stopped, _SECONDS_BETWEEN_WRITES, progress=progress):
-        if ctx.delegated:
-            ctx.set_progress(progress=update.progress, label=update.label)
-
-    return update.result
-
-
 def _run(
-    ctx: Any, stopped: threading.Event, interval: float, *, progress: bool | None
-) -> Generator[_Update, None, None]:
-    plan = make_plan(parse_params(ctx), target_samples(ctx))
-    checkpoint = plan.checkpoint
-    folder = zoo_folder()
-    result: dict[str, Any] = {}
+    plan: EmbeddingPlan,
+    result: dict[str, Any],
+    stopped: threading.Event,
+    interval: float,
+    *,
+    progress: bool | None,
+) -> _Updates:
+    """Load the model, embed, and compute the brain runs; fill in the result."""
+    checkpoint, params, folder = plan.checkpoint, plan.params, zoo_folder()
+    map_key = plan.map_key if params.visualization else None
     verb = "Loading" if find_on_disk(checkpoint, folder) else "Downloading"
-    label = f"{verb} {checkpoint.name}, {checkpoint.size_bytes / 1e6:,.0f} MB"
-    yield _Update(result, label)
+    yield f"{verb} {checkpoint.name}, {checkpoint.size_bytes / 1e6:,.0f} MB", None
 
     weights = find_in_zoo(checkpoint, folder)
     model = load(checkpoint.name, weights, {"pooling": plan.settings.pooling})
-    target = plan.target
-    index = plan.index and with_secrets(plan.index, ctx)
-    options = replace(plan.options, index=index)
-    steps = run_in_steps(target, model.embedder, options, progress)
-    yield from _embed(steps, plan.unit, stopped, interval, result)
+    options = plan.options
+    if params.similarity_index:
+        options = replace(options, index=with_secrets(plan.index, plan.find_secret))
 
-    result |= {"embeddings_field": target.path or None, "stopped": stopped.is_set()}
-    if stopped.is_set():
-        return
-
-    if plan.params.similarity_index:
-        result["similarity_brain_key"] = plan.similarity_brain_key
-
-    if plan.params.visualization:
-        yield _Update(result, "Computing the 2-D map", 1.0)
-        _compute_map(plan, result)
-
-
-def _embed(
-    steps: Generator[Step, None, None],
-    unit: str,
-    stopped: threading.Event,
-    interval: float,
-    result: dict[str, Any],
-) -> Generator[_Update, None, None]:
+    steps = embed_in_steps(plan.target, model.embedder, options, progress)
     start = time.monotonic()
     last = start - interval
     with contextlib.closing(steps):
@@ -192,9 +172,28 @@ def _embed(
             now = time.monotonic()
             if now - last >= interval or step.is_indexing:
                 last = now
-                yield _Update(result, *_describe(step, unit, now - start))
+                yield _describe(step, plan.unit, now - start)
 
+    field = plan.target.path or None
     result |= report_to_dict(step.report)
+    result |= {"embeddings_field": field, "stopped": stopped.is_set()}
+    if stopped.is_set():
+        return
+
+    if params.similarity_index:
+        result["similarity_brain_key"] = plan.index_key
+
+    if map_key is not None:
+        yield "Computing the 2-D map", 1.0
+        try:
+            compute_map(plan.target, map_key, plan.method)
+        except Exception as error:
+            raise RuntimeError(
+                f"The embeddings are stored in {field!r}, but computing the 2-D map "
+                f"failed: {error}. With very few embeddings, only method 'pca' works"
+            ) from error
+
+        result["visualization_brain_key"] = map_key
 
 
 def _describe(step: Step, unit: str, seconds: float) -> tuple[str, float]:
@@ -212,16 +211,3 @@ def _describe(step: Step, unit: str, seconds: float) -> tuple[str, float]:
         label += f", {rate:,.3g} per second, {left} left"
 
     return label, done / total if total else 1.0
-
-
-def _compute_map(plan: EmbeddingPlan, result: dict[str, Any]) -> None:
-    try:
-        compute_visualization(plan)
-    except Exception as error:
-        raise RuntimeError(
-            f"The embeddings are stored in {result['embeddings_field']!r}, but "
-            f"computing the 2-D map failed: {error}. With very few embeddings, only "
-            "method 'pca' works"
-        ) from error
-
-    result["visualization_brain_key"] = plan.visualization_brain_key

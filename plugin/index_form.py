@@ -1,65 +1,51 @@
-"""The similarity index in the form: its backend, settings and brain key."""
+"""Ask for a similarity index: its backend, settings and brain key."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from ..indexes.backends import SKLEARN, get_backend, list_backends, missing_package
 from ..indexes.options import IndexOptions
-from ..runs.index_run import NO_FRAMES
+from ..runs.run_index import NO_FRAMES
 from .compute_plan import EmbeddingPlan
-from .widgets import check, mark_invalid
+from .widgets import ask_box, ask_choice, check, mark_invalid
 
 _METRICS = ("cosine", "euclidean", "dotproduct")
 
 
 def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
-    """Ask whether to feed a similarity index, and which.
-
-    Args:
-        inputs: the form
-        plan: the plan
-
-    Returns:
-        whether an index is wanted
-    """
-    box = inputs.bool(
-        "similarity_index",
-        default=False,
-        label="Similarity index",
-        description="Sort by similarity to any image; find duplicates and outliers",
-        view=types.CheckboxView(),
-    )
+    """Ask whether to feed a similarity index, and which; return whether to."""
+    description = "Sort by similarity to any image; find duplicates and outliers"
+    box = ask_box(inputs, "similarity_index", "Similarity index", description)
     if not plan.params.similarity_index:
         return False
 
-    if plan.samples.media_type == fom.VIDEO:
+    if plan.source.frames_prefix:
         mark_invalid(box, NO_FRAMES)
 
-    choices = types.Dropdown()
+    labels = {}
     for name in list_backends():
         package = missing_package(name)
         missing = "" if package is None else f" (not installed: pip install {package})"
-        choices.add_choice(name, label=f"{name}{missing}")
+        labels[name] = f"{name}{missing}"
 
-    backend = inputs.enum(
+    backend = ask_choice(
+        inputs,
         "similarity_backend",
-        choices.values(),
-        default=plan.defaults["similarity_backend"],
+        labels,
+        default=plan.default_backend,
         label="Backend",
         description="Where the index is; sklearn reads the embeddings field",
-        view=choices,
     )
-    check(backend, lambda: get_backend(plan.similarity_backend))
+    check(backend, lambda: get_backend(plan.backend))
     if backend.invalid:
         return True
 
-    if plan.similarity_backend != SKLEARN:
+    if plan.backend != SKLEARN:
         _ask_settings(inputs, plan)
 
     key = inputs.str(
@@ -67,20 +53,17 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
         label="Brain key",
         description=(
             "A new name, or an index of the same embeddings to bring up to date; empty for "
-            f"{plan.defaults['similarity_brain_key']!r}"
+            f"{plan.default_index_key!r}"
         ),
     )
-    check(key, plan.check_index)
+    check(key, lambda: plan.check_index(plan.index))
     return True
 
 
-def with_secrets(options: IndexOptions, ctx: Any) -> IndexOptions:
-    """Add the credentials that the secrets of the App have and the environment has not.
-
-    Args:
-        options: the options of an index
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-    """
+def with_secrets(
+    options: IndexOptions, find_secret: Callable[[str], str | None]
+) -> IndexOptions:
+    """Add the credentials that the secrets of the App have and the environment has not."""
     name = options.backend
     if name is None:
         return options
@@ -88,16 +71,16 @@ def with_secrets(options: IndexOptions, ctx: Any) -> IndexOptions:
     backend = get_backend(name)
     names = {credential: backend.env_name(credential) for credential in backend.credentials}
     secrets = {
-        credential: ctx.secret(variable)
+        credential: find_secret(variable)
         for credential, variable in names.items()
-        if variable not in os.environ and variable in ctx.secrets
+        if variable not in os.environ
     }
     given = {credential: value for credential, value in secrets.items() if value}
     return replace(options, settings={**given, **options.settings})
 
 
 def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
-    backend = get_backend(plan.similarity_backend)
+    backend = get_backend(plan.backend)
     if not any(name in backend.configured for name in backend.credentials):
         variables = [*map(backend.env_name, backend.credentials)]
         if variables:
@@ -116,26 +99,19 @@ def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
         )
 
     if "metric" in backend.settings:
-        metrics = types.Dropdown()
-        for metric in _METRICS:
-            metrics.add_choice(metric, label=metric)
-
-        inputs.enum(
+        ask_choice(
+            inputs,
             "similarity_metric",
-            list(_METRICS),
+            _METRICS,
             required=False,
             label="Metric",
             description='Empty for "cosine", or that of the index',
-            view=metrics,
         )
 
-    inputs.bool(
+    ask_box(
+        inputs,
         "index_only",
-        default=False,
-        label="Index only",
-        description=(
-            "Store no embeddings on the samples. Maps, duplicates and uniqueness need them "
-            "there"
-        ),
-        view=types.CheckboxView(),
+        "Index only",
+        "Store no embeddings on the samples. Maps, duplicates and uniqueness need them "
+        "there",
     )

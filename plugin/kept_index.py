@@ -1,4 +1,4 @@
-"""The index of the last search, kept for the next one."""
+"""Load the index of a search, and keep it for the next one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..indexes.backends import SKLEARN
-from ..runs.fiftyone_internals import (
-    all_slices,
-    dataset_id,
-    sample_collection,
-)
+from ..runs.fiftyone_internals import all_slices, dataset_id, sample_collection
 from ..runs.index_model import embeddings_path
 
 # The most samples whose vectors are compared with the database, not all read again
@@ -45,10 +41,6 @@ class KeptIndex:
     def use(self, dataset: Any, brain_key: str) -> Iterator[Any]:
         """Load an index, or bring the last one up to date.
 
-        Args:
-            dataset: the dataset
-            brain_key: the brain key of the index
-
         Yields:
             a :class:`fiftyone.brain.similarity.SimilarityIndex`, to be queried by vectors
             in this context only
@@ -72,7 +64,7 @@ class KeptIndex:
             key = (dataset_id(dataset), brain_key, info.timestamp)
             samples = sample_collection(dataset)
             count, since = samples.estimated_document_count(), _now(samples)
-            if key != self._key or count != self._count or not self._update(dataset):
+            if key != self._key or count != self._count or not self._update(dataset, path):
                 self._key = self._index = None
                 self._index = _load_vectors(dataset, brain_key, path)
                 self._key = key
@@ -80,10 +72,8 @@ class KeptIndex:
             self._count, self._since = count, since
             yield self._index
 
-    def _update(self, dataset: Any) -> bool:
+    def _update(self, dataset: Any, path: str | None) -> bool:
         """Read vectors that changed; return False if all must be read."""
-        config = self._index.config
-        path = embeddings_path(dataset, config)
         if path is None:
             return True
 
@@ -94,7 +84,7 @@ class KeptIndex:
             return False
 
         held = _read_vectors(all_slices(dataset).select(ids), path)
-        is_label = config.patches_field is not None
+        is_label = self._index.config.patches_field is not None
         row_ids = self._index.label_ids if is_label else self._index.sample_ids
         rows = np.flatnonzero(np.isin(self._index.sample_ids, ids))
         if {*row_ids[rows]} != held.keys():

@@ -1,4 +1,4 @@
-"""2-D maps: FiftyOne's visualizations, to which later runs add their new samples."""
+"""Compute 2-D maps, FiftyOne's visualizations, and add the new samples of later runs."""
 
 from __future__ import annotations
 
@@ -7,105 +7,87 @@ import contextlib
 import pickle
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import fiftyone.brain as fob
 import numpy as np
 import numpy.typing as npt
 from fiftyone.brain.visualization import VisualizationResults
 
-from ..runs.fiftyone_internals import all_slices, dataset_of, label_path
+from ..runs.fiftyone_internals import all_slices, label_path
 from ..runs.parts import match_embeddings
 from ..runs.target import Target
-
-if TYPE_CHECKING:
-    from .compute_plan import EmbeddingPlan  # which imports this module
 
 METHODS = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 """The label of each method."""
 
 
-@dataclass(frozen=True)
-class MapSource:
+class MapSource(NamedTuple):
     """What a map is computed from, and how.
 
     Args:
         embeddings_field: the field of the embeddings; for patches, the labels' attribute
         patches_field: the field of the patches; None for whole images
         method: one of :data:`METHODS`
-        overwrite: whether the run recomputes the embeddings in the field
     """
 
     embeddings_field: str
     patches_field: str | None
     method: str
-    overwrite: bool
+
+    def __str__(self) -> str:
+        where = "" if self.patches_field is None else f" of {self.patches_field!r}"
+        method = METHODS.get(self.method, self.method)
+        return f"field {self.embeddings_field!r}{where} by {method}"
 
 
-def check_growth(samples: Any, brain_key: str, source: MapSource) -> None:
+def check_growth(
+    dataset: Any, brain_key: str, source: MapSource, *, overwrite: bool
+) -> None:
     """Check that a brain run is a map to which samples can be added.
 
     Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
+        dataset: the dataset
         brain_key: the brain key of the run
         source: what the samples' map would be computed from
+        overwrite: whether the run recomputes the embeddings in the field
 
     Raises:
         ValueError: if it is another kind of run, a map of other embeddings or by another
             method, or if its method cannot add samples
     """
-    config = dataset_of(samples).get_brain_info(brain_key).config
+    config = dataset.get_brain_info(brain_key).config
     taken = f"Brain key {brain_key!r} is taken"
     advice = "choose another or delete that brain run"
     if config.type != "visualization":
         raise ValueError(f"{taken} by a run of type {config.type!r}, not a map: {advice}")
 
-    held = config.embeddings_field, config.patches_field, config.method
-    wanted = source.embeddings_field, source.patches_field, source.method
-    if held != wanted:
-        raise ValueError(
-            f"{taken} by a map of {_describe(*held)}, not of {_describe(*wanted)}: {advice}"
-        )
+    held = MapSource(config.embeddings_field, config.patches_field, config.method)
+    if held != source:
+        raise ValueError(f"{taken} by a map of {held}, not of {source}: {advice}")
 
     if source.method == "tsne":
         raise ValueError(f"{taken}, and t-SNE cannot add samples to a map: {advice}")
 
-    if not _can_grow():
-        raise ValueError(
-            f"{taken}, and this release of FiftyOne cannot add samples to a map: {advice}"
-        )
-
-    if source.overwrite:
+    if overwrite:
         raise ValueError(
             f"{taken} by a map of the embeddings that 'Overwrite' replaces: {advice}"
         )
 
 
-def is_same_map(samples: Any, brain_key: str, source: MapSource) -> bool:
-    """Return whether a brain run is the map of these very samples; see check_growth."""
-    try:
-        check_growth(samples, brain_key, source)
-    except ValueError:
-        return False
-
-    mapped = dataset_of(samples).load_brain_view(brain_key)
-    return bool(mapped.view() == samples.view())
-
-
-def compute_visualization(plan: EmbeddingPlan) -> None:
+def compute_map(target: Target, key: str, method: str) -> None:
     """Compute the 2-D map, or add to it the samples that it does not have.
 
     Points of samples or patches that were deleted are removed from it.
 
     Args:
-        plan: the plan, whose embeddings are stored
+        target: the field of the embeddings, which are stored, and the samples
+        key: the brain key
+        method: one of :data:`METHODS`
 
     Raises:
         ValueError: if FiftyOne cannot add the samples
     """
-    target = plan.target
-    key = plan.visualization_brain_key
     if key in target.dataset.list_brain_runs():
         grow_map(target, key)
         return
@@ -116,7 +98,7 @@ def compute_visualization(plan: EmbeddingPlan) -> None:
             patches_field=target.patches_field,
             embeddings=target.name,
             brain_key=key,
-            method=plan.visualization_method,
+            method=method,
             progress=False,
         )
         # With points on the samples, the App selects by a polygon instead of IDs; FiftyOne
@@ -127,10 +109,6 @@ def compute_visualization(plan: EmbeddingPlan) -> None:
 
 def grow_map(target: Target, key: str) -> None:
     """Add the samples that a map does not have, and remove the points of deleted ones.
-
-    Args:
-        target: the field of the embeddings, and the samples
-        key: the brain key
 
     Raises:
         ValueError: if FiftyOne cannot add the samples
@@ -208,12 +186,3 @@ def _deleted_on_error(dataset: Any, brain_key: str) -> Iterator[None]:
             dataset.delete_brain_run(brain_key)
 
         raise
-
-
-def _can_grow() -> bool:
-    return hasattr(VisualizationResults, "add_samples")
-
-
-def _describe(field: str | None, patches_field: str | None, method: str) -> str:
-    where = "" if patches_field is None else f" of {patches_field!r}"
-    return f"field {field!r}{where} by {METHODS.get(method, method)}"

@@ -1,4 +1,4 @@
-"""The plugin's operators.
+"""Operators of the plugin: they read FiftyOne's context, and hand on values.
 
 FiftyOne imports this module whenever it lists operators, so modules that are slow to
 import are imported inside the methods that use them.
@@ -6,11 +6,14 @@ import are imported inside the methods that use them.
 
 from __future__ import annotations
 
+import copy
 import logging
+from functools import partial
 from typing import Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
+from fiftyone.operators.executor import ValidationContext
 
 from ..runs.fiftyone_internals import load_dataset
 from .widgets import error_form
@@ -18,7 +21,6 @@ from .widgets import error_form
 logger = logging.getLogger(__name__)
 
 _PLUGIN = "@fiftyone-hiera/hiera"
-_FORMER_PLUGIN = "@fiftyone-hiera/plugin"
 _STOP = "stop_hiera_embeddings"
 
 
@@ -37,7 +39,7 @@ class ComputeHieraEmbeddings(foo.Operator):
             execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
-            view_target=False,  # build_form() adds it
+            view_target=False,  # the form has one
         )
 
     def __call__(
@@ -97,21 +99,40 @@ class ComputeHieraEmbeddings(foo.Operator):
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form and validate its inputs."""
         try:
-            from .compute_form import build_form
+            from .compute_form import TITLE, build_form
+            from .compute_request import read_request
         except ImportError as error:
             return _missing_package_form(error)
 
-        return build_form(_read_params(ctx, self.uri))
+        given = _read_params(ctx, self.uri)
+        try:
+            request = read_request(given)
+        except ValueError as error:
+            return error_form(str(error), TITLE)
+
+        form, _ = build_form(request)
+        return form
 
     async def execute(self, ctx: Any) -> Any:
         """Run; in the App, as a generator of messages that show the progress."""
+        from .compute_form import check_form
+        from .compute_plan import make_plan
+        from .compute_request import read_request
         from .compute_run import finish, stream
 
-        params = _read_params(ctx, self.uri)
+        given = _read_params(ctx, self.uri)
+        request = read_request(given)
         if _is_from_app(ctx, self.uri) and not ctx.delegated:
-            return stream(params, on_stop=f"{_PLUGIN}/{_STOP}")
+            # FiftyOne has checked the form
+            plan = partial(make_plan, request)
+            return stream(plan, ctx.trigger, on_stop=f"{_PLUGIN}/{_STOP}")
 
-        return await finish(params, self)
+        def find_errors(form: types.Property) -> list[Any]:
+            errors: list[Any] = ValidationContext(given, form, self).errors
+            return errors
+
+        plan = partial(check_form, request, find_errors)
+        return await finish(plan, ctx.set_progress if ctx.delegated else None)
 
     def resolve_output(self, ctx: Any) -> types.Property | None:
         """Show the report of a delegated run; in the App, the run shows its own."""
@@ -158,21 +179,21 @@ class SortByHieraSimilarity(foo.Operator):
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form."""
         try:
-            from .search import build_form
+            from .search import build_form, read_search
         except ImportError as error:
             return _missing_package_form(error)
 
         load_dataset(ctx)
-        return build_form(ctx)
+        return build_form(read_search(ctx))
 
     def execute(self, ctx: Any) -> None:
         """Sort the view."""
         from .outputs import show_error
-        from .search import sort_view
+        from .search import read_search, sort_view
 
         try:
             load_dataset(ctx)
-            view = sort_view(ctx)
+            view = sort_view(read_search(ctx))
         except Exception as error:
             if not _is_from_app(ctx, self.uri):
                 raise
@@ -187,57 +208,7 @@ class SortByHieraSimilarity(foo.Operator):
             ctx.ops.set_view(view)
 
 
-class _FormerName(foo.Operator):
-    """An operator under the name that the plugin had in release 0.1.0."""
-
-    @property
-    def config(self) -> foo.OperatorConfig:
-        """The configuration of the operator, unlisted."""
-        config = super().config
-        config.unlisted = True
-        return config
-
-    @property
-    def plugin_name(self) -> str:
-        """The former name of the plugin."""
-        return _FORMER_PLUGIN
-
-    @plugin_name.setter
-    def plugin_name(self, name: str) -> None:
-        """Ignore the name that FiftyOne sets when the operator is registered."""
-
-    def resolve_placement(self, ctx: Any) -> None:
-        """Place no second button."""
-
-    def _warn(self) -> None:
-        logger.warning("%s is now %s/%s", self.uri, _PLUGIN, self.name)
-
-
-class FormerComputeHieraEmbeddings(_FormerName, ComputeHieraEmbeddings):
-    """Calls :class:`ComputeHieraEmbeddings`, with a warning."""
-
-    async def execute(self, ctx: Any) -> Any:
-        """Run, with a warning."""
-        self._warn()
-        return await super().execute(ctx)
-
-
-class FormerSortByHieraSimilarity(_FormerName, SortByHieraSimilarity):
-    """Calls :class:`SortByHieraSimilarity`, with a warning."""
-
-    def execute(self, ctx: Any) -> None:
-        """Sort the view, with a warning."""
-        self._warn()
-        super().execute(ctx)
-
-
-OPERATORS = (
-    ComputeHieraEmbeddings,
-    SortByHieraSimilarity,
-    StopHieraEmbeddings,
-    FormerComputeHieraEmbeddings,
-    FormerSortByHieraSimilarity,
-)
+OPERATORS = (ComputeHieraEmbeddings, SortByHieraSimilarity, StopHieraEmbeddings)
 
 
 def _is_from_app(ctx: Any, uri: str) -> bool:
@@ -250,7 +221,13 @@ def _read_params(ctx: Any, uri: str) -> Any:
     from .compute_params import check_names, rename_params
 
     load_dataset(ctx)
-    renamed = rename_params(ctx)
+    renamed = copy.copy(ctx)
+    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone. Old
+    # releases have no pipelines
+    is_stage = getattr(ctx, "pipeline", None) is not None
+    renamed.params = rename_params(
+        (ctx.request_params.get("params") or {}) if is_stage else ctx.params
+    )
     if not _is_from_app(ctx, uri):
         check_names(renamed.params)
 

@@ -1,4 +1,4 @@
-"""What the App shows for a run: its progress, its report or an error."""
+"""Show a run in the App: its progress, its report or an error."""
 
 from __future__ import annotations
 
@@ -19,12 +19,8 @@ _MAX_REASONS = 10
 def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
     """Convert a report to plain values.
 
-    Args:
-        report: the report
-
-    Returns:
-        a dict; its "failed" and "warned" are numbers, its "failures" and "warnings" are
-        the first 1,000 of each
+    Its "failed" and "warned" are numbers, its "failures" and "warnings" the first 1,000 of
+    each.
     """
     return {
         "embedded": report.embedded,
@@ -44,7 +40,7 @@ def show_progress(label: str, progress: float | None, on_stop: str, run: str) ->
 
     Args:
         label: the text below the bar
-        progress: a number from 0 to 1
+        progress: a number from 0 to 1, or None if it is not known
         on_stop: the URI of the operator that the button executes
         run: the ID of the run
     """
@@ -67,11 +63,9 @@ def show_error(title: str, error: Exception) -> Any:
 
 
 def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
-    """Build the view of a report, with a button that shows the failed samples.
+    """Build the view of a report, see :func:`fiftyone_hiera.plugin.compute_run.finish`.
 
-    Args:
-        dataset: the dataset
-        result: the result of a run, see :func:`fiftyone_hiera.plugin.compute_run.finish`
+    A button shows the samples that failed.
     """
     outputs = types.Object()
     is_complete = not result["failed"] and not result["stopped"]

@@ -1,26 +1,27 @@
-"""The model that the embeddings of a similarity index were computed with."""
+"""Find the model of a similarity index, load it, and keep it for the next search."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..checkpoints import CHECKPOINTS
 from ..config import Settings, default_pooling
 from ..embedding.provenance import RECORDED_OPTIONS, Provenance, differing
+from ..hiera.hub import WEIGHTS_NAME
 from ..runs.index_model import read_index_provenance
 from .allowed_models import AllowedModels
-from .kept_model import KeptModel
+from .local_weights import find_in_zoo, find_on_disk, zoo_folder
 
 # Every zoo entry accepts the option checkpoint; this one has nothing to download
 _CARRIER = "hiera-nano-digits"
 
 # The options besides the pooling that a description mentions if they are not the default
 _DESCRIBED = ("stage", "image_size", "squash")
-
-_kept = KeptModel()
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,55 @@ class IndexModel:
             allowed.check(self.options["checkpoint"], None)
             return
 
-        weights = CHECKPOINTS[self.name].weights
+        file = CHECKPOINTS[self.name].file
         if not any(
-            checkpoint.weights == weights and self.pooling in checkpoint.poolings
+            checkpoint.file == file and self.pooling in checkpoint.poolings
             for checkpoint in allowed.checkpoints
         ):
             allowed.check_checkpoint(CHECKPOINTS[self.name])
 
 
+class KeptModel:
+    """Loads models and keeps the last one for the next search, for one thread at a time.
+
+    A model is released before another one is loaded, and loaded again if its files have
+    changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: object = None
+        self._model: Any = None
+
+    @contextlib.contextmanager
+    def use(self, name: str, options: dict[str, Any]) -> Iterator[Any]:
+        """Load a model of the zoo, unless it is the last one.
+
+        Yields:
+            a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in
+            this context only
+        """
+        from ..zoo_model import load
+
+        with self._lock:
+            key = (name, options, [*map(_state, _find_files(name, options))])
+            if key != self._key:
+                self._key = self._model = None
+                weights = find_in_zoo(CHECKPOINTS[name], zoo_folder())
+                self._model = load(name, weights, options)
+                self._key = key
+
+            yield self._model
+
+
+_kept = KeptModel()
+
+
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
-    """Find the model of a similarity index.
+    """Find the model of a similarity index; None if it is not one of this source.
 
     The provenance of the index takes precedence over that of its field, and this one over
     the model in the config of the index.
-
-    Args:
-        dataset: the dataset
-        brain_key: the brain key of the index
-
-    Returns:
-        an :class:`IndexModel`, or None if it is not a model of this source
     """
     config = dataset.get_brain_info(brain_key).config
     provenance = read_index_provenance(dataset, config)
@@ -97,27 +127,16 @@ def describe(model: IndexModel) -> str:
 
 
 @contextlib.contextmanager
-def use_index_model(dataset: Any, brain_key: str, allowed: AllowedModels) -> Iterator[Any]:
+def use_index_model(brain_key: str, found: IndexModel) -> Iterator[Any]:
     """Load the model of a similarity index, unless it is that of the last search.
-
-    Args:
-        dataset: the dataset
-        brain_key: the brain key of the index
-        allowed: the models that may be used
 
     Yields:
         a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in this
         context only
 
     Raises:
-        ValueError: if the model is not of this source, is not allowed, or has changed
-            since
+        ValueError: if the model has changed since
     """
-    found = find_index_model(dataset, brain_key)
-    if found is None:
-        raise ValueError(f"The index {brain_key!r} was not computed with a Hiera model")
-
-    found.check(allowed)
     with _kept.use(found.name, found.options) as model:
         provenance = model.embedder.provenance
         names = differing(found.provenance, provenance) if found.provenance else []
@@ -141,3 +160,22 @@ def _from_provenance(provenance: Provenance) -> IndexModel:
         return IndexModel(name, options, provenance)
 
     return IndexModel(_CARRIER, {**options, "checkpoint": name}, provenance)
+
+
+def _find_files(name: str, options: dict[str, Any]) -> list[Path]:
+    """Find the files on disk that a model is loaded from, and those beside them."""
+    weights = find_on_disk(CHECKPOINTS[name], zoo_folder())
+    if "checkpoint" in options:
+        path = Path(options["checkpoint"]).expanduser()
+        weights = path / WEIGHTS_NAME if path.is_dir() else path
+
+    if weights is None or not weights.is_file():
+        return []
+
+    # A model depends on its config.json too, and a source of the zoo on its manifest.json
+    return [weights, *sorted(weights.parent.glob("*.json"))]
+
+
+def _state(file: Path) -> tuple[Any, ...]:
+    stat = file.stat()
+    return file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -1,22 +1,59 @@
-"""Parts that the forms share: errors and the validation of single inputs."""
+"""Parts that the forms share: errors, choices and the validation of single inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fiftyone.operators import types
 
 
 def error_form(message: str, title: str | None = None) -> types.Property:
-    """Build a form that shows an error and cannot be executed.
-
-    Args:
-        message: what is wrong and what to do
-        title (None): the title of the form
-    """
+    """Build a form that shows an error and cannot be executed."""
     inputs = types.Object()
     mark_invalid(inputs.view("error", types.Error(label=message)), message)
     return types.Property(inputs, view=types.View(label=title))
+
+
+def ask_choice(
+    inputs: types.Object,
+    name: str,
+    labels: Mapping[Any, str] | Sequence[Any],
+    *,
+    notes: Mapping[Any, str] | None = None,
+    view: type[types.Choices] = types.Dropdown,
+    **kwargs: Any,
+) -> types.Property:
+    """Add a choice of one of several values.
+
+    Args:
+        inputs: the form
+        name: the name of the input
+        labels: the labels of the values, or the values alone
+        notes (None): descriptions of the values
+        view (Dropdown): the class that shows the choice
+        **kwargs: the other arguments of :meth:`fiftyone.operators.types.Object.enum`; its
+            ``values`` are by default those that have a label
+    """
+    choices = view()
+    for value in labels:
+        label = labels[value] if isinstance(labels, Mapping) else str(value)
+        choices.add_choice(value, label=label, description=(notes or {}).get(value))
+
+    return inputs.enum(name, kwargs.pop("values", [*labels]), view=choices, **kwargs)
+
+
+def ask_box(
+    inputs: types.Object, name: str, label: str, description: str
+) -> types.Property:
+    """Add a checkbox, which is not checked by default."""
+    return inputs.bool(
+        name,
+        default=False,
+        label=label,
+        description=description,
+        view=types.CheckboxView(),
+    )
 
 
 def check(prop: types.Property, validate: Callable[[], object]) -> None:
@@ -50,11 +87,6 @@ def check_named(inputs: types.Object, validate: Callable[[], object], default: s
 
 
 def mark_invalid(prop: types.Property, message: str) -> None:
-    """Mark an input as invalid, so that the form cannot be executed.
-
-    Args:
-        prop: the input
-        message: what is wrong and what to do
-    """
+    """Mark an input as invalid, so that the form cannot be executed."""
     prop.invalid = True
     prop.error_message = message

@@ -1,4 +1,4 @@
-"""The form of a model's options, for FiftyOne's own zoo operators."""
+"""Build the form of a model's options, for FiftyOne's own zoo operators."""
 
 from __future__ import annotations
 
@@ -11,20 +11,11 @@ from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import OPTIONS, Settings, parse_settings
 from ..hiera.pooling import POOLINGS
 from .allowed_models import read_allowed
-from .widgets import check_named
+from .widgets import ask_choice, check_named
 
 
 def build_form(model_name: str, ctx: Any) -> types.Property:
-    """Build the form, and mark what is invalid.
-
-    Args:
-        model_name: the name of the model
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`; FiftyOne keeps
-            the options in its parameter ``remote_params``
-
-    Returns:
-        a :class:`fiftyone.operators.types.Property`
-    """
+    """Build the form of a model's options, and mark what is invalid."""
     checkpoint = get_checkpoint(model_name)
     outputs = checkpoint.architecture.outputs
     hints = typing.get_type_hints(Settings)
@@ -33,34 +24,32 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         if name == "num_masks" and "reconstruction_error" not in outputs:
             continue
 
-        # Left empty, the stage is the last, also of the user's own weights
-        default = None if name == "stage" else getattr(Settings, name)
-        texts = {"label": option.label, "description": option.description}
+        texts: dict[str, Any] = {"label": option.label, "description": option.description}
+        choices, default = option.choices, getattr(Settings, name)
+        if name == "stage":
+            default = None  # left empty, it is the last, also of the user's own weights
+        elif name == "output":
+            choices, default = outputs, outputs[0]
+
         if name == "pooling":
             ask_pooling(inputs, checkpoint)
-        elif name == "output":
-            _ask_choice(inputs, name, [*outputs], default=outputs[0], **texts)
         elif hints[name] is bool:
             inputs.bool(name, default=default, **texts)
-        elif option.choices:
-            _ask_choice(inputs, name, [*option.choices], default=default, **texts)
+        elif choices:
+            ask_choice(inputs, name, choices, default=default, **texts)
         elif name in ("num_masks", "image_size"):
             inputs.int(name, default=default, **texts)
         else:
             inputs.str(name, **texts)
 
+    # FiftyOne keeps the options in this parameter
     options = dict(ctx.params.get("remote_params") or {})
     check_named(inputs, lambda: parse_options(model_name, ctx, options), "pooling")
     return types.Property(inputs, view=types.View(label="Options"))
 
 
 def parse_options(model_name: str, ctx: Any, options: dict[str, Any]) -> None:
-    """Remove the options that were left empty, and validate the others.
-
-    Args:
-        model_name: the name of the model
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-        options: the options, which are changed
+    """Remove the options that were left empty, in place, and validate the others.
 
     Raises:
         ValueError: if the model is not allowed, or if an option or its value is not valid
@@ -77,33 +66,15 @@ def parse_options(model_name: str, ctx: Any, options: dict[str, Any]) -> None:
 
 
 def ask_pooling(inputs: types.Object, checkpoint: Checkpoint) -> types.Property:
-    """Add a choice of the pooling.
-
-    Args:
-        inputs: the form
-        checkpoint: the entry of the zoo
-
-    Returns:
-        the :class:`fiftyone.operators.types.Property`
-    """
-    choices = types.RadioGroup()
-    for name in checkpoint.poolings:
-        note = " ".join((POOLINGS[name].__doc__ or "").split())
-        choices.add_choice(name, label=name, description=note)
-
-    return inputs.enum(
+    """Add a choice of the pooling."""
+    docs = {name: POOLINGS[name].__doc__ or "" for name in checkpoint.poolings}
+    return ask_choice(
+        inputs,
         "pooling",
-        choices.values(),
+        checkpoint.poolings,
+        notes={name: " ".join(doc.split()) for name, doc in docs.items()},
         default=checkpoint.poolings[0],
         label=OPTIONS["pooling"].label,
         description="How the grid of tokens becomes one embedding",
-        view=choices,
+        view=types.RadioGroup,
     )
-
-
-def _ask_choice(inputs: types.Object, name: str, choices: list[Any], **kwargs: Any) -> None:
-    view = types.Dropdown()
-    for choice in choices:
-        view.add_choice(choice, label=str(choice))
-
-    inputs.enum(name, choices, view=view, **kwargs)

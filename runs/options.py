@@ -1,4 +1,4 @@
-"""The options of a run of ``embed_samples``."""
+"""Check the options of ``embed_samples``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A thread that writes to the database while the next batches are embedded."""
+"""Write to the database in a thread while the next batches are embedded."""
 
 from __future__ import annotations
 

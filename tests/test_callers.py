@@ -1,4 +1,4 @@
-"""Calls of the operator by pipelines, other operators, event loops and former names."""
+"""Calls of the operator by pipelines, other operators and event loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fiftyone.operators.executor import (
     do_execute_operator,
     execute_or_delegate_operator,
 )
-from operator_calls import COMPUTE, SORT, make_context, make_request, plugin_module
+from operator_calls import COMPUTE, make_context, make_request, plugin_module
 from waiting import wait_until
 
 import fiftyone_hiera
@@ -85,14 +85,11 @@ def _check(samples: Any, pooling: str, field: str) -> None:
 def _run_pipeline(samples: Any, *stages: dict[str, Any], in_app: bool = False) -> None:
     params = {"stages": list(stages)}
     request = make_request(samples, params, operator_uri=PIPELINE)
-    try:
-        if in_app:
-            run = execute_or_delegate_operator(PIPELINE, request)
-            asyncio.run(run).raise_exceptions()
-        else:
-            foo.execute_operator(PIPELINE, dataset=samples, params=params)
-    except NotImplementedError as error:
-        pytest.skip(f"this FiftyOne does not run pipelines: {error}")
+    if in_app:
+        run = execute_or_delegate_operator(PIPELINE, request)
+        asyncio.run(run).raise_exceptions()
+    else:
+        foo.execute_operator(PIPELINE, dataset=samples, params=params)
 
 
 @pytest.mark.parametrize("in_app", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -280,15 +277,3 @@ def test_limit_of_fiftyone_does_not_cut_a_run(
         return await asyncio.wait_for(unlimited(COMPUTE, request), timeout=limit)
 
     assert asyncio.run(limited()).result["embedded"] == 60
-
-
-# Former names
-
-
-def test_former_names(samples: Any, caplog: pytest.LogCaptureFixture) -> None:
-    former = {uri: uri.replace("/hiera/", "/plugin/") for uri in (COMPUTE, SORT)}
-    result = foo.get_operator(former[COMPUTE])(samples, NANO, delegate=False).result
-    assert result["embedded"] == 60
-    assert f"{former[COMPUTE]} is now {COMPUTE}" in caplog.text
-    with pytest.raises(ExecutionError, match="no similarity index"):
-        foo.execute_operator(former[SORT], dataset=samples, params={"query_image": {}})

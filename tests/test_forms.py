@@ -124,7 +124,7 @@ def test_each_checkpoint_is_offered_once(samples: Any) -> None:
 def test_cached_weights_are_on_disk(
     samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = CHECKPOINTS[TINY].weights
+    tiny = CHECKPOINTS[TINY].file
     assert isinstance(tiny, HubFile)
     snapshot = tmp_path / "models--facebook--hiera-tiny-224-hf" / "snapshots"
     cached = snapshot / str(tiny.revision) / tiny.filename
@@ -436,7 +436,7 @@ def test_plugin_file(plugin: Any) -> None:
     assert plugin.author == "The fiftyone-hiera authors"
     assert plugin.url.endswith("/fiftyone-hiera")
     assert plugin.license == CHECKPOINTS[NANO].license == "Apache 2.0"
-    assert "embeddings" in getattr(plugin, "tags", ["embeddings"])  # not in FiftyOne 1.10
+    assert "embeddings" in plugin.tags
     registered = {
         operator.name
         for operator in foo.list_operators()
@@ -446,21 +446,11 @@ def test_plugin_file(plugin: Any) -> None:
     assert len(registered) == 3
 
 
-def test_former_names_are_hidden(plugin: Any) -> None:
-    former = [o for o in foo.list_operators() if o.plugin_name == "@fiftyone-hiera/plugin"]
-    assert [o.name for o in former] == [uri.rpartition("/")[2] for uri in (COMPUTE, SORT)]
-    ctx = make_context(None, {})
-    for operator in former:
-        assert operator.config.unlisted
-        assert operator.resolve_placement(ctx) is None
-        assert operator._plugin_secrets == plugin.secrets
-
-
 _LIST = """
 import sys
 import fiftyone.operators as foo
 
-assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 5
+assert len([o for o in foo.list_operators() if "hiera" in o.name]) == 3
 heavy = {"torch", "torchvision", "transformers", "umap", "fiftyone.brain"}
 print("HEAVY", sorted(heavy & set(sys.modules)))
 """

@@ -145,12 +145,13 @@ def test_secrets(samples: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPat
         type(ctx), "secrets", property(lambda self: {_VARIABLE: postgres.uri})
     )
     monkeypatch.setattr(type(ctx), "secret", lambda self, name: self.secrets.get(name))
-    options = form.with_secrets(options_class("key", "pgvector"), ctx)
+    find_secret = plugin_module("plugin.compute_request").read_request(ctx).find_secret
+    options = form.with_secrets(options_class("key", "pgvector"), find_secret)
     assert options.settings == {"connection_string": postgres.uri}
     given = options_class("key", "pgvector", {"connection_string": "mine"})
-    assert form.with_secrets(given, ctx).settings == {"connection_string": "mine"}
+    assert form.with_secrets(given, find_secret).settings == {"connection_string": "mine"}
     monkeypatch.setenv(_VARIABLE, "in the environment")
-    assert form.with_secrets(options_class("key", "pgvector"), ctx).settings == {}
+    assert form.with_secrets(options_class("key", "pgvector"), find_secret).settings == {}
 
 
 def test_wrong_credentials(samples: Any) -> None:

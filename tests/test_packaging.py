@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -24,25 +23,6 @@ from sandbox import served_archive
 
 ROOT = Path(__file__).parents[1]
 
-# As FiftyOne 1.10 registers a plugin that it downloaded
-_REGISTER = """
-import importlib.util
-import sys
-
-spec = importlib.util.spec_from_file_location("@owner.plugin", sys.argv[1] + "/__init__.py")
-module = importlib.util.module_from_spec(spec)
-sys.modules["@owner.plugin"] = module
-spec.loader.exec_module(module)
-
-class Plugin(list):
-    register = list.append
-
-plugin = Plugin()
-module.register(plugin)
-model = module.load_model("hiera-nano-digits")
-print(len(plugin), "nano" if model.embedding_dim == 192 else "?")
-"""
-
 
 def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
     with served_archive(tmp_path) as _:
@@ -59,17 +39,6 @@ def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
         ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True
     ).stdout
     assert not [line for line in tracked.splitlines() if line.startswith("120000")]
-
-
-@pytest.mark.slow
-def test_plugin_as_older_fiftyones_name_it(tmp_path: Path) -> None:
-    folder = tmp_path / "@owner" / "plugin"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "docs", "tests"))
-    done = subprocess.run(
-        [sys.executable, "-c", _REGISTER, str(folder)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["5", "nano"]  # two by their old URI
 
 
 def _read(name: str) -> str:
@@ -187,6 +156,13 @@ def test_oldest_packages_are_the_lower_ends() -> None:
     assert constraints["ray"] == "2.55"
     assert constraints.keys() >= {_name(one) for one in _project()["dependencies"]}
     assert not constraints.keys() & {"pytest", "scikit-learn"}
+
+
+def test_errors_name_the_requirements() -> None:
+    extras = _project()["optional-dependencies"]
+    for extra, module in [("ray", "cluster/options.py"), ("files", "files/arrow.py")]:
+        (requirement,) = extras[extra]
+        assert requirement in _read(module)
 
 
 def _name(requirement: str) -> str:

@@ -762,6 +762,27 @@ def test_dynamic_groups_of_groups_are_refused(
         model.embed_samples(flat, "hiera")
 
 
+def test_views_of_copies_are_refused(dataset: Any, model: HieraEmbeddingModel) -> None:
+    digits = fo.Detections(detections=[fo.Detection(bounding_box=[0, 0, 1, 1])])
+    video = fo.Sample(filepath="/video.mp4")
+    video.frames[1] = fo.Frame(filepath="/1.png", digits=digits, others=digits)
+    dataset.add_sample(video)
+    frames = dataset.to_frames()
+    images = frames.clone()
+    images.evaluate_detections("digits", gt_field="others", eval_key="even")
+    for view in (
+        frames,
+        dataset.to_clips([[[1, 1]]]),
+        images.to_patches("digits"),
+        images.to_evaluation_patches("even"),
+    ):
+        for copies in (view, view.limit(1)):
+            with pytest.raises(ValueError, match="Views of patches, frames or clips are"):
+                model.embed_samples(copies, "hiera")
+
+    images.delete()
+
+
 def test_what_cannot_be_embedded_is_refused(
     samples: Any, other: Any, model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:

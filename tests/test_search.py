@@ -130,10 +130,8 @@ def test_kept_model_is_loaded_again_if_its_files_change(
 
 def test_search_without_an_index(samples: Any) -> None:
     # Called by another operator, without the form
-    params = {"query_image": _upload(samples.first().filepath)}
-    ctx = make_context(samples, params, operator_uri=SORT)
     with pytest.raises(ValueError, match="no similarity index of Hiera embeddings"):
-        plugin_module("plugin.search").sort_view(ctx)
+        _sort(samples)
 
 
 # Whatever ran before
@@ -263,14 +261,13 @@ def test_index_of_another_slice(dataset: Any, digits: list[Any]) -> None:
 
     right = dataset.select_group_slices("right")
     fiftyone_hiera.load_model(NANO).embed_samples(right, "mean", brain_key="mean")
-    params = {"query_image": _upload(digits[2].path), "brain_key": "mean"}
-    sort = plugin_module("plugin.search").sort_view
+    upload = _upload(digits[2].path)
     with pytest.raises(
         ValueError, match=r"in the index 'mean'. It is of the slices \['right'"
     ):
-        sort(make_context(dataset, params, operator_uri=SORT, group_slice="left"))
+        _sort(dataset, upload, group_slice="left")
 
-    found = sort(make_context(dataset, params, operator_uri=SORT, group_slice="right"))
+    found = _sort(dataset, upload, group_slice="right")
     assert found.first().filepath == str(digits[2].path)
 
 
@@ -338,21 +335,23 @@ def test_app_reloads_the_dataset_for_a_new_field(samples: Any) -> None:
 
 def test_invalid_distance_field_changes_nothing(samples: Any) -> None:
     _index(samples, "mean")
-    params = {"query_image": _upload(samples.first().filepath), "brain_key": "mean"}
     for name in ("filepath", "mean", "_x", "a.b"):
-        ctx = make_context(samples, {**params, "dist_field": name}, operator_uri=SORT)
         with pytest.raises(ValueError, match=r"dist_field|Field name"):
-            plugin_module("plugin.search").sort_view(ctx)
+            _sort(samples, dist_field=name)
 
     with pytest.raises(ValueError, match="Invalid k 0"):
-        plugin_module("plugin.search").sort_view(make_context(samples, {**params, "k": 0}))
+        _sort(samples, k=0)
 
 
-def _sort(samples: Any, **params: Any) -> Any:
-    upload = _upload(samples.first().filepath)
+def _sort(
+    samples: Any, upload: Any = None, group_slice: str | None = None, **params: Any
+) -> Any:
+    """Search as another operator does, without the form."""
+    upload = upload or _upload(samples.first().filepath)
     params = {"query_image": upload, "brain_key": "mean", **params}
-    context = make_context(samples, params, operator_uri=SORT)
-    return plugin_module("plugin.search").sort_view(context)
+    ctx = make_context(samples, params, operator_uri=SORT, group_slice=group_slice)
+    search = plugin_module("plugin.search")
+    return search.sort_view(search.read_search(ctx))
 
 
 def test_view_that_hides_fields_keeps_its_distances(samples: Any) -> None:

@@ -1,4 +1,4 @@
-"""The sink of results: from a manifest's rows to jobs, and from their results to parts."""
+"""What an output lacks: read its jobs from the manifest, and write their results."""
 
 from __future__ import annotations
 
@@ -9,83 +9,80 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..embedding.jobs import Embedded, Job, Part, Result
-from .layout import VECTORS, Format, Layout, Row, count_errors
 from .manifest import Manifest
-from .part import OpenPart
+from .output_file import OutputFile, count_errors
+from .output_folder import OutputFolder
+from .output_rows import VECTORS, Row, RowFormat
 from .report import FilesReport
 
 logger = logging.getLogger(__name__)
 
-# A chunk is written when it has so many rows, or so long after the one before it
-_CHUNK_ROWS = 4096
+# Rows are written so long after those before them, or when they fill a chunk
 _CHUNK_SECONDS = 5.0
 
 
-class Sink:
-    """Lists the jobs of the parts that are not complete, and writes their results.
+class PendingOutput:
+    """The output files that are not complete.
 
-    Only the parts that wait for results are in memory. Jobs may be read in another
-    thread than results are added in.
+    Their jobs are read and their results added; only the files that wait for results are
+    in memory. Jobs may be read in another thread than results are added in.
 
     Args:
         manifest: the manifest
-        layout: the folder of the output
+        folder: the folder of the output
         format: the form of its rows
-        part_size: the number of rows in a part
-        shard: the (index, count) of the share of the parts; None is all
         report: the report, which is kept up to date
+        part_size: the number of rows in an output file
+        shard (None): the (index, count) of the share of the output files; None is all
         retry_failed (False): whether to try rows with an error again
 
     Attributes:
-        total: the number of rows in parts that have something to embed
+        total: the number of rows in files that have something to embed
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        layout: Layout,
-        format: Format,
-        part_size: int,
-        shard: tuple[int, int] | None,
+        folder: OutputFolder,
+        format: RowFormat,
         report: FilesReport,
         *,
+        part_size: int,
+        shard: tuple[int, int] | None = None,
         retry_failed: bool = False,
     ) -> None:
         self._manifest = manifest
-        self._layout = layout
+        self._folder = folder
         self._format = format
+        self._report = report
         self._part_size = part_size
         self._retry_failed = retry_failed
-        self._report = report
 
-        # An empty manifest has an empty part, so that the output has a schema
+        # An empty manifest has an empty output file, so that the output has a schema
         self._count = max(1, -(-manifest.rows // part_size))
         first, step = shard or (0, 1)
         mine = range(first, self._count, step)
-        self._numbers = [number for number in mine if not self._skip_part(number)]
+        self._numbers = [number for number in mine if not self._skip(number)]
         self.total = sum(map(self._size, self._numbers))
-        self._done_before = self._done
+        self._complete = sum(map(self._size, mine)) - self.total
         if not mine:
             logger.warning(
-                "Shard %s of %s has nothing to do: the output has %d parts of %d rows. "
+                "Shard %s of %s has nothing to do: the output has %d files of %d rows. "
                 "Pass a smaller part_size to all shards",
                 *shard or (),
                 self._count,
                 part_size,
             )
 
-        self._open: dict[str, OpenPart] = {}
-        self._missing: dict[OpenPart, int] = {}
+        self._open: dict[str, OutputFile] = {}
+        self._missing: dict[OutputFile, int] = {}
         self._written_at = time.monotonic()
 
     @property
     def done(self) -> int:
         """The number of rows of :attr:`total` that exist, or are about to."""
-        return self._done - self._done_before
-
-    @property
-    def _done(self) -> int:
-        return self._report.skipped + self._report.embedded + self._report.failed
+        report = self._report
+        return report.skipped + report.embedded + report.failed - self._complete
 
     def read_jobs(self) -> Iterator[Job]:
         """Read what has no row yet, or is tried again.
@@ -94,28 +91,22 @@ class Sink:
             a :class:`Job` of one part for each row; its path is the URI
         """
         for number in self._numbers:
-            if self._skip_part(number):  # another process wrote it meanwhile
+            if self._skip(number):  # another process wrote it meanwhile
                 continue
 
-            size = self._size(number)
-            part = OpenPart(self._layout, self._format, number, size)
-            embedded, failed = part.read_ids()
-            held = embedded | failed
-            start = number * self._part_size
+            start, size = number * self._part_size, self._size(number)
             ids, uris = self._manifest.read(start, start + size)
-            part.check_ids(held, ids)
-            if self._retry_failed:
-                held, failed = embedded, set()
-
-            pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in held}
-            self._report.skipped += len(embedded)
-            self._report.failed += len(failed)
+            file = OutputFile(self._folder, self._format, number, size)
+            embedded, failed = file.read_ids(ids)
+            kept = embedded if self._retry_failed else embedded | failed
+            self._count_rows(len(embedded), len(kept) - len(embedded))
+            pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in kept}
             if not pending:
-                part.finish()
+                file.finish()
                 continue
 
-            self._missing[part] = len(pending)
-            self._open.update(dict.fromkeys(pending, part))
+            self._missing[file] = len(pending)
+            self._open.update(dict.fromkeys(pending, file))
             for id, uri in pending.items():
                 yield Job(id, uri, [Part(id, id)])
 
@@ -127,23 +118,28 @@ class Sink:
         """
         for result in results:
             row = self._to_row(result)
-            part = self._open.pop(row.id)
-            part.add(row)
-            self._count_row(row, result)
-            self._missing[part] -= 1
-            if not self._missing[part]:
-                part.finish()
-                del self._missing[part]
-            elif part.waiting >= _CHUNK_ROWS:
-                part.flush()
+            if row.error is None:
+                self._report.embedded += 1
+                self._report.warned += isinstance(result, Embedded) and bool(
+                    result.warnings
+                )
+            else:
+                self._report.add_failure(row.id, row.error)
+
+            file = self._open.pop(row.id)
+            file.add(row)
+            self._missing[file] -= 1
+            if not self._missing[file]:
+                file.finish()
+                del self._missing[file]
 
         if time.monotonic() - self._written_at > _CHUNK_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write all rows that wait."""
-        for part in [*self._missing]:
-            part.flush()
+        for file in [*self._missing]:
+            file.flush()
 
         self._written_at = time.monotonic()
 
@@ -159,26 +155,30 @@ class Sink:
                 f"{len(self._open)} files have no result, the first has the ID {id!r}"
             )
 
-        if len(self._layout.find_parts()) == self._count:
-            self._layout.clean()
+        if len(self._folder.find_files()) == self._count:
+            self._folder.clean()
 
     def _size(self, number: int) -> int:
         return min(self._part_size, self._manifest.rows - number * self._part_size)
 
-    def _skip_part(self, number: int) -> bool:
-        """Count the rows of a part, if nothing of it is left to do."""
-        path = self._layout.part(number)
+    def _skip(self, number: int) -> bool:
+        """Count the rows of an output file, if nothing of it is left to do."""
+        path = self._folder.file(number)
         if not path.exists():
             return False
 
         errors = count_errors(path)
-        is_retried = errors or self._layout.chunks(number).exists()
+        is_retried = errors or self._folder.chunks(number).exists()
         if self._retry_failed and is_retried:
             return False
 
-        self._report.skipped += self._size(number) - errors
-        self._report.failed += errors
+        self._count_rows(self._size(number) - errors, errors)
         return True
+
+    def _count_rows(self, embedded: int, failed: int) -> None:
+        """Count rows of earlier runs."""
+        self._report.skipped += embedded
+        self._report.failed += failed
 
     def _to_row(self, result: Result) -> Row:
         id, uri = result.job.sample_id, result.job.path
@@ -188,24 +188,11 @@ class Sink:
         if not isinstance(result, Embedded):
             return Row(id, uri, None, " ".join(str(result.error).split()))
 
-        dtype = VECTORS[self._format.vectors]
         with np.errstate(over="ignore"):
-            vector = result.embedding.astype(dtype)
+            vector = result.embedding.astype(VECTORS[self._format.vectors])
 
         if np.isfinite(vector).all():
             return Row(id, uri, vector, None)
 
         error = f"The embedding of {uri!r} is too large for {self._format.vectors}"
         return Row(id, uri, None, error)
-
-    def _count_row(self, row: Row, result: Result) -> None:
-        report = self._report
-        if row.error is None:
-            report.embedded += 1
-            report.warned += bool(isinstance(result, Embedded) and result.warnings)
-            return
-
-        report.failed += 1
-        if report.wants_examples:
-            report.examples.append(f"{row.id}: {row.error}")
-            logger.warning("No embedding for %s: %s", row.id, row.error)
