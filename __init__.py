@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from .config import Options
     from .files.report import FilesError as FilesError
     from .files.report import FilesReport
+    from .models.embedding import HieraEmbeddingModel
     from .runs.attach import AttachReport
     from .runs.report import EmbeddingError as EmbeddingError
     from .runs.report import EmbeddingReport as EmbeddingReport
-    from .zoo_model import HieraEmbeddingModel
 
     __version__: str
 
@@ -69,7 +69,7 @@ def download_model(model_name: str, model_path: str) -> None:
     Raises:
         DownloadError: if they cannot be downloaded or verified
     """
-    from .zoo_model import download_weights
+    from .embedding.loading import download_weights
 
     download_weights(model_name, Path(model_path))
 

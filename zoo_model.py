@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import choose_output
-from .embedding.loading import LoadedCheckpoint, download_weights, load_checkpoint
+from .embedding.loading import LoadedCheckpoint, load_checkpoint
 from .hiera.autoencoder import Autoencoder
 from .hiera.checkpoint_kinds import get_architecture
 from .hiera.classification_head import load_classifier
@@ -20,27 +20,11 @@ from .models.classification import (
 from .models.embedding import HieraEmbeddingModel
 from .models.heatmap import HieraAutoencoderModel, HieraFeatureHeatmapModel
 
-__all__ = ["HieraEmbeddingModel", "download_weights", "load"]
-
 
 def load(
     name: str, weights_path: Path | None, options: Mapping[str, Any]
 ) -> HieraEmbeddingModel:
-    """Load the model of an entry.
-
-    Args:
-        name: the name of the entry
-        weights_path: the path of its weights; None takes them from the hub's cache, and
-            downloads them if they are not there
-        options: see :class:`fiftyone_hiera.config.Settings`
-
-    Returns:
-        a :class:`HieraEmbeddingModel`
-
-    Raises:
-        ValueError: if the name, an option or the weights are not valid
-        DownloadError: if weights cannot be downloaded or verified
-    """
+    """Load the model of an entry; see :func:`fiftyone_hiera.load_model`."""
     loaded = load_checkpoint(name, weights_path, options)
     embedder = loaded.embedder
     output = choose_output(embedder.settings, get_architecture(loaded.config))

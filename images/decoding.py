@@ -1,20 +1,9 @@
-"""Decode images of any format to upright, 8-bit RGB.
+"""Decode images of any format to upright, 8-bit RGB, by the rules of ``docs/images.md``.
 
-All images that reach the encoder are decoded by the same rules:
-
-- EXIF orientation is applied. EXIF data that cannot be parsed is ignored.
-- Grayscale is replicated to three channels, alpha is dropped, palettes and CMYK
-  are converted, ICC profiles are ignored.
-- 16-bit grayscale keeps its high byte (``value >> 8``), as in OpenCV. The first image
-  whose values have 12 bits or fewer, which becomes nearly black, is warned of.
-- The first frame of animations and multi-page files is used.
-- 32-bit integer and floating-point images are refused: their value range is not
-  defined.
-- Decoding is strict. Truncated files are refused, whatever
-  ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says. JPEGs with damaged image data are
-  refused too: Pillow does not report it, so simplejpeg decodes JPEGs, to the same
-  pixels. Defects of their headers, which cost no pixel, are only warned of.
-- Vector formats are refused; Ghostscript is never run.
+Decoding is strict. Truncated files are refused, whatever
+``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says, and so are JPEGs with damaged image data.
+Pillow does not report that, so simplejpeg decodes JPEGs, to the same pixels. Vector formats
+are refused; Ghostscript is never run.
 """
 
 from __future__ import annotations

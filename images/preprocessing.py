@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PixelArray = npt.NDArray[np.uint8]
 """An image as the encoder takes it, of shape (3, height, width)."""
 
-# If an image would have more pixels once resized, only the part inside the crop is
+# If an image would have more pixels once resized, only what is inside the crop is
 # resized: all of a 30000x1 px image would take 8 GB
 _MAX_RESIZED_PIXELS = 4096 * 4096
 
@@ -148,7 +148,7 @@ class Preprocessing(Portable):
         return pixels
 
     def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the part of an image that is inside the crop.
+        """Return the region of an image that is inside the crop.
 
         Args:
             size: the (width, height) in pixels of the image
@@ -224,11 +224,7 @@ def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
 def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> PixelArray:
     """Resize an image to (width, height) with torch.
 
-    torch's filter weights have 16 bits, Pillow's 22: some values differ by one gray
-    level.
-
-    Returns:
-        a uint8 array of shape (3, height, width)
+    Its filter weights have 16 bits, Pillow's 22: some values differ by one gray level.
     """
     import torch
     from torch.nn import functional
@@ -245,16 +241,10 @@ def _resize_crop(
     crop: tuple[int, int, int, int],
     resample: int,
 ) -> Image.Image:
-    """Resize only the part of an image that is inside the crop.
+    """Resize only what is inside the crop, whose edges are those in the resized image.
 
     Equal to resizing the whole image and cropping it, up to the precision of Pillow's
     boxes (float32): some values differ by one gray level.
-
-    Args:
-        image: the image
-        resized: the (width, height) that the whole image would be resized to
-        crop: the (left, top, right, bottom) edges of the crop in the resized image
-        resample: the PIL resampling filter
     """
     scales = [old / new for old, new in zip(image.size, resized, strict=True)] * 2
     box = [edge * scale for edge, scale in zip(crop, scales, strict=True)]

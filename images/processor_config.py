@@ -15,27 +15,22 @@ from PIL import Image
 
 from .preprocessing import Preprocessing
 
+# Settings of which one value alone is supported, the default
+_FIXED = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255}
+
 # The defaults of transformers' classes
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_COMMON: dict[str, Any] = {
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "rescale_factor": 1 / 255,
-}
 _BIT: dict[str, Any] = {
-    **_COMMON,
+    "do_normalize": True,
     "size": {"shortest_edge": 224},
     "default_to_square": False,
     "do_center_crop": True,
     "crop_size": {"height": 224, "width": 224},
     "resample": int(Image.Resampling.BICUBIC),
-    "image_mean": _CLIP_MEAN,
-    "image_std": _CLIP_STD,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
 _VIT: dict[str, Any] = {
-    **_COMMON,
+    "do_normalize": True,
     "size": {"height": 224, "width": 224},
     "default_to_square": True,
     "do_center_crop": False,
@@ -95,16 +90,16 @@ def parse_processor(
 
 def _parse(values: Mapping[str, Any], image_size: tuple[int, int]) -> Preprocessing:
     defaults = _PROCESSORS[_class_name(values)]
+    known = {*defaults, *_FIXED}
     for name, value in values.items():
-        if name not in defaults and name not in _NEUTRAL and value not in (None, False):
-            valid = f"only {sorted(defaults)}. Remove it if it does not change pixels"
+        if name not in known | _NEUTRAL and value not in (None, False):
+            valid = f"only {sorted(known)}. Remove it if it does not change pixels"
             raise _refusal(name, value, valid)
 
-    settings = {**defaults, **values}
-    for name in ("do_resize", "do_rescale", "rescale_factor"):
-        if settings[name] != defaults[name]:
-            raise _refusal(name, settings[name], f"only {defaults[name]!r}")
+        if name in _FIXED and value != _FIXED[name]:
+            raise _refusal(name, value, f"only {_FIXED[name]!r}")
 
+    settings = {**defaults, **values}
     for name in ("do_normalize", "do_center_crop", "default_to_square"):
         if settings[name] not in (True, False, None):
             raise _refusal(name, settings[name], "only true, false and null")

@@ -11,7 +11,7 @@ import pytest
 from index_rows import IS_NEW_BRAIN, count, database, loaded
 from index_servers import configured
 
-from fiftyone_hiera.embedding.provenance import OPTIONS
+from fiftyone_hiera.embedding.provenance import RECORDED_OPTIONS
 from fiftyone_hiera.indexes import brain_index
 from fiftyone_hiera.indexes.backends import get_backend
 from fiftyone_hiera.indexes.brain_index import BrainIndex
@@ -23,7 +23,7 @@ from fiftyone_hiera.runs.fiftyone_internals import dataset_id
 _DIM = 8
 _PAGE_SIZE = 3
 _PROVENANCE = dict.fromkeys(
-    ("sha256", "provenance_version", *OPTIONS, "preprocessing"), "x"
+    ("sha256", "provenance_version", *RECORDED_OPTIONS, "preprocessing"), "x"
 )
 _BOXES = [[0, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
 
