@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -46,10 +45,8 @@ class OutputFolder:
     @property
     def is_resumable(self) -> bool:
         """Whether there are rows, and others may be written."""
-        rows = itertools.chain(
-            self.path.glob(_FILES), self.unfinished.glob("part-*/*.parquet")
-        )
-        return os.access(self.path, os.W_OK) and any(rows)
+        chunks = self.unfinished.glob("part-*/*.parquet")
+        return os.access(self.path, os.W_OK) and any([*self.path.glob(_FILES), *chunks])
 
     def file(self, number: int) -> Path:
         """The path of an output file, which exists only if it is complete."""
