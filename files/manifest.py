@@ -1,4 +1,4 @@
-"""Manifests: Parquet files that list the images to embed."""
+"""Read manifests, the Parquet files that list the images to embed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADVICE = "Replace this file of the manifest by an intact copy"
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """Some rows of one file, which are read together."""
+    """Rows of one file that are read together."""
 
     path: Path
     index: int
@@ -26,7 +26,7 @@ class _RowGroup:
 
 
 class Manifest:
-    """The rows of a Parquet file, or of those in a folder in the order of their paths.
+    """Rows of a Parquet file, or of those in a folder in the order of their paths.
 
     Outputs of ``embed_files`` below the folder are no part of it, nor is what begins with
     a dot or an underscore.
