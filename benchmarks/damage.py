@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 import re
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from measure import insert, table
+from measure import INTO, insert, read_arguments, table
 from network import import_package
 
 Array = npt.NDArray[np.uint8]
@@ -42,11 +41,12 @@ class Copy:
 
 def main() -> None:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--copies", type=int, default=20, help="of each file and damage")
-    parser.add_argument("--sound", type=Path, nargs="*", default=[], help="folders")
-    parser.add_argument("--into", type=Path, help="a document whose figures to replace")
-    args = parser.parse_args()
+    args = read_arguments(
+        __doc__,
+        copies={"type": int, "default": 20, "help": "of each file and damage"},
+        sound={"type": Path, "nargs": "*", "default": [], "help": "folders"},
+        into=INTO,
+    )
 
     import_package()
     intact = [*_write_photos()]

@@ -24,12 +24,13 @@ _AT_ONCE = 5000
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", nargs="+", type=int, default=[1000, 10_000])
-    parser.add_argument("--methods", nargs="+", help="some of them; by default all")
-    parser.add_argument("--limit", type=float, default=8, help="memory of a method, in GB")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    args = prepare(parser)
+    args = prepare(
+        __doc__,
+        samples=[1000, 10_000],
+        methods={"nargs": "+", "help": "some of them; by default all"},
+        limit={"type": float, "default": 8, "help": "memory of a method, in GB"},
+        one={"nargs": 2, "help": argparse.SUPPRESS},
+    )
     if args.one is not None:
         print(json.dumps(_run(args.one[0], args.one[1], args.limit)))
         return

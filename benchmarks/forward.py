@@ -25,6 +25,7 @@ from measure import (
     interleave,
     matrix_products,
     peak_memory,
+    read_arguments,
     save,
     synchronize,
 )
@@ -43,15 +44,16 @@ Contender = Callable[[torch.Tensor], torch.Tensor]
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variants", nargs="+", default=["tiny"], choices=LAYOUTS)
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="compile the others too")
-    parser.add_argument("--out", type=Path, help="default: .bench/forward-<device>.json")
-    args = parser.parse_args()
+    args = read_arguments(
+        __doc__,
+        variants={"nargs": "+", "default": ["tiny"], "choices": LAYOUTS},
+        batch_sizes=[16],
+        dtypes=["float32", "bfloat16"],
+        device="cpu",
+        rounds=7,
+        compile={"action": "store_true", "help": "compile the others too"},
+        out={"type": Path, "help": "default: .bench/forward-<device>.json"},
+    )
     out = args.out or Path(f".bench/forward-{args.device.partition(':')[0]}.json")
 
     device = torch.device(args.device)

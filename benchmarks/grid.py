@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 import statistics
 import time
@@ -30,10 +29,7 @@ _SIZE: Any = {"width": 1400, "height": 1000}
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = prepare(parser)
+    args = prepare(__doc__, samples=10_000, rounds=3)
     results: dict[str, Any] = {"machine": describe_machine(), "samples": args.samples}
     steps: dict[str, Callable[[], Any]] = {
         "grid": lambda: _measure(args.folder, args.samples, args.rounds)

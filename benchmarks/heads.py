@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,11 +29,12 @@ _VECTORS = "vectors"
 
 def main() -> None:
     """Measure, save and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image-sizes", nargs="+", type=int, default=[224, 448, 672, 1024])
-    parser.add_argument("--images", type=int, default=32, help="VGA; of 12 MP half as many")
-    parser.add_argument("--rounds", type=int, default=2)
-    args = prepare(parser)
+    args = prepare(
+        __doc__,
+        image_sizes=[224, 448, 672, 1024],
+        images={"type": int, "default": 32, "help": "VGA; of 12 MP half as many"},
+        rounds=2,
+    )
     folder = args.folder
     results: dict[str, Any] = {"machine": describe_machine(), "batch_size": _BATCH_SIZE}
     steps: dict[str, Callable[[], Any]] = {

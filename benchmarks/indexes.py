@@ -37,11 +37,12 @@ Vectors = npt.NDArray[np.float32]
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", nargs="+", type=int, default=[100_000])
-    parser.add_argument("--backends", nargs="+", default=[*BACKENDS], choices=BACKENDS)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = prepare(parser)
+    args = prepare(
+        __doc__,
+        rows=[100_000],
+        backends={"nargs": "+", "default": [*BACKENDS], "choices": BACKENDS},
+        one={"help": argparse.SUPPRESS},
+    )
     folder = args.folder
     if args.one is not None:
         print(json.dumps(_measure(args.one, args.rows[0], folder)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -30,11 +29,13 @@ _SHARES = {"VGA": 1, "2 MP": 2, "12 MP": 4}
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=128, help="VGA; of larger ones fewer")
-    parser.add_argument("--samples", nargs="+", type=int, default=[100, 1000, 10000])
-    args = prepare(parser, has_document=False)
+    args = prepare(
+        __doc__,
+        has_document=False,
+        rounds=3,
+        images={"type": int, "default": 128, "help": "VGA; of larger ones fewer"},
+        samples=[100, 1000, 10_000],
+    )
     folder = args.folder
     files = {
         size: write_jpegs(folder / "pictures", size, args.images // share)

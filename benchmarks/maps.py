@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import json
@@ -28,12 +27,13 @@ Vectors = npt.NDArray[np.float32]
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", nargs="+", type=int, default=[10_000, 40_000, 100_000])
-    parser.add_argument("--fitted", nargs="+", type=int, default=[10_000, 20_000, 50_000])
-    parser.add_argument("--methods", nargs="+", default=["umap", "pca"])
-    parser.add_argument("--lasso", nargs="+", type=int, default=[10_000, 40_000])
-    args = prepare(parser)
+    args = prepare(
+        __doc__,
+        samples=[10_000, 40_000, 100_000],
+        fitted=[10_000, 20_000, 50_000],
+        methods=["umap", "pca"],
+        lasso=[10_000, 40_000],
+    )
     results: dict[str, Any] = {"machine": describe_machine()}
     steps: dict[str, Callable[[], Any]] = {}
     for count in args.samples:

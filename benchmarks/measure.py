@@ -29,24 +29,55 @@ _MATMUL = (4096, 1024, 4096)
 _MATMULS_AT_ONCE = 8
 
 
+INTO = {"type": Path, "help": "a document whose figures to replace"}
+"""The argument ``--into``."""
+
+
+def read_arguments(doc: str | None, **options: Any) -> argparse.Namespace:
+    """Read the arguments of the command line.
+
+    Args:
+        doc: the documentation of the program, whose first line describes it
+        **options: the options by name, each with its default, of which a list takes
+            several values, or with a dict of arguments of ``add_argument()``
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    for name, default in options.items():
+        is_list = isinstance(default, list)
+        given = {
+            "nargs": "+" if is_list else None,
+            "type": type(default[0] if is_list else default),
+            "default": default,
+            "help": "default: %(default)s",
+        }
+        if isinstance(default, dict):
+            given = default
+
+        parser.add_argument(f"--{name.replace('_', '-')}", **given)
+
+    return parser.parse_args()
+
+
 def prepare(
-    parser: argparse.ArgumentParser, *, has_document: bool = True
+    doc: str | None, *, has_document: bool = True, **options: Any
 ) -> argparse.Namespace:
     """Read the arguments, and make FiftyOne and this package ready.
 
+    With ``--one``, which starts a process of its own for a step, FiftyOne is that of the
+    caller.
+
     Args:
-        parser: what a benchmark takes beside ``--folder`` and ``--into``; with ``--one``,
-            which starts a process of its own for a part, FiftyOne is that of the caller
+        doc: see :func:`read_arguments`
         has_document (True): whether there is ``--into``
+        **options: the options beside ``--folder`` and ``--into``
 
     Returns:
         the arguments
     """
-    parser.add_argument("--folder", type=Path, default=Path(".bench"))
     if has_document:
-        parser.add_argument("--into", type=Path, help="a document whose figures to replace")
+        options["into"] = INTO
 
-    args = parser.parse_args()
+    args = read_arguments(doc, folder=Path(".bench"), **options)
     args.folder = args.folder.resolve()
     if getattr(args, "one", None) is None:
         use_own_fiftyone(args.folder / "fiftyone", show_progress_bars=False)

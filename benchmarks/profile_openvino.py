@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 
-from measure import insert, table
+from measure import INTO, insert, read_arguments, table
 from network import import_package, make_hiera
 
 import_package()
@@ -26,11 +24,7 @@ _PASSES = 5
 
 def main() -> None:
     """Measure one stream of one thread, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variant", default="tiny")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--into", type=Path, help="a document whose table to replace")
-    args = parser.parse_args()
+    args = read_arguments(__doc__, variant="tiny", batch_size=4, into=INTO)
 
     hiera = make_hiera(args.variant)
     backbone = Backbone(read_configuration(hiera.config.to_dict())).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -32,10 +31,7 @@ print(json.dumps([seconds, psutil.Process().memory_full_info().uss / 1e6]))
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=2)
-    args = prepare(parser)
+    args = prepare(__doc__, images=2000, rounds=2)
 
     results: dict[str, Any] = {"machine": describe_machine(), "images": args.images}
     steps = {

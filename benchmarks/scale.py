@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 import statistics
@@ -23,10 +22,7 @@ _AT_ONCE = 5000
 
 def main() -> None:
     """Measure and save."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", nargs="+", type=int, default=[100_000, 1_000_000])
-    parser.add_argument("--rounds", type=int, default=3)
-    args = prepare(parser)
+    args = prepare(__doc__, samples=[100_000, 1_000_000], rounds=3)
     folder = args.folder
     path = write_jpegs(folder / "pictures", "VGA", 1)[0]
 

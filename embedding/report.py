@@ -22,7 +22,7 @@ class RunReport:
         return self.embedded / self.seconds if self.seconds else 0.0
 
     def _format_counts(self, failed: int, warned: int, width: int) -> list[str]:
-        """Return the lines with the counts, whose numbers are right-aligned."""
+        """Return a line for each count, with numbers aligned to the right."""
         return [
             f"embedded  {self.embedded:>{width},}",
             f"skipped   {self.skipped:>{width},}",

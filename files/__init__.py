@@ -1,1 +1,1 @@
-"""From a manifest of files to Parquet files of embeddings, without FiftyOne."""
+"""Embed the files of a manifest into Parquet files, without FiftyOne."""

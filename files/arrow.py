@@ -1,4 +1,4 @@
-"""pyarrow, or an error that says how to install it."""
+"""Import pyarrow, or raise an error that says how to install it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["pa", "pq", "reading"]
 
 @contextlib.contextmanager
 def reading(path: Path, advice: str) -> Iterator[None]:
-    """Let errors in reading a Parquet file name the file.
+    """Name the file in errors of reading a Parquet file.
 
     Args:
         path: the path of the file

@@ -1,8 +1,7 @@
-"""Manifests: Parquet files that list the images to embed."""
+"""Read manifests, the Parquet files that list the images to embed."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from .arrow import pa, pq, reading
 from .output_folder import find_output_folders
 
 _COLUMNS = ("id", "uri")
+_ADVICE = "Replace this file of the manifest by an intact copy"
 
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """Some rows of one file, which are read together."""
+    """Rows of one file that are read together."""
 
     path: Path
     index: int
@@ -26,7 +26,7 @@ class _RowGroup:
 
 
 class Manifest:
-    """The rows of a Parquet file, or of those in a folder in the order of their paths.
+    """Rows of a Parquet file, or of those in a folder in the order of their paths.
 
     Outputs of ``embed_files`` below the folder are no part of it, nor is what begins with
     a dot or an underscore.
@@ -98,7 +98,7 @@ class Manifest:
                 continue
 
             first = max(start, group.start)
-            with _reading(group.path):
+            with reading(group.path, _ADVICE):
                 rows = self._read_group(group).slice(
                     first - group.start, min(stop, group.stop) - first
                 )
@@ -107,19 +107,22 @@ class Manifest:
 
         return ids, uris
 
-    def read_ids(self) -> Iterator[Any]:
+    def read_ids(self) -> Iterator[tuple[int, Any]]:
         """Read the IDs of all rows.
 
         Yields:
-            :class:`pyarrow.Array` of type :attr:`id_type`
+            the number of a row, and the IDs from that row on, a :class:`pyarrow.Array` of
+            type :attr:`id_type`
 
         Raises:
             OSError: if a file cannot be read
         """
         for group in self._groups:
-            with _reading(group.path), pq.ParquetFile(group.path) as file:
+            start = group.start
+            with reading(group.path, _ADVICE), pq.ParquetFile(group.path) as file:
                 for rows in file.iter_batches(row_groups=[group.index], columns=["id"]):
-                    yield rows.column(0).cast(self.id_type)
+                    yield start, rows.column(0).cast(self.id_type)
+                    start += len(rows)
 
     def _read_group(self, group: _RowGroup) -> Any:
         if self._kept is None or self._kept[0] != group:
@@ -155,10 +158,6 @@ def _find_files(path: Path) -> list[Path]:
         raise ValueError(f"The manifest {str(path)!r} holds no .parquet files{others}")
 
     return files
-
-
-def _reading(file: Path) -> contextlib.AbstractContextManager[None]:
-    return reading(file, "Replace this file of the manifest by an intact copy")
 
 
 def _read_metadata(file: Path) -> Any:

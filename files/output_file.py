@@ -82,8 +82,16 @@ class OutputFile:
 
     def flush(self) -> None:
         """Write the rows that wait as a chunk."""
+        if not self._waiting:
+            return
+
+        # Sorted by time, after those of release 0.2.0, whose names are hexadecimal
+        name = f"t{time.time_ns()}-{uuid.uuid4().hex}{_SUFFIX}"
         with self._unless_complete():
-            self._write_chunk()
+            with self._format.writing(self._chunks / name, self._chunks) as file:
+                file.write_table(self._format.to_table(self._waiting))
+
+            self._waiting = []
 
     def finish(self) -> None:
         """Write the output file from its chunks, which are removed.
@@ -106,17 +114,6 @@ class OutputFile:
         except FileNotFoundError:  # it removed the chunks
             if not self._path.exists():
                 raise
-
-    def _write_chunk(self) -> None:
-        if not self._waiting:
-            return
-
-        # Sorted by time, after those of release 0.2.0, whose names are hexadecimal
-        name = f"t{time.time_ns()}-{uuid.uuid4().hex}{_SUFFIX}"
-        with self._format.writing(self._chunks / name, self._chunks) as file:
-            file.write_table(self._format.to_table(self._waiting))
-
-        self._waiting = []
 
     def _merge(self) -> None:
         files = self._find_files()

@@ -1,9 +1,8 @@
-"""The folder of the output: its files, and what is not in them yet."""
+"""Name the files of an output, and the folders of rows that are not in them yet."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -35,21 +34,19 @@ class OutputFolder:
 
     @property
     def unfinished(self) -> Path:
-        """The folder of what is not in an output file yet."""
+        """The folder of rows that are not in an output file yet."""
         return self.path / "_unfinished"
 
     @property
     def retried(self) -> Path:
-        """The folder of what is to replace rows with an error."""
+        """The folder of rows that are to replace those with an error."""
         return self.path / "_retried"
 
     @property
     def is_resumable(self) -> bool:
         """Whether there are rows, and others may be written."""
-        rows = itertools.chain(
-            self.path.glob(_FILES), self.unfinished.glob("part-*/*.parquet")
-        )
-        return os.access(self.path, os.W_OK) and any(rows)
+        chunks = self.unfinished.glob("part-*/*.parquet")
+        return os.access(self.path, os.W_OK) and any([*self.path.glob(_FILES), *chunks])
 
     def file(self, number: int) -> Path:
         """The path of an output file, which exists only if it is complete."""
@@ -65,7 +62,7 @@ class OutputFolder:
         return sorted(self.path.glob(_FILES))
 
     def discard(self, *, is_new: bool) -> None:
-        """Remove what a run made that did not begin.
+        """Remove the folders of a run that did not begin.
 
         Args:
             is_new: whether it made the folder
@@ -76,7 +73,7 @@ class OutputFolder:
                 self.path.rmdir()
 
     def clean(self) -> None:
-        """Remove what is unfinished, once nothing is."""
+        """Remove the folders of unfinished rows, once the output is complete."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):  # another run's is not empty
             self.retried.rmdir()
@@ -88,5 +85,5 @@ def find_output_folders(folder: Path) -> set[Path]:
 
 
 def reading_output(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Let errors in reading an output file, or a chunk of one, name its file."""
+    """Name the file in errors of reading an output file, or a chunk of one."""
     return reading(path, "Delete this file of the output: embed_files writes it again")

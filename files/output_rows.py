@@ -1,4 +1,4 @@
-"""The rows of the output, and the form in which they are stored."""
+"""Convert rows of the output to the form in which they are stored, and write them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The form of the rows.
+    """Form of the stored rows.
 
     Args:
         id_type: the type of the IDs, ``pa.string()`` or ``pa.int64()``

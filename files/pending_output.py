@@ -1,4 +1,4 @@
-"""What an output lacks: read its jobs from the manifest, and write their results."""
+"""Read the jobs that an output lacks, and write their results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CHUNK_SECONDS = 5.0
 
 
 class PendingOutput:
-    """The output files that are not complete.
+    """Output files that are not complete: their jobs are read, and their results added.
 
-    Their jobs are read and their results added; only the files that wait for results are
-    in memory. Jobs may be read in another thread than results are added in.
+    Only the files that wait for results are in memory. Jobs may be read in another thread
+    than results are added in.
 
     Args:
         manifest: the manifest
@@ -85,7 +85,7 @@ class PendingOutput:
         return report.skipped + report.embedded + report.failed - self._complete
 
     def read_jobs(self) -> Iterator[Job]:
-        """Read what has no row yet, or is tried again.
+        """Read the jobs of rows that do not exist yet, or are tried again.
 
         Yields:
             a :class:`Job` of one part for each row; its path is the URI

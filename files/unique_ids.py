@@ -33,7 +33,7 @@ def check_unique_ids(manifest: Manifest, folder: Path) -> None:
         folder: a folder for the files, which are removed
 
     Raises:
-        ValueError: if an ID is; the message has the first
+        ValueError: if one has none, or that of another row; the message says which
     """
     count = 1 + manifest.rows // _BUCKET_ROWS
     suspects: list[_Hashes] = []
@@ -52,10 +52,9 @@ def check_unique_ids(manifest: Manifest, folder: Path) -> None:
 
 
 def _distribute(manifest: Manifest, paths: list[Path]) -> None:
-    start = 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for ids in manifest.read_ids():
+        for start, ids in manifest.read_ids():
             if ids.null_count:
                 row = start + ids.is_null().to_numpy(zero_copy_only=False).argmax()
                 raise ValueError(
@@ -68,14 +67,11 @@ def _distribute(manifest: Manifest, paths: list[Path]) -> None:
             for index in np.unique(buckets):
                 files[index].write(hashes[buckets == index].tobytes())
 
-            start += len(ids)
-
 
 def _refuse_duplicates(manifest: Manifest, suspects: _Hashes) -> None:
     """Raise an error if one of the suspects is the hash of an ID that is there twice."""
     rows: dict[Any, int] = {}
-    start = 0
-    for ids in manifest.read_ids():
+    for start, ids in manifest.read_ids():
         for index in np.flatnonzero(np.isin(_hash(ids), suspects)).tolist():
             value = ids[index].as_py()
             first = rows.setdefault(value, start + index)
@@ -84,8 +80,6 @@ def _refuse_duplicates(manifest: Manifest, suspects: _Hashes) -> None:
                     f"The manifest {str(manifest.path)!r} has the ID {value!r} in rows "
                     f"{first} and {start + index}: IDs must be unique"
                 )
-
-        start += len(ids)
 
 
 def _hash(ids: Any) -> _Hashes:

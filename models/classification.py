@@ -136,7 +136,7 @@ class HieraRegressionModel(HieraClassifierModel):
 
 
 class NoFilter:
-    """Refuses the filters that ``apply_model`` sets, where labels have no confidence."""
+    """Filter of labels without a confidence, which refuses what ``apply_model`` sets."""
 
     confidence_thresh: float | None = None
     filter_classes: frozenset[str] | None = None

@@ -60,6 +60,8 @@ class HieraEmbeddingModel(
     preprocess = True
     """Whether to apply :attr:`transforms`; if False, inputs must be transformed."""
 
+    _get_item = ImageGetItem
+
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self.settings = embedder.settings
@@ -140,7 +142,7 @@ class HieraEmbeddingModel(
         Returns:
             a :class:`fiftyone.utils.torch.GetItem`
         """
-        return ImageGetItem(self._preprocessing, field_mapping=field_mapping)
+        return self._get_item(self._preprocessing, field_mapping=field_mapping)
 
     def embed(self, arg: ImageLike) -> Embeddings:
         """Generate an embedding for an image.

@@ -6,7 +6,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +26,7 @@ from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from .batches import check_is_list
-from .datasets import ImageGetItem, SizedGetItem
+from .datasets import SizedGetItem
 from .embedding import HieraEmbeddingModel
 
 Values = npt.NDArray[np.float32]
@@ -48,11 +47,11 @@ class HieraHeatmapModel(HieraEmbeddingModel):
     _limits: ClassVar[tuple[float, float]]
     """The values that become the darkest and the brightest level of a heatmap."""
 
-    def build_get_item(
-        self, field_mapping: Mapping[str, str] | None = None
-    ) -> ImageGetItem:
-        """Build the object with which data loaders read the model's images."""
-        return SizedGetItem(self._preprocessing, field_mapping=field_mapping)
+    _get_item = SizedGetItem
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder)
+        self._compute_values = Halving(self._forward_values)
 
     def predict_all(self, args: Any) -> list[fol.Heatmap]:
         """Generate heatmaps of a batch of images in one forward pass.
@@ -108,10 +107,6 @@ class HieraHeatmapModel(HieraEmbeddingModel):
             args = args["pixels"]  # collated by a data loader
 
         return super()._to_pixels(args)
-
-    @cached_property
-    def _compute_values(self) -> Halving:
-        return Halving(self._forward_values)
 
     @torch.inference_mode()
     def _forward_values(self, pixels: Pixels) -> tuple[Values]:
@@ -280,7 +275,7 @@ class HieraAutoencoderModel(HieraHeatmapModel):
         self._autoencoder = autoencoder
 
     def reconstruct(self, image: ImageLike) -> Image.Image:
-        """Reconstruct an image, each part from the parts around it.
+        """Reconstruct an image, each mask unit from those around it.
 
         The network predicts normalized patches, without their color and contrast:
         each patch of 16 px gets the mean and standard deviation of the image's own.

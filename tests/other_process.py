@@ -15,6 +15,11 @@ import psutil
 from fork_server import start_script
 from waiting import LIMIT
 
+import fiftyone_hiera
+
+SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
+"""The folder that the package is imported from."""
+
 _BARE = f"""
 import sys, time
 from pathlib import Path

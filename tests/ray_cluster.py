@@ -11,12 +11,10 @@ from typing import Any
 
 import psutil
 import ray
+from other_process import SOURCES
 from ray.cluster_utils import Cluster
 from waiting import LIMIT
 
-import fiftyone_hiera
-
-SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
 ENCODER = "EncoderActor"
 
 _HOOK = str(Path(__file__).parent / "ray_hook")

@@ -19,10 +19,10 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from bad_files import png, write_bad_files
+from other_process import SOURCES
 from PIL import EpsImagePlugin, Image, ImageCms, ImageFile
 from skimage import data
 
-import fiftyone_hiera
 from fiftyone_hiera.images.decoding import read_image, to_rgb
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.plugin.outputs import report_to_dict, report_view
@@ -468,8 +468,7 @@ def _peak_memory(photo: Image.Image, path: Path) -> tuple[str, int]:
     """Read an image in another process; return its output, and the MB it took."""
     small = path.with_name("small.png")
     photo.save(small)
-    sources = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
-    code = _PEAK.format(sources=sources, paths=(str(small), str(path)))
+    code = _PEAK.format(sources=SOURCES, paths=(str(small), str(path)))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
     )

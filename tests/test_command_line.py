@@ -18,6 +18,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from index_servers import configured
+from other_process import SOURCES
 from waiting import LIMIT, wait_until
 
 import fiftyone_hiera
@@ -43,9 +44,8 @@ def _heed_interrupts() -> None:
 
 
 def _start(*arguments: object) -> subprocess.Popen[str]:
-    sources = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
     own = {
-        "PYTHONPATH": sources,
+        "PYTHONPATH": SOURCES,
         "PYTHONWARNINGS": "ignore",
         "FIFTYONE_SHOW_PROGRESS_BARS": "true",
     }

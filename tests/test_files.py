@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from manifests import embed_manifest as _embed
+from manifests import start_embedding
 from manifests import write_manifest as _write
-from other_process import OtherProcess
+from other_process import SOURCES, OtherProcess
 from PIL import Image
 from waiting import LIMIT
 
-import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.hiera.atomic import written_aside
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
@@ -29,7 +29,6 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 _COUNT = 200
-_SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
 
 
 @pytest.fixture(scope="module")
@@ -357,40 +356,10 @@ def test_invalid_options(
     assert not (tmp_path / "out").exists()
 
 
-_EMBED = """
-    from fiftyone_hiera.files import output_file
-
-    output_file._CHUNK_ROWS = 16
-    stayed = []
-
-    def stay(bar):
-        say(stored=bar.iteration)
-        if bar.iteration >= {count} and not stayed:
-            stayed.append(True)
-            wait_for({go!r})
-
-    report = fiftyone_hiera.embed_files(
-        {manifest!r}, {out!r}, model="hiera-nano-digits", part_size=60, batch_size=4,
-        num_workers=1, progress=stay, ray={ray!r}, **exact
-    )
-    assert "fiftyone" not in sys.modules
-    say(embedded=report.embedded, skipped=report.skipped, failed=report.failed)
-"""
-
-
 def _start(manifest: Path, out: Path, count: int, ray: Any = None) -> OtherProcess:
-    """Start a process that embeds, and says how many rows of its parts exist.
-
-    With so many, it stays there until it is killed, or until the file "go" exists.
-    """
-    code = _EMBED.format(
-        manifest=str(manifest),
-        out=str(out),
-        count=count,
-        go=str(out.parent / "go"),
-        ray=ray,
-    )
-    return OtherProcess(code, out.parent, bare=True)
+    """Start a process that embeds, and stays at so many rows."""
+    options = {"part_size": 60, "batch_size": 4, "num_workers": 1, "ray": ray}
+    return start_embedding(manifest, out, count, 16, **options)
 
 
 @pytest.mark.slow
@@ -535,7 +504,7 @@ fiftyone_hiera.embed_files({str(manifest)!r}, "out", model="hiera-nano-digits")
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": _SOURCES},
+        env={**os.environ, "PYTHONPATH": SOURCES},
         cwd=tmp_path,
         capture_output=True,
         text=True,

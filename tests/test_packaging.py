@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from oldest import oldest
+from other_process import SOURCES
 
 import fiftyone_hiera
 from fiftyone_hiera.__main__ import main
@@ -84,7 +85,7 @@ assert "torch" not in sys.modules
 def test_public_names() -> None:
     printed = subprocess.run(
         [sys.executable, "-c", _NAMES],
-        env={**os.environ, "PYTHONPATH": str(Path(fiftyone_hiera.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": SOURCES},
         capture_output=True,
         text=True,
     )

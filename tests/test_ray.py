@@ -19,6 +19,7 @@ import fiftyone as fo
 import numpy as np
 import psutil
 import pytest
+from other_process import SOURCES
 from PIL import Image
 from waiting import LIMIT
 
@@ -35,8 +36,6 @@ pytestmark = pytest.mark.xdist_group("ray")
 has_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
 )
-
-_SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
 
 
 @pytest.fixture
@@ -365,7 +364,7 @@ def test_closing_leaves_no_process(
 def _run_without(modules: set[str], *lines: str, argument: str = "") -> None:
     """Run code in another process, and check that it does not import some modules."""
     code = "\n".join(["import sys", *lines, f"assert not {modules} & {{*sys.modules}}"])
-    environment = {"PYTHONPATH": _SOURCES}
+    environment = {"PYTHONPATH": SOURCES}
     subprocess.run(
         [sys.executable, "-c", code, argument], env=environment, check=True, timeout=LIMIT
     )

@@ -15,7 +15,7 @@ import fiftyone as fo
 import numpy as np
 import psutil
 import pytest
-from other_process import OtherProcess
+from other_process import SOURCES, OtherProcess
 from PIL import Image
 from random_hiera import make_config, make_hiera, save_checkpoint
 from waiting import LIMIT, wait_until
@@ -29,7 +29,7 @@ from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytest.importorskip("ray")
 
-from ray_cluster import ENCODER, SOURCES, RayCluster, processes
+from ray_cluster import ENCODER, RayCluster, processes
 
 # On one worker, which starts the cluster that they share
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.samples(400)]
