@@ -33,7 +33,7 @@ ReadBackbone: TypeAlias = Callable[
 
 @dataclass(frozen=True)
 class Architecture:
-    """What differs between kinds of checkpoints.
+    """A kind of checkpoint: its tensors, its poolings and its outputs.
 
     Args:
         name: the name in a configuration's ``architectures``, transformers' class where
