@@ -16,11 +16,7 @@ from torch import nn
 from ..images.preprocessing import Preprocessing
 from . import abswin
 from .backbone import Backbone
-from .configuration import (
-    AUTOENCODER_NAME,
-    CLASSIFIER_NAME,
-    Configuration,
-)
+from .configuration import AUTOENCODER_NAME, CLASSIFIER_NAME, Configuration
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
 from .state_dict import Shapes, resize_backbone, shapes_of
