@@ -1,4 +1,4 @@
-"""The masked autoencoder: mask parts of an image, and reconstruct them.
+"""Mask parts of images and reconstruct them by a masked autoencoder.
 
 Masked Autoencoders Are Scalable Vision Learners, He et al., CVPR 2022,
 https://arxiv.org/abs/2111.06377; for Hiera, https://arxiv.org/abs/2306.00989
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from ..errors import OptionError
 from ..images.preprocessing import Preprocessing
@@ -131,22 +132,20 @@ class Autoencoder:
             yield self._network(inputs, noise=noise).logits, self._spread(mask)
 
     def _spread(self, mask: torch.Tensor) -> torch.Tensor:
-        """From mask units to patches, float32."""
+        """Repeat the value of each mask unit for its patches, as float32."""
         down, across = _divide(self._grid, self.units)
         spread = mask.view(self.units).float()
         return spread.repeat_interleave(down, 0).repeat_interleave(across, 1).flatten()
 
     def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
-        """From (N, 3, H, W) to (N, patches in raster order, 3 * side * side)."""
-        side = self._side
-        patches = images.unfold(2, side, side).unfold(3, side, side)
-        return patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)
+        """Divide images (N, 3, H, W) into patches (N, P, 3 * side * side), row by row."""
+        patches = functional.unfold(images, self._side, stride=self._side)
+        return patches.transpose(1, 2).contiguous()
 
     def _from_patches(self, patches: torch.Tensor) -> torch.Tensor:
-        """Undo :meth:`_to_patches`."""
-        split = patches.unflatten(2, (3, self._side, self._side)).unflatten(1, self._grid)
-        images: torch.Tensor = split.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        return images
+        """Join patches to images, the inverse of :meth:`_to_patches`."""
+        size = [count * self._side for count in self._grid]
+        return functional.fold(patches.transpose(1, 2), size, self._side, stride=self._side)
 
 
 def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The backbone: from normalized pixels to the tokens of its stages.
+"""Compute the tokens of Hiera's stages from normalized pixels.
 
 Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles,
 Ryali et al., ICML 2023, https://arxiv.org/abs/2306.00989
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    """The patch embedding, as a convolution or as a matrix product."""
+    """Embed patches by a convolution or a matrix product, and add their positions."""
 
     def __init__(self, config: Configuration) -> None:
         super().__init__()
@@ -227,20 +227,26 @@ class _Attention(nn.Module):
         if self._stride == 1:
             return tokens
 
-        return _split(tokens, (self._units, self._stride, -1)).amax(dim=2).flatten(1, 2)
+        # (N, units * T, D) -> (N, units, stride, T', D) -> (N, units * T', D)
+        split: torch.Tensor = tokens.unflatten(1, (self._units, self._stride, -1))
+        return split.amax(dim=2).flatten(1, 2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        # (N, windows * T, dim_in) -> three times (N, windows * T, heads * D)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         mixed = self._attend(*map(self._to_heads, (self.pool(query), key, value)))
+
+        # (N * windows, heads, T', D) -> (N * windows, T', heads, D)
         mixed = mixed.transpose(1, 2)
-        result: torch.Tensor = self.proj(
-            mixed.reshape(-1, tokens.shape[1] // self._stride, self.proj.in_features)
-        )
+        # (N * windows, T', heads, D) -> (N, windows * T', heads * D)
+        count, dim = tokens.shape[1] // self._stride, self.proj.in_features
+        result: torch.Tensor = self.proj(mixed.reshape(-1, count, dim))
         return result
 
     def _to_heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        """From (N, windows * T, heads * D) to (N * windows, heads, T, D)."""
+        # (N, windows * T, heads * D) -> (N * windows, T, heads, D)
         shape = (-1, tokens.shape[1] // self._windows, self._heads, self._head_dim)
+        # (N * windows, T, heads, D) -> (N * windows, heads, T, D)
         return tokens.reshape(shape).transpose(1, 2)
 
     @property
@@ -291,11 +297,6 @@ def resize_positions(
     grid = positions.float().unflatten(1, old).permute(0, 3, 1, 2)
     grid = functional.interpolate(grid, new, mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2).contiguous()
-
-
-def _split(tokens: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    split: torch.Tensor = tokens.unflatten(1, sizes)
-    return split
 
 
 def _unit_order(config: Configuration, stage: int) -> torch.Tensor:

@@ -16,11 +16,7 @@ from torch import nn
 from ..images.preprocessing import Preprocessing
 from . import abswin
 from .backbone import Backbone
-from .configuration import (
-    AUTOENCODER_NAME,
-    CLASSIFIER_NAME,
-    Configuration,
-)
+from .configuration import AUTOENCODER_NAME, CLASSIFIER_NAME, Configuration
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
 from .state_dict import Shapes, resize_backbone, shapes_of
@@ -33,7 +29,7 @@ ReadBackbone: TypeAlias = Callable[
 
 @dataclass(frozen=True)
 class Architecture:
-    """What differs between kinds of checkpoints.
+    """A kind of checkpoint: its tensors, its poolings and its outputs.
 
     Args:
         name: the name in a configuration's ``architectures``, transformers' class where

@@ -1,4 +1,4 @@
-"""The classification head: from the tokens of the last stage to logits."""
+"""Compute logits from the tokens of the last stage."""
 
 from __future__ import annotations
 

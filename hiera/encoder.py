@@ -1,4 +1,4 @@
-"""The encoder: verified weights in the backbone, and an engine that runs it."""
+"""Load verified weights into a backbone, and compute its stages from pixels."""
 
 from __future__ import annotations
 

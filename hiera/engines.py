@@ -1,4 +1,4 @@
-"""Engines that run the backbone: torch, torch.compile and OpenVINO.
+"""Run the backbone by an engine: torch, torch.compile or OpenVINO.
 
 See ``docs/performance.md`` for their speed.
 """

@@ -40,7 +40,7 @@ def stack(pixels: Pixels) -> torch.Tensor:
 
 
 class Halving:
-    """Runs a function over batches, and halves batches that run out of memory.
+    """Run a function over batches, and halve batches that run out of memory.
 
     It keeps the size that fits: larger batches are divided from then on.
 

@@ -1,4 +1,4 @@
-"""Poolings: from the tokens of a stage to one embedding per image.
+"""Pool the tokens of a stage into one embedding per image.
 
 Each takes tokens (N, T, D) in raster order and the final LayerNorm, if there is one, and
 returns (N, D).

@@ -1,4 +1,4 @@
-"""Shapes of state dicts, and from the tensors of a file to a backbone's state dict."""
+"""List the shapes of state dicts, and make that of a backbone from a file's tensors."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -59,10 +59,10 @@ class WeightsFile:
         optional: str | None = None,
     ) -> None:
         self.path = path.resolve()
-        self._expected = expected
-        self._optional = optional
+        self._read = partial(_read, self.path, expected, optional)
+        self._held: Tensors | None
         try:
-            tensors, self.sha256 = _read(self.path, expected, optional)
+            self._held, self.sha256 = self._read()
         except ValueError:
             if verify is not None:
                 verify(sha256(self.path))
@@ -71,8 +71,6 @@ class WeightsFile:
 
         if verify is not None:
             verify(self.sha256)
-
-        self._held: Tensors | None = tensors
 
     def tensors(self, prefix: str = "") -> Tensors:
         """Return the tensors whose names begin with a prefix, by the rest of the name.
@@ -85,9 +83,9 @@ class WeightsFile:
         """
         tensors = self._read_again() if self._held is None else self._held
         return {
-            name.removeprefix(prefix): tensors[name]
-            for name in self._expected
-            if name.startswith(prefix) and name in tensors
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
         }
 
     def release(self) -> None:
@@ -95,19 +93,18 @@ class WeightsFile:
         self._held = None
 
     def _read_again(self) -> Tensors:
-        again = "Its weights are needed again: load the model again"
-        changed = f"{self.path} changed after the model was loaded. {again}"
+        again = (
+            "after the model was loaded. Its weights are needed again: load the model again"
+        )
         try:
-            tensors, digest = _read(self.path, self._expected, self._optional)
+            tensors, digest = self._read()
         except FileNotFoundError as error:
-            raise ValueError(
-                f"{self.path} was removed after the model was loaded. {again}"
-            ) from error
+            raise ValueError(f"{self.path} was removed {again}") from error
         except ValueError as error:
-            raise ValueError(changed) from error
+            raise ValueError(f"{self.path} changed {again}") from error
 
         if digest != self.sha256:
-            raise ValueError(changed)
+            raise ValueError(f"{self.path} changed {again}")
 
         return tensors
 
@@ -119,7 +116,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         ValueError: if it is not a safetensors file
     """
     with open(path, "rb") as file:
-        header = _parse(path, _read_header(file))
+        _, header = _read_header(path, file)
 
     metadata: dict[str, str] = header.get(_METADATA, {})
     return metadata
@@ -128,22 +125,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _read(path: Path, expected: Shapes, optional: str | None) -> tuple[Tensors, str]:
     """Return the tensors of a file and the sha256 of the bytes they were read from."""
     with open(path, "rb") as file:
-        start = _read_header(file)
-        digest = hashlib.sha256(start)
-        header = _parse(path, start)
+        start, header = _read_header(path, file)
         header.pop(_METADATA, None)
         if optional and not any(name.startswith(optional) for name in header):
             expected = {k: v for k, v in expected.items() if not k.startswith(optional)}
 
-        problems = _differences(expected, header)
-        if problems:
-            raise MisfitError(
-                f"{path} does not hold the weights of this model: " + "; ".join(problems)
-            )
-
+        _check_fit(path, expected, header)
+        digest = hashlib.sha256(start)
         tensors = {}
-        for name, dtype in _in_file_order(path, header):
-            tensor = torch.empty(expected[name], dtype=dtype)
+        for name, tensor in _allocate(path, header):
             data: Any = tensor.flatten().view(torch.uint8).numpy()
             if file.readinto(data) != data.nbytes:
                 raise _incomplete(path, f"it ends within {name}")
@@ -157,20 +147,16 @@ def _read(path: Path, expected: Shapes, optional: str | None) -> tuple[Tensors, 
     return tensors, digest.hexdigest()
 
 
-def _read_header(file: BinaryIO) -> bytes:
-    """Return the length of the header and the header."""
-    length = file.read(_LENGTH_BYTES)
-    return length + file.read(min(int.from_bytes(length, "little"), _LARGEST_HEADER))
-
-
-def _parse(path: Path, start: bytes) -> dict[str, Any]:
-    """Parse the header, whose values are those of tensors."""
-    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-    if len(start) != _LENGTH_BYTES + length:
+def _read_header(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes before the data, and the entries of tensors that they hold."""
+    start = file.read(_LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
+    text = file.read(min(length, _LARGEST_HEADER))
+    if len(start) != _LENGTH_BYTES or len(text) != length:
         raise _incomplete(path, "it ends within its header")
 
     try:
-        header: dict[str, Any] = json.loads(start[_LENGTH_BYTES:])
+        header: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _incomplete(path, "its header is not JSON") from error
 
@@ -178,25 +164,44 @@ def _parse(path: Path, start: bytes) -> dict[str, Any]:
     if not all(isinstance(entry, dict) for entry in entries):
         raise _incomplete(path, "its header does not describe tensors")
 
-    return header
+    return start + text, header
 
 
-def _in_file_order(path: Path, header: Mapping[str, Any]) -> list[tuple[str, torch.dtype]]:
-    """Return the names and dtypes in the order of the data, which has no gaps."""
+def _check_fit(path: Path, expected: Shapes, header: Mapping[str, Any]) -> None:
+    found = {name: entry.get("shape") for name, entry in header.items()}
+    misfits = {
+        "tensors missing": sorted(expected.keys() - found.keys()),
+        "unexpected tensors": sorted(found.keys() - expected.keys()),
+        "tensors of another shape": [
+            f"{name} is {found[name]}, not {shape}"
+            for name, shape in expected.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    problems = [
+        f"{len(names)} {what} (first: {names[0]})"
+        for what, names in misfits.items()
+        if names
+    ]
+    if problems:
+        raise MisfitError(
+            f"{path} does not hold the weights of this model: " + "; ".join(problems)
+        )
+
+
+def _allocate(path: Path, header: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield an empty tensor for each entry, in the order of the data, which has no gaps."""
+    end = 0
     try:
-        names = sorted(header, key=lambda name: header[name]["data_offsets"])
-        dtypes = [_DTYPES[header[name]["dtype"]] for name in names]
+        for name, entry in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
+            tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+            start, end = end, end + tensor.nbytes
+            if entry["data_offsets"] != [start, end]:
+                raise _incomplete(path, f"{name} is not at {start} to {end}")
+
+            yield name, tensor
     except (KeyError, TypeError) as error:
         raise _incomplete(path, f"its header has an unsupported entry, {error}") from error
-
-    end = 0
-    for name, dtype in zip(names, dtypes, strict=True):
-        entry = header[name]
-        start, end = end, end + math.prod(entry["shape"]) * dtype.itemsize
-        if entry["data_offsets"] != [start, end]:
-            raise _incomplete(path, f"{name} is not at {start} to {end}")
-
-    return [*zip(names, dtypes, strict=True)]
 
 
 def _incomplete(path: Path, reason: str) -> ValueError:
@@ -204,23 +209,3 @@ def _incomplete(path: Path, reason: str) -> ValueError:
         f"{path} is not a complete safetensors file ({reason}). Pickle files are never "
         "loaded; delete a partial file and download it again"
     )
-
-
-def _differences(expected: Shapes, header: Mapping[str, Any]) -> list[str]:
-    found = {name: entry.get("shape") for name, entry in header.items()}
-    missing = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    return [
-        f"{len(names)} {what} (first: {names[0]})"
-        for what, names in (
-            ("tensors missing", missing),
-            ("unexpected tensors", extra),
-            ("tensors of another shape", misshapen),
-        )
-        if names
-    ]
