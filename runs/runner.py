@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -105,36 +105,30 @@ def embed_in_steps(
         raise EmbeddingError(f"All inputs failed ({failed} of {failed}):\n{report}", report)
 
 
+@dataclass
 class _Run:
     """Embeds, stores and reports; see :func:`embed_in_steps` for the arguments."""
 
-    def __init__(
-        self,
-        target: Target,
-        embedder: Embedder,
-        options: RunOptions,
-        progress: Any,
-        report: EmbeddingReport,
-    ) -> None:
-        self._target = target
-        self._embedder = embedder
-        self._options = options
-        self._progress = progress
-        self._report = report
-        self._claim: FieldClaim | None = None
-        self._feed: IndexFeed | None = None
-        self._bar: Any = None
-        self._failed_ids: set[str] = set()
-        self._warned_ids: set[str] = set()
+    target: Target
+    embedder: Embedder
+    options: RunOptions
+    progress: Any
+    report: EmbeddingReport
+    claim: FieldClaim | None = None
+    feed: IndexFeed | None = None
+    failed_ids: set[str] = field(default_factory=set)
+    warned_ids: set[str] = field(default_factory=set)
+    bar: Any = field(init=False)
+    writer: Writer = field(init=False)
 
     def steps(self) -> Generator[Step, None, None]:
         """Check everything, embed, and bring the index up to date."""
-        target, embedder, options = self._target, self._embedder, self._options
+        target, embedder, options = self.target, self.embedder, self.options
         index = RunIndex(target, embedder, options)
         index.check()
         if target.has_field:
-            self._claim = FieldClaim(target, embedder.provenance)
-            self._claim.check(
+            self.claim = FieldClaim(target, embedder.provenance)
+            self.claim.check(
                 overwrite=options.overwrite,
                 shard=options.shard,
                 spot_check=lambda: find_mismatch(target, embedder, options.verify),
@@ -142,46 +136,46 @@ class _Run:
             if not (options.overwrite or target.has_parts):
                 add_pending_index(target)
 
-        with index.open() as self._feed:
+        with index.open() as self.feed:
             yield from self._embed()
-            self._report.index = index.reconcile(self._report)
+            self.report.index = index.reconcile(self.report)
             update_index_models(target.dataset)
 
         # FiftyOne's reloads for another run in this process may have lost it from memory
         target.find_field()
 
     def _embed(self) -> Generator[Step, None, None]:
-        options = self._options
+        options = self.options
         worklist = Worklist(
-            self._target,
+            self.target,
             overwrite=options.overwrite,
             shard=options.shard,
-            index=None if self._target.has_field else self._feed,
+            index=None if self.target.has_field else self.feed,
         )
         results = start_embedding(
             worklist.list_jobs(),
-            self._embedder,
+            self.embedder,
             options.ray,
             batch_size=(
                 options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
             ),
             local_workers=fou.recommend_thread_pool_workers(options.num_workers),
             task_workers=options.num_workers or 0,
-            is_video=self._target.media_type == fom.VIDEO,
+            is_video=self.target.media_type == fom.VIDEO,
             in_order=not options.skip_failures,
         )
-        step = Step(self._report, worklist)
+        step = Step(self.report, worklist)
         yield step
         first = next(results, [])  # from here on, the total tells whether there is work
-        self._bar = fou.ProgressBar(
+        self.bar = fou.ProgressBar(
             total=worklist.total,
-            progress=self._progress if worklist.total else False,
+            progress=self.progress if worklist.total else False,
             iters_str="samples (total estimated)" if worklist.is_estimate else "samples",
         )
-        with self._bar, contextlib.closing(results), Writer(self._on_stored) as writer:
-            self._writer = writer
+        with self.bar, contextlib.closing(results), Writer(self._on_stored) as writer:
+            self.writer = writer
             for some in itertools.chain([first], results):
-                self._report.skipped = worklist.skipped
+                self.report.skipped = worklist.skipped
                 embedded = [result for result in some if isinstance(result, Embedded)]
                 if embedded:
                     self._store(embedded)
@@ -193,20 +187,20 @@ class _Run:
 
                 yield step
 
-            self._report.skipped = worklist.skipped
+            self.report.skipped = worklist.skipped
 
         if options.index is not None:
-            yield Step(self._report, worklist, is_indexing=True)
+            yield Step(self.report, worklist, is_indexing=True)
 
     def _store(self, batch: Sequence[Embedded]) -> None:
-        if self._claim is not None:
-            self._claim.take()
+        if self.claim is not None:
+            self.claim.take()
 
-        self._writer.submit(partial(self._write, batch), len(batch))
-        tag = self._options.failure_tag
+        self.writer.submit(partial(self._write, batch), len(batch))
+        tag = self.options.failure_tag
         if tag is not None:
-            whole = sorted({result.job.sample_id for result in batch} - self._failed_ids)
-            self._writer.submit(partial(self._target.untag, whole, tag))
+            whole = sorted({result.job.sample_id for result in batch} - self.failed_ids)
+            self.writer.submit(partial(self.target.untag, whole, tag))
 
     def _write(self, batch: Sequence[Embedded]) -> list[Failed]:
         """Write a batch to the field, and then to the index.
@@ -215,12 +209,12 @@ class _Run:
             what the database refuses to store in the field
         """
         refused: dict[str, str] = {}
-        if self._claim is not None:
-            refused = self._claim.store(*_columns(batch))
+        if self.claim is not None:
+            refused = self.claim.store(*_columns(batch))
 
         stored = [result for result in batch if result.part.id not in refused]
-        if self._feed is not None and stored:
-            self._feed.add(*_columns(stored))
+        if self.feed is not None and stored:
+            self.feed.add(*_columns(stored))
 
         failed: dict[tuple[str, str], list[Embedded]] = {}
         for result in batch:
@@ -233,8 +227,8 @@ class _Run:
         ]
 
     def _on_stored(self, count: int, refused: Sequence[Failed]) -> None:
-        self._report.embedded += count
-        self._bar.update(count)
+        self.report.embedded += count
+        self.bar.update(count)
         for result in refused:
             self._fail(result)
 
@@ -244,18 +238,18 @@ class _Run:
             sample_id, path = result.job.sample_id, result.job.path
             for reason in result.warnings:
                 notice = Notice(result.part.id, sample_id, path, reason)
-                self._report.warned.append(notice)
-                if sample_id not in self._warned_ids:
+                self.report.warned.append(notice)
+                if sample_id not in self.warned_ids:
                     logger.warning("Sample %s: %s", sample_id, reason)
 
             if result.warnings:
-                self._warned_ids.add(sample_id)
+                self.warned_ids.add(sample_id)
 
     def _fail(self, result: Failed) -> None:
         """Report a failure, tag the sample, and stop unless failures are skipped."""
         job, parts = result.job, result.parts
         reason = " ".join(str(result.error).split())  # ffmpeg's has several lines
-        self._report.failed += [
+        self.report.failed += [
             Notice(part.id, job.sample_id, job.path, reason) for part in parts
         ]
         where = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
@@ -266,16 +260,16 @@ class _Run:
             "" if is_whole else f" ({where})",
             reason,
         )
-        self._failed_ids.add(job.sample_id)
-        tag = self._options.failure_tag
+        self.failed_ids.add(job.sample_id)
+        tag = self.options.failure_tag
         if tag is not None:
-            self._writer.submit(partial(self._target.tag, [job.sample_id], tag))
+            self.writer.submit(partial(self.target.tag, [job.sample_id], tag))
 
-        self._bar.update(len(parts))
-        if not self._options.skip_failures:
+        self.bar.update(len(parts))
+        if not self.options.skip_failures:
             raise EmbeddingError(
                 f"{reason}\n{KEPT}; skip_failures=True continues after failures",
-                self._report,
+                self.report,
             ) from result.error
 
 

@@ -20,6 +20,7 @@ from ..embedding.jobs import Job, Part
 from ..embedding.prefetch import Input, read_ahead
 from .field_claim import FieldClaim
 from .fiftyone_internals import all_slices, sample_collection
+from .paging import Pipeline
 from .parts import match_embeddings, read_jobs
 from .target import Target
 
@@ -57,7 +58,7 @@ def find_mismatch(target: Target, embedder: Embedder, count: int) -> str | None:
         return None
 
     inputs = _pick_inputs(target, embedder, count)
-    if not inputs and _first_jobs(target, 1):
+    if not inputs and _first_jobs(target):
         logger.warning(
             "The embeddings in %r were not checked: none of the files that were tried can "
             "be read",
@@ -122,8 +123,8 @@ def _pick_inputs(
             there are
     """
     finds = (
-        partial(_first_jobs, target, 1),
-        partial(_first_jobs, target, -1),
+        partial(_first_jobs, target),
+        partial(_last_jobs, target),
         partial(_random_jobs, target, _SPARE * count, is_thorough=is_thorough),
     )
     inputs: dict[str, Input] = {}
@@ -166,39 +167,34 @@ def _compare(target: Target, embedder: Embedder, inputs: list[Input]) -> str | N
     return None
 
 
-def _first_jobs(target: Target, order: int) -> list[Job]:
-    """Return the samples with embeddings that have the first IDs, or with -1 the last."""
-    pipeline: list[dict[str, Any]] = [{"$sort": {"_id": order}}]
-    if order < 0:
-        pipeline.append({"$limit": _MANY})  # behind them, embedded samples may be far
+def _first_jobs(target: Target) -> list[Job]:
+    return _find_jobs(target, [{"$sort": {"_id": 1}}], [{"$limit": _SPARE}])
 
-    view = match_embeddings(target, _samples(target).mongo(pipeline), True)
-    return _to_jobs(target, view.limit(_SPARE))
+
+def _last_jobs(target: Target) -> list[Job]:
+    # Behind the last ones, embedded samples may be far
+    last: Pipeline = [{"$sort": {"_id": -1}}, {"$limit": _MANY}]
+    return _find_jobs(target, last, [{"$limit": _SPARE}])
 
 
 def _random_jobs(target: Target, count: int, *, is_thorough: bool) -> list[Job]:
-    """Return samples with embeddings at random."""
-    samples = _samples(target)
     many = sample_collection(target.dataset).estimated_document_count() > _MANY
     if many and not is_thorough:
-        few = samples.mongo([{"$sample": {"size": _SAMPLED * count}}])
-        return _to_jobs(target, match_embeddings(target, few, True).limit(count))
+        few: Pipeline = [{"$sample": {"size": _SAMPLED * count}}]
+        return _find_jobs(target, few, [{"$limit": count}])
 
-    held = match_embeddings(target, samples, True)
-    return _to_jobs(target, held.mongo([{"$sample": {"size": count}}]))
+    return _find_jobs(target, [], [{"$sample": {"size": count}}])
 
 
-def _samples(target: Target) -> Any:
-    """Return the samples whose embeddings are compared.
+def _find_jobs(target: Target, among: Pipeline, pick: Pipeline) -> list[Job]:
+    """Find samples with embeddings, among some of them, and pick a few.
 
-    They are all those of the dataset. If a view shows other inputs than those stored, they
-    are its own: nothing says which inputs other embeddings in the field are of.
+    They are of the whole dataset. If a view shows other inputs than those stored, they are
+    of the view: nothing says which inputs other embeddings in the field are of.
     """
-    return target.samples if target.changes_inputs else all_slices(target.dataset)
-
-
-def _to_jobs(target: Target, view: Any) -> list[Job]:
-    return [job for job in read_jobs(target, view) if job.parts]
+    samples = target.samples if target.changes_inputs else all_slices(target.dataset)
+    held = match_embeddings(target, samples.mongo(among), True)
+    return [job for job in read_jobs(target, held.mongo(pick)) if job.parts]
 
 
 def _pick_part(job: Job, index: int, *, is_video: bool) -> Part:

@@ -33,8 +33,6 @@ from .views import changes, check_groups, check_videos, is_generated, unhide_fie
 
 logger = logging.getLogger(__name__)
 
-_FRAMES = "frames."
-
 
 class Target:
     """A field of embeddings and the samples that they are computed for.
@@ -56,7 +54,7 @@ class Target:
         frames_prefix: ``"frames."`` for videos, ``""`` for images
         parts_prefix: the path of the frames or labels, up to its last ``"."``
         patches_field: the path of the field of labels; None for whole images
-        label_type: the class of these labels; None for whole images
+        has_points: whether these labels are polylines
 
     Raises:
         ValueError: if the samples or a field cannot be embedded
@@ -74,17 +72,18 @@ class Target:
         grouped, samples = samples, _flatten(samples)
         self.media_type = _media_type(samples)
         self.dataset = dataset_of(samples)
-        self.frames_prefix = _FRAMES if self.media_type == fom.VIDEO else ""
+        self.frames_prefix = "frames." if self.media_type == fom.VIDEO else ""
         self.parts_prefix: str = self.frames_prefix
         self.name = (embeddings_field or "").removeprefix(self.frames_prefix)
         self.patches_field: str | None = None
-        self.label_type: Any = None
+        self.has_points = False
 
         if patches_field is not None:
             check_patches_field(samples, patches_field)
             name = patches_field.removeprefix(self.frames_prefix)
             self.patches_field = self.frames_prefix + name
-            self.label_type, root = label_path(self.dataset, self.patches_field)
+            label_type, root = label_path(self.dataset, self.patches_field)
+            self.has_points = label_type in (fol.Polyline, fol.Polylines)
             self.parts_prefix = f"{root}."
 
         self._check_is_name(embeddings_field)
@@ -109,11 +108,6 @@ class Target:
     def has_parts(self) -> bool:
         """Whether frames or patches are embedded, not whole images."""
         return bool(self.parts_prefix)
-
-    @property
-    def has_points(self) -> bool:
-        """Whether patches are those of polylines."""
-        return self.label_type in (fol.Polyline, fol.Polylines)
 
     @property
     def input_paths(self) -> list[str]:
