@@ -69,11 +69,6 @@ def check_growth(
     if source.method == "tsne":
         raise ValueError(f"{taken}, and t-SNE cannot add samples to a map: {advice}")
 
-    if not hasattr(VisualizationResults, "add_samples"):
-        raise ValueError(
-            f"{taken}, and this release of FiftyOne cannot add samples to a map: {advice}"
-        )
-
     if overwrite:
         raise ValueError(
             f"{taken} by a map of the embeddings that 'Overwrite' replaces: {advice}"

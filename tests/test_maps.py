@@ -10,7 +10,6 @@ import fiftyone.operators as foo
 import numpy as np
 import pytest
 from digit_samples import digit_samples
-from fiftyone.brain.visualization import VisualizationResults
 from fiftyone.operators.executor import ExecutionError
 from fiftyone.server.routes.embeddings import EmbeddingsExtendedStage, OnPlotLoad
 from operator_calls import COMPUTE, resolve
@@ -268,18 +267,6 @@ def test_taken_keys(samples: Any) -> None:
         assert list(errors) == ["visualization_brain_key"]
         assert message in errors["visualization_brain_key"]
         assert "another or delete that brain run" in errors["visualization_brain_key"]
-
-
-@pytest.mark.slow
-def test_fiftyone_that_adds_no_samples(
-    samples: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(VisualizationResults, "add_samples")
-    assert _compute(samples, None) == "hiera_map"
-    with pytest.raises(ExecutionError, match="release of FiftyOne cannot add samples"):
-        _compute(samples, "hiera_map")
-
-    assert _compute(samples, None) == "hiera_map_2"
 
 
 def test_invalid_key(samples: Any) -> None:
