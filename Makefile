@@ -22,11 +22,11 @@ install_chromium = command -v chromium chromium-browser > /dev/null || { $(SUDO)
 	$(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 
 EXTRAS_demo := demo
-EXTRAS_test := demo test birder ray lancedb milvus pgvector
+EXTRAS_test := demo test birder files ray lancedb milvus pgvector
 EXTRAS_app := $(EXTRAS_test) app
 EXTRAS_bench := demo test
 EXTRAS_index := demo test lancedb milvus pgvector
-EXTRAS_scale := demo test ray
+EXTRAS_scale := demo test files ray
 
 # Embed images, search them and draw their map, with nothing but this checkout
 .PHONY: demo

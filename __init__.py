@@ -5,8 +5,7 @@ FiftyOne executes this file again on every call of a hook, so the hooks only del
 
 from __future__ import annotations
 
-import sys
-import types
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +18,45 @@ if TYPE_CHECKING:
 
     from .cluster.options import RayOptions as RayOptions
     from .config import Options
+    from .files.report import FilesError as FilesError
     from .files.report import FilesReport
     from .runs.attach import AttachReport
+    from .runs.report import EmbeddingError as EmbeddingError
+    from .runs.report import EmbeddingReport as EmbeddingReport
     from .zoo_model import HieraEmbeddingModel
 
-# FiftyOne 1.10 calls a downloaded plugin "@owner.name" without a module "@owner", which
-# Python's relative imports need
-_OWNER = __name__.rpartition(".")[0]
-if _OWNER.startswith("@"):
-    sys.modules.setdefault(_OWNER, types.ModuleType(_OWNER))
+    __version__: str
+
+__all__ = [
+    "EmbeddingError",
+    "EmbeddingReport",
+    "FilesError",
+    "RayOptions",
+    "__version__",
+    "attach_embeddings",
+    "embed_files",
+    "load_model",
+]
+
+# Imported when they are used: the hooks need none of them
+_MODULES = {
+    "EmbeddingError": ".runs.report",
+    "EmbeddingReport": ".runs.report",
+    "FilesError": ".files.report",
+    "RayOptions": ".cluster.options",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RayOptions":
-        from .cluster.options import RayOptions
+    if name == "__version__":
+        from .embedding.version import VERSION
 
-        return RayOptions
+        return VERSION
 
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 def download_model(model_name: str, model_path: str) -> None:
@@ -96,7 +116,7 @@ def embed_files(
 
     The output is a folder of Parquet files with the columns ``id``, ``uri``,
     ``vector`` (a list of fixed size) and ``error``: each row of the manifest has one row,
-    with a vector or with the reason why it has none. Its parts are complete when they are
+    with a vector or with the reason why it has none. Its files are complete when they are
     there. A run that was interrupted resumes when this function is called again; a
     record in the folder refuses other settings and other manifests.
 
@@ -115,13 +135,13 @@ def embed_files(
         num_workers (None): the number of threads that decode images; with 0, the
             calling thread does. By default, one per core. On Ray, the number in each
             task that reads files, 0 by default
-        part_size (100000): the number of rows in a part
+        part_size (100000): the number of rows in an output file
         vectors ("float32"): the dtype that vectors are stored in, "float32" or
             "float16". float16 halves the output, and rounds by at most 0.0005 of
             each number
         shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint sets of
-            parts, 0 <= k < n. The first run checks that IDs are unique: let it begin to
-            embed before you start others
+            output files, 0 <= k < n. The first run checks that IDs are unique: let it
+            begin to embed before you start others
         retry_failed (False): whether to try rows with an error again, whose files in the
             output are then replaced
         progress (True): whether to render a progress bar, or a function to call with
@@ -140,19 +160,26 @@ def embed_files(
             attribute ``report`` has what was done
         ImportError: if pyarrow is not installed, or Ray if ``ray`` is given
     """
-    from .files.runner import FileOptions, run
-    from .images.uris import to_local_path
+    from .cluster.options import to_ray_options
+    from .files.embed_manifest import FileOptions, embed_manifest
+    from .images.opening import to_local_path
 
     options = FileOptions(
-        ray, batch_size, num_workers, part_size, vectors, shard, retry_failed
+        to_ray_options(ray),
+        batch_size,
+        num_workers,
+        part_size,
+        vectors,
+        shard,
+        retry_failed,
+        progress,
     )
-    return run(
+    return embed_manifest(
         to_local_path("manifest", manifest),
         to_local_path("out", out),
         model,
         {**kwargs},
         options,
-        progress,
     )
 
 
@@ -168,7 +195,7 @@ def attach_embeddings(
 
     The provenance of the output becomes that of the field, so that
     ``model.embed_samples()`` continues it, and embeddings computed with different
-    settings are refused. Parts that are not complete yet are attached when this
+    settings are refused. Output files that are not complete yet are attached when this
     function is called again.
 
     The IDs or paths of the samples without an embedding are held in memory.
@@ -195,7 +222,7 @@ def attach_embeddings(
         OSError: if the output cannot be read
         ImportError: if pyarrow is not installed
     """
-    from .images.uris import to_local_path
+    from .images.opening import to_local_path
     from .runs.attach import attach
 
     return attach(samples, embeddings_field, to_local_path("out", out), by, overwrite)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fiftyone_hiera embed``, ``embed-files``, ``--version``."""
+"""Run ``python -m fiftyone_hiera embed``, ``embed-files`` and ``--version``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The options of the models: each is described once, in the metadata of its field."""
+"""Describe and validate the options of models, each in the metadata of its field."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -13,34 +14,25 @@ from typing import Any, Literal, TypedDict
 import torch
 
 from .checkpoints import Checkpoint
-from .errors import OptionError
+from .errors import OptionError, check_choice
 from .hiera.checkpoint_kinds import ARCHITECTURES, Architecture
-from .hiera.engines import ENGINES, OPENVINO, has_bfloat16, has_openvino, has_tracing
+from .hiera.engines import ENGINES, has_bfloat16, openvino_obstacle
 from .hiera.pca import load_basis
 from .hiera.pooling import POOLINGS
 from .hiera.user_checkpoint import find_checkpoint
 from .images.preprocessing import Preprocessing
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes by name."""
 
 LAST_STAGE = 4
 """The last of Hiera's stages, which are counted from 1."""
 
-SIZE_STEP = 32
-"""The side of a mask unit in pixels, of which image sizes are multiples."""
-
-LARGEST_SIZE = 1024
-"""The largest height and width of the input, in pixels."""
-
 AUTO = "auto"
 """The choice of what is fastest on this machine; see ``docs/performance.md``."""
 
-_MOST_MASKS = 64
+_SIZES = range(32, 1024 + 1, 32)  # multiples of a mask unit's side in pixels
+_NUM_MASKS = range(2, 64 + 1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,8 @@ class Option:
     Args:
         label: the title, for forms
         description: what the option does, for forms and the documentation
-        parse: from the name and a given value to the valid value; raises a ValueError
+        parse: from the name and a given value to the valid value; raises an OptionError.
+            Not called for None where that is the default
         choices (()): the values in general, where they can be listed
     """
 
@@ -72,50 +65,36 @@ def _option(
     choices: Sequence[Any] = (),
     parse: Callable[[str, Any], Any] | None = None,
 ) -> Any:
-    def parse_choice(name: str, value: object) -> object:
-        return _check_choice(name, value, choices)
-
-    option = Option(label, description, parse or parse_choice, choices)
+    parse = parse or partial(check_choice, valid=choices)
+    option = Option(label, description, parse, choices)
     return field(default=default, metadata={"option": option})
 
 
-def _check_choice(name: str, value: object, valid: Sequence[Any], of: str = "") -> Any:
-    if not any(type(value) is type(choice) and value == choice for choice in valid):
-        raise OptionError(name, f"Invalid {name}{of}: {value!r}. Valid are {[*valid]}")
-
-    return value
-
-
 def _parse_later(name: str, value: object) -> Any:
-    """Leave the validation to where the valid values are known."""
+    """Return the value as it is: what is valid depends on the checkpoint."""
     return value
 
 
-def _parse_device(name: str, value: object) -> str | None:
+def _parse_device(name: str, value: object) -> str:
     available = _available_devices()
-    if value is not None and str(value) not in available:
+    if str(value) not in available:
         raise OptionError(
             name,
             f"Invalid {name}: {str(value)!r}. Available are {available}, None takes the "
             "first",
         )
 
-    return None if value is None else str(value)
+    return str(value)
 
 
-def _parse_image_size(name: str, value: object) -> tuple[int, int] | None:
-    if value is None:
-        return None
-
+def _parse_image_size(name: str, value: object) -> tuple[int, int]:
     sides: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value, value]
-    valid = range(SIZE_STEP, LARGEST_SIZE + 1, SIZE_STEP)
-    if len(sides) != 2 or not all(
-        isinstance(side, Integral) and side in valid for side in sides
-    ):
+    is_valid = all(isinstance(side, Integral) and side in _SIZES for side in sides)
+    if len(sides) != 2 or not is_valid:
         raise OptionError(
             name,
-            f"Invalid {name}: {value!r}. Valid are the multiples of {SIZE_STEP} up to "
-            f"{LARGEST_SIZE}, as an int or as (height, width)",
+            f"Invalid {name}: {value!r}. Valid are the multiples of {_SIZES.step} up to "
+            f"{_SIZES[-1]}, as an int or as (height, width)",
         )
 
     height, width = map(int, sides)
@@ -123,16 +102,14 @@ def _parse_image_size(name: str, value: object) -> tuple[int, int] | None:
 
 
 def _parse_num_masks(name: str, value: object) -> int:
-    if type(value) is not int or not 2 <= value <= _MOST_MASKS:
-        raise OptionError(name, f"Invalid {name}: {value!r}. Valid are 2 to {_MOST_MASKS}")
+    if type(value) is not int or value not in _NUM_MASKS:
+        valid = f"{_NUM_MASKS[0]} to {_NUM_MASKS[-1]}"
+        raise OptionError(name, f"Invalid {name}: {value!r}. Valid are {valid}")
 
     return value
 
 
-def _parse_basis(name: str, value: object) -> str | None:
-    if value is None:
-        return None
-
+def _parse_basis(name: str, value: object) -> str:
     if not (isinstance(value, (str, PathLike)) and Path(value).is_file()):
         raise OptionError(name, f"Invalid {name}: {str(value)!r} is not a file")
 
@@ -144,10 +121,7 @@ def _parse_basis(name: str, value: object) -> str | None:
     return str(value)
 
 
-def _parse_checkpoint(name: str, value: object) -> str | None:
-    if value is None:
-        return None
-
+def _parse_checkpoint(name: str, value: object) -> str:
     return find_checkpoint(str(value))
 
 
@@ -211,7 +185,7 @@ class Settings:
         None,
         "Image size",
         "The size of the network's input in pixels, an int or (height, width), multiples "
-        f"of {SIZE_STEP} up to {LARGEST_SIZE}. By default, the checkpoint's own",
+        f"of {_SIZES.step} up to {_SIZES[-1]}. By default, the checkpoint's own",
         parse=_parse_image_size,
     )
     squash: bool = _option(
@@ -263,14 +237,9 @@ class Settings:
 OPTIONS: dict[str, Option] = {one.name: one.metadata["option"] for one in fields(Settings)}
 """The options by name."""
 
-Settings.__doc__ = "\n".join(
-    [
-        "The options of a model.\n\n    Args:",
-        *(
-            f"        {name} ({getattr(Settings, name)!r}): {option}"
-            for name, option in OPTIONS.items()
-        ),
-    ]
+Settings.__doc__ = "The options of a model.\n\n    Args:" + "".join(
+    f"\n        {name} ({getattr(Settings, name)!r}): {option}"
+    for name, option in OPTIONS.items()
 )
 
 
@@ -312,20 +281,29 @@ def parse_settings(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Settin
             raise OptionError(name, f"Unknown option {name!r}. Valid are {list(OPTIONS)}")
 
     given = {"pooling": default_pooling(checkpoint, options), **options}
-    settings = Settings(
-        **{name: OPTIONS[name].parse(name, value) for name, value in given.items()}
-    )
-    _check_choice(
-        "pooling", settings.pooling, checkpoint.poolings, f" of {checkpoint.name}"
-    )
+    settings = Settings(**{name: _parse(name, value) for name, value in given.items()})
+    check_choice("pooling", settings.pooling, checkpoint.poolings, f" of {checkpoint.name}")
     output, device = settings.output, settings.device or _available_devices()[0]
     if settings.checkpoint is None:
         _check_pooler(settings, LAST_STAGE)
         output = choose_output(settings, checkpoint.architecture)
 
-    dtype = _choose_dtype(settings.dtype, device)
-    engine = _choose_engine(settings.engine, dtype, device)
+    dtype = settings.dtype
+    if dtype == AUTO:  # by the machine alone, so that it never changes there
+        dtype = "bfloat16" if has_bfloat16(device) else "float32"
+
+    engine, obstacle = settings.engine, openvino_obstacle(dtype, device)
+    if engine == AUTO:
+        engine = "torch" if obstacle else "openvino"
+    elif engine == "openvino" and obstacle:
+        raise OptionError("engine", f"Invalid engine: 'openvino' {obstacle}")
+
     return replace(settings, output=output, device=device, dtype=dtype, engine=engine)
+
+
+def _parse(name: str, value: Any) -> Any:
+    is_default = value is None and getattr(Settings, name) is None
+    return None if is_default else OPTIONS[name].parse(name, value)
 
 
 def default_pooling(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
@@ -395,8 +373,8 @@ def choose_output(settings: Settings, architecture: Architecture) -> str:
     """
     kind = f" of a checkpoint of type {architecture.name}"
     output = settings.output or architecture.outputs[0]
-    _check_choice("output", output, architecture.outputs, kind)
-    _check_choice("pooling", settings.pooling, architecture.poolings, kind)
+    check_choice("output", output, architecture.outputs, kind)
+    check_choice("pooling", settings.pooling, architecture.poolings, kind)
     for option, meant_for in _FOR_OUTPUT.items():
         is_given = getattr(settings, option) != getattr(Settings, option)
         if is_given and output != meant_for:
@@ -406,45 +384,6 @@ def choose_output(settings: Settings, architecture: Architecture) -> str:
             )
 
     return output
-
-
-def _choose_dtype(dtype: str, device: str) -> str:
-    if dtype != AUTO:
-        return dtype
-
-    # By the machine alone, so that it never changes there
-    return "bfloat16" if has_bfloat16(device) else "float32"
-
-
-def _choose_engine(engine: str, dtype: str, device: str) -> str:
-    obstacle = _openvino_obstacle(dtype, device)
-    if engine == AUTO:
-        return "torch" if obstacle else "openvino"
-
-    if engine == "openvino" and obstacle:
-        raise OptionError("engine", f"Invalid engine: 'openvino' {obstacle}")
-
-    return engine
-
-
-def _openvino_obstacle(dtype: str, device: str) -> str | None:
-    if device != "cpu":
-        return f"is for device 'cpu', not {device!r}"
-
-    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
-    if dtype not in dtypes:
-        return f"cannot compute in {dtype!r} on this CPU, only in {dtypes}"
-
-    if not has_tracing():
-        return (
-            "needs torch.jit.trace, which torch does not support from Python 3.14 on: use "
-            "engine 'torch' or 'auto'"
-        )
-
-    if not has_openvino():
-        return f"is not installed: pip install '{OPENVINO}'"
-
-    return None
 
 
 def _available_devices() -> list[str]:

@@ -1,4 +1,4 @@
-"""From an entry of FiftyOne's model zoo and its options to a model."""
+"""Load the model of an entry of FiftyOne's zoo."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from .config import choose_output
 from .embedding.loading import LoadedCheckpoint, download_weights, load_checkpoint
-from .hiera.autoencoder import load_autoencoder
-from .hiera.checkpoint_kinds import class_names, get_architecture
+from .hiera.autoencoder import Autoencoder
+from .hiera.checkpoint_kinds import get_architecture
 from .hiera.classification_head import load_classifier
 from .hiera.configuration import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .models.classification import (
@@ -18,20 +18,19 @@ from .models.classification import (
     HieraRegressionModel,
 )
 from .models.embedding import HieraEmbeddingModel
-from .models.heatmap import HieraFeatureHeatmapModel
-from .models.reconstruction import HieraAutoencoderModel
+from .models.heatmap import HieraAutoencoderModel, HieraFeatureHeatmapModel
 
 __all__ = ["HieraEmbeddingModel", "download_weights", "load"]
 
 
 def load(
-    name: str, weights: Path | None, options: Mapping[str, Any]
+    name: str, weights_path: Path | None, options: Mapping[str, Any]
 ) -> HieraEmbeddingModel:
     """Load the model of an entry.
 
     Args:
         name: the name of the entry
-        weights: the path of its weights; None takes them from the hub's cache, and
+        weights_path: the path of its weights; None takes them from the hub's cache, and
             downloads them if they are not there
         options: see :class:`fiftyone_hiera.config.Settings`
 
@@ -42,14 +41,14 @@ def load(
         ValueError: if the name, an option or the weights are not valid
         DownloadError: if weights cannot be downloaded or verified
     """
-    loaded = load_checkpoint(name, weights, options)
+    loaded = load_checkpoint(name, weights_path, options)
     embedder = loaded.embedder
     output = choose_output(embedder.settings, get_architecture(loaded.config))
     model = _MODELS[output](loaded)
     # Last, as it releases the weights that an engine copied
     stages = {embedder.settings.stage}
     if output == "classification":
-        stages.add(len(embedder.encoder.stages))  # the head needs the last one
+        stages.add(loaded.config.num_stages)  # the head needs the last one
 
     embedder.encoder.prepare(*sorted(stages))
     return model
@@ -59,12 +58,12 @@ def _make_classifier(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     embedder = loaded.embedder
     classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
     model = _CLASSIFIERS[loaded.config.problem_type]
-    return model(classifier, class_names(loaded.config), embedder)
+    return model(classifier, loaded.config.class_names, embedder)
 
 
 def _make_autoencoder(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     embedder = loaded.embedder
-    autoencoder = load_autoencoder(
+    autoencoder = Autoencoder(
         loaded.config,
         loaded.weights,
         embedder.preprocessing,

@@ -34,11 +34,11 @@ import_package()
 
 from fiftyone_hiera.hiera.backbone import Backbone  # noqa: E402
 from fiftyone_hiera.hiera.configuration import read_configuration  # noqa: E402
-from fiftyone_hiera.hiera.engines import ENGINES, Run, has_openvino  # noqa: E402  # needs it
+from fiftyone_hiera.hiera.engines import ENGINES, Forward, has_openvino  # noqa: E402  # needs it
 
 BASELINE = "transformers float32"
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Contender = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def _compare(
     baseline = _Tokens(make_hiera(variant)).to(device)
     hiera = baseline.hiera
     pixels = torch.randn(batch_size, 3, 224, 224, device=device)
-    contenders: dict[str, Forward] = {
+    contenders: dict[str, Contender] = {
         BASELINE: baseline,
         **_ours(hiera, dtypes, device),
         **_references(variant, hiera, dtypes, device, compiled=False),
@@ -97,7 +97,7 @@ def _compare(
             print(f"  {name} is left out: {error}")
             del contenders[name]
 
-    def run(forward: Forward) -> Callable[[], float]:
+    def run(forward: Contender) -> Callable[[], float]:
         def once() -> float:
             forward(pixels)
             synchronize(device)
@@ -135,8 +135,8 @@ def _compare(
 
 def _ours(
     hiera: HieraModel, dtypes: dict[str, torch.dtype], device: torch.device
-) -> dict[str, Forward]:
-    forwards: dict[str, Forward] = {}
+) -> dict[str, Contender]:
+    forwards: dict[str, Contender] = {}
     for engine, start in ENGINES.items():
         for name, dtype in dtypes.items():
             if engine == "openvino" and (device.type != "cpu" or not has_openvino()):
@@ -151,8 +151,8 @@ def _ours(
     return forwards
 
 
-def _last_stage(run: Run, pixels: torch.Tensor) -> torch.Tensor:
-    (tokens,) = run(pixels)
+def _last_stage(forward: Forward, pixels: torch.Tensor) -> torch.Tensor:
+    (tokens,) = forward(pixels)
     return tokens
 
 
@@ -163,7 +163,7 @@ def _references(
     device: torch.device,
     *,
     compiled: bool,
-) -> dict[str, Forward]:
+) -> dict[str, Contender]:
     """Return the other libraries' networks, with weights of their own."""
     models: dict[str, Callable[[], torch.nn.Module]] = {
         "transformers": lambda: _Tokens(copy.deepcopy(hiera))
@@ -184,7 +184,7 @@ def _references(
 
         models["hiera-transformer"] = make
 
-    forwards: dict[str, Forward] = {}
+    forwards: dict[str, Contender] = {}
     for library, build in models.items():
         for label, dtype in dtypes.items():
             title = f"{library}{', compiled' if compiled else ''} {label}"
@@ -198,7 +198,7 @@ def _references(
     return forwards
 
 
-def _cast_and_run(run: Forward, dtype: torch.dtype, pixels: torch.Tensor) -> torch.Tensor:
+def _cast_and_run(run: Contender, dtype: torch.dtype, pixels: torch.Tensor) -> torch.Tensor:
     return run(pixels.to(dtype))
 
 
@@ -215,7 +215,7 @@ class _Tokens(torch.nn.Module):
 
 
 def _examine(
-    forward: Forward, pixels: torch.Tensor, exact: torch.Tensor
+    forward: Contender, pixels: torch.Tensor, exact: torch.Tensor
 ) -> dict[str, float]:
     """Compare the vectors, and measure the memory beyond that of all weights."""
     forward(pixels[:2])  # what a first run compiles is not the pass's memory

@@ -95,7 +95,7 @@ def _make_dataset(rows: int, folder: Path) -> dict[str, Any]:
     from fiftyone.core.fields import VectorField
 
     from fiftyone_hiera.runs.fiftyone_internals import sample_collection
-    from fiftyone_hiera.runs.pending_index import _MANY, add_pending_index
+    from fiftyone_hiera.runs.paging import _MANY, add_pending_index
     from fiftyone_hiera.runs.target import Target
 
     start = time.perf_counter()
@@ -162,7 +162,7 @@ def _measure(name: str, rows: int, folder: Path) -> dict[str, Any]:
 def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
     """Feed the same rows in small and in large batches, build the index, and grow it."""
     from fiftyone_hiera.embedding.jobs import Part
-    from fiftyone_hiera.indexes.brain_run import open_index
+    from fiftyone_hiera.indexes.brain_index import BrainIndex
     from fiftyone_hiera.indexes.options import Contents, IndexOptions
     from fiftyone_hiera.runs.fiftyone_internals import dataset_id
     from fiftyone_hiera.runs.index_feed import IndexFeed
@@ -181,9 +181,9 @@ def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
 
         return time.perf_counter() - start
 
-    feed = IndexFeed(
-        open_index(dataset, options, contents, rebuild=False), Target(dataset, "hiera")
-    )
+    table = BrainIndex(dataset, options, contents, may_rebuild=False).open()
+    assert table is not None
+    feed = IndexFeed(table, Target(dataset, "hiera"))
     result: dict[str, Any] = {"rows": len(ids)}
     small = feed_rows(feed, 0, first_rows, 32)
     at_start = memory("VmRSS")
@@ -194,12 +194,12 @@ def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
 
     result["grown_mb"] = memory("VmRSS") - at_start
     start = time.perf_counter()
-    feed._table.finish()
+    table.finish()
     result["finish_s"] = time.perf_counter() - start
 
     # The last rows are in the field, and not in the index
     start = time.perf_counter()
-    change = feed.settle()
+    change = feed.reconcile()
     assert change.rows == len(ids)
     result["grow_s"] = time.perf_counter() - start
     feed.close()

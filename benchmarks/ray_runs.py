@@ -23,7 +23,7 @@ _WORKERS = {"reader": "reading", "encoder": "encoding"}
 _IMPORT = """
 import json, sys, time
 start = time.perf_counter()
-import ray.data, fiftyone_hiera.cluster.{module}
+import ray, fiftyone_hiera.cluster.{module}
 seconds = time.perf_counter() - start
 import psutil
 print(json.dumps([seconds, psutil.Process().memory_full_info().uss / 1e6]))

@@ -118,7 +118,7 @@ def _fill(dataset: Any, share: float) -> None:
 def _first_image(model: Any, target: Any, rounds: int, **options: Any) -> list[float]:
     """Measure the seconds from the call of a run until its first image is read."""
     from fiftyone_hiera.runs.options import RunOptions
-    from fiftyone_hiera.runs.runner import run_in_steps
+    from fiftyone_hiera.runs.runner import embed_in_steps
 
     defaults = {
         "batch_size": 1000,  # so that nothing is embedded
@@ -132,7 +132,7 @@ def _first_image(model: Any, target: Any, rounds: int, **options: Any) -> list[f
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
-        steps = run_in_steps(
+        steps = embed_in_steps(
             target, model.embedder, RunOptions(**{**defaults, **options}), False
         )
         for _ in itertools.islice(steps, 2):  # at the start, and after the first image
@@ -161,7 +161,7 @@ def _list_everything(target: Any, **options: Any) -> dict[str, float]:
     watching.start()
     start, cpu = time.perf_counter(), time.process_time()
     work = Worklist(target, **{"overwrite": False, "shard": None, **options})
-    listed = sum(1 for _ in work.read_jobs())
+    listed = sum(1 for _ in work.list_jobs())
     result = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
@@ -208,11 +208,12 @@ def _measure_files(count: int, folder: Path) -> dict[str, float]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from fiftyone_hiera.embedding.results import Embedded
-    from fiftyone_hiera.files.layout import Format, Layout
+    from fiftyone_hiera.embedding.jobs import Embedded
     from fiftyone_hiera.files.manifest import Manifest
+    from fiftyone_hiera.files.output_folder import OutputFolder
+    from fiftyone_hiera.files.output_rows import RowFormat
+    from fiftyone_hiera.files.pending_output import PendingOutput
     from fiftyone_hiera.files.report import FilesReport
-    from fiftyone_hiera.files.sink import Sink
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -222,19 +223,19 @@ def _measure_files(count: int, folder: Path) -> dict[str, float]:
     vectors = np.random.default_rng(0).normal(size=(1000, _DIM)).astype(np.float32)
     result = {}
     for dtype in ("float32", "float16"):
-        out = Layout(folder / dtype)
+        out = OutputFolder(folder / dtype)
         manifest = Manifest(folder / "manifest.parquet")
         report = FilesReport()
-        form = Format(manifest.id_type, dtype, _DIM)
-        sink = Sink(manifest, out, form, 50_000, None, report)
+        form = RowFormat(manifest.id_type, dtype, _DIM)
+        output = PendingOutput(manifest, out, form, report, part_size=50_000)
         start = time.perf_counter()
-        for job in sink.read_jobs():
+        for job in output.read_jobs():
             vector = vectors[report.embedded % len(vectors)]
-            sink.add([Embedded(job, job.parts[0], vector)])
+            output.add([Embedded(job, job.parts[0], vector)])
 
-        sink.close()
+        output.close()
         seconds = time.perf_counter() - start
-        size = sum(part.stat().st_size for part in out.find_parts())
+        size = sum(path.stat().st_size for path in out.find_files())
         result[f"vectors_per_second, {dtype}"] = report.embedded / seconds
         result[f"bytes_per_vector, {dtype}"] = size / report.embedded
 

@@ -1,89 +1,105 @@
-"""Blocks: the tables of one row that go from stage to stage.
-
-Ray Data cuts and merges blocks by their bytes. A row of a few bytes would wait for
-128 MB of others, so a row is a whole block here, and is handed over at once.
-"""
+"""Group files to blocks, and turn what comes back to results."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from ..embedding.jobs import Job
-
-Array = npt.NDArray[Any]
-"""Pixels or embeddings of several parts."""
+from ..embedding.jobs import Job, Part
+from ..embedding.results import Failed, Result, check_row
+from .reading import Piece
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of parts.
+class Block:
+    """Files that a task reads, and the parts of them that have no result yet.
 
     Args:
-        numbers: the numbers of the parts, one if they were read
-        error (None): why they failed; None if the next row of the block's array is theirs
-        warnings (()): the warnings about the file
+        jobs: the files
+        is_alone (False): whether it is a single file, as reading it with others failed
+        losses (0): how many pieces were lost in a row
+
+    Attributes:
+        jobs: the files, whose parts have numbers for IDs
+        is_read: whether its task has ended
+        pieces: the number of pieces that are being embedded
+        has_killed: whether its task died, each time that Ray tried
     """
 
-    numbers: Sequence[int]
-    error: str | None = None
-    warnings: Sequence[str] = ()
+    def __init__(
+        self, jobs: Iterable[Job], is_alone: bool = False, losses: int = 0
+    ) -> None:
+        self._parts: dict[int, tuple[Job, Part]] = {}
+        self.jobs = [self._number(job) for job in jobs]
+        self.is_alone = is_alone
+        self.losses = losses
+        self.is_read = False
+        self.pieces = 0
+        self.has_killed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more of it may come."""
+        return not self.is_read or self.pieces > 0
+
+    def settle(self, piece: Piece, dtype: str) -> list[Result]:
+        """Strike off the parts of a piece.
+
+        Args:
+            piece: the piece, with embeddings
+            dtype: the dtype that they were computed in
+
+        Returns:
+            the results of those that had none before
+        """
+        results: list[Result] = []
+        rows = iter(piece.rows)
+        for answer in piece.answers:
+            row = None if answer.error else next(rows)
+            found = [self._parts.pop(n) for n in answer.numbers if n in self._parts]
+            if row is not None:
+                results += [
+                    check_row(job, part, row, dtype, answer.warnings) for job, part in found
+                ]
+            elif found:
+                parts = [part for _, part in found]
+                results.append(Failed(found[0][0], parts, ValueError(answer.error)))
+
+        return results
+
+    def missing(self) -> list[Job]:
+        """Return the files and parts without a result."""
+        parts: dict[int, tuple[Job, list[Part]]] = {}
+        for job, part in self._parts.values():
+            parts.setdefault(id(job), (job, []))[1].append(part)
+
+        return [replace(job, parts=missing) for job, missing in parts.values()]
+
+    def _number(self, job: Job) -> Job:
+        """Return a file whose parts have numbers for IDs."""
+        numbered = []
+        for part in job.parts:
+            number = len(self._parts)
+            self._parts[number] = job, part
+            numbered.append(replace(part, id=str(number)))
+
+        return replace(job, parts=numbered)
 
 
-@dataclass(frozen=True)
-class AnswerBlock:
-    """Answers of readers or of encoders.
+def in_blocks(
+    jobs: Iterable[Job], block_size: int, *, is_video: bool
+) -> Iterator[list[Job]]:
+    """Group files to blocks of about so many parts; a video is a block, however long.
 
-    Args:
-        answers: the answers
-        array: an array with a row for each answer without an error: pixels after the
-            readers, embeddings after the encoders
-        stop (None): why no encoder can go on
+    No file is in two blocks, and so each is read once.
     """
+    block: list[Job] = []
+    size = 0
+    for job in jobs:
+        block.append(job)
+        size += len(job.parts)
+        if is_video or size >= block_size:
+            yield block
+            block, size = [], 0
 
-    answers: Sequence[Answer]
-    array: Array
-    stop: str | None = None
-
-
-def pack_jobs(jobs: Sequence[Job]) -> pa.Table:
-    """Make a block of files to read."""
-    return pa.table({"jobs": pa.array([pickle.dumps(jobs)], pa.large_binary())})
-
-
-def unpack_jobs(table: pa.Table) -> list[Job]:
-    """Return the files of blocks, which are one unless Ray Data merged some."""
-    return [job for cell in table["jobs"] for job in pickle.loads(cell.as_buffer())]
-
-
-def pack_answers(block: AnswerBlock) -> pa.Table:
-    """Make a block of answers; the bytes of its array are not copied."""
-    array = np.ascontiguousarray(block.array)
-    header = pickle.dumps((block.answers, array.dtype.str, array.shape, block.stop))
-    offsets = pa.py_buffer(np.array([0, array.nbytes], np.int64))
-    data = pa.py_buffer(array.reshape(-1).view(np.uint8))
-    return pa.table(
-        {
-            "header": pa.array([header], pa.large_binary()),
-            "array": pa.LargeBinaryArray.from_buffers(
-                pa.large_binary(), 1, [None, offsets, data]
-            ),
-        }
-    )
-
-
-def unpack_answers(table: pa.Table) -> list[AnswerBlock]:
-    """Return the answers of blocks, which are one unless Ray Data merged some."""
-    blocks = []
-    for header, data in zip(table["header"], table["array"], strict=True):
-        answers, dtype, shape, stop = pickle.loads(header.as_buffer())
-        array = np.frombuffer(data.as_buffer(), dtype).reshape(shape)
-        blocks.append(AnswerBlock(answers, array, stop))
-
-    return blocks
+    if block:
+        yield block

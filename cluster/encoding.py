@@ -1,26 +1,71 @@
-"""The stage that embeds, in actors."""
+"""Embed pixels in actors of the cluster, which load the driver's encoder again."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from ..embedding.embedder import Embedder
-from .blocks import AnswerBlock, pack_answers, unpack_answers
-from .spec import EncoderSpec, load_encoder
+from ..embedding.loading import load_checkpoint
+from ..embedding.provenance import OPTIONS, PREPROCESSING_OPTIONS, Provenance
+from .reading import Piece
 
-_NOTHING = np.empty((0, 0), np.float32)
+_OPTIONS = (*OPTIONS, *PREPROCESSING_OPTIONS, "checkpoint")
 
 
-class EncodeBlocks:
-    """Embeds blocks of pixels in an actor.
+@dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder, in plain values.
 
-    If the encoder cannot be loaded, the answer to each block says why: an error of an
-    actor's constructor would be tried again, and its message be lost among Ray's own.
+    Args:
+        entry: the name of the entry of the zoo
+        weights: the path of its weights; where there is no such file, they are taken
+            from the hub's cache, or downloaded
+        options: the options, all decided
+        provenance: the provenance that its embeddings must have
+    """
+
+    entry: str
+    weights: str | None
+    options: Mapping[str, Any]
+    provenance: Provenance
+
+
+def describe_encoder(embedder: Embedder, device: str) -> EncoderSpec:
+    """Describe the encoder of this process for others.
+
+    Args:
+        embedder: the embedder of this process
+        device: the device that the others use, "cuda" or "cpu"
+
+    Raises:
+        ValueError: if its engine cannot run on that device
+    """
+    settings = embedder.settings
+    if settings.engine == "openvino" and device != "cpu":
+        raise ValueError(
+            "Engine 'openvino' is for the CPU, and the encoders are on GPUs: load the "
+            "model with engine='torch', or pass ray=RayOptions(num_gpus=0)"
+        )
+
+    options = {name: getattr(settings, name) for name in _OPTIONS}
+    return EncoderSpec(
+        embedder.entry,
+        str(embedder.weights) if embedder.weights else None,
+        {**options, "device": device},
+        embedder.provenance,
+    )
+
+
+class EncoderActor:
+    """Embeds pieces in a process of the cluster.
 
     Args:
         spec: the encoder
@@ -31,45 +76,78 @@ class EncodeBlocks:
     def __init__(self, spec: EncoderSpec, batch_size: int, num_threads: int) -> None:
         # Ray limits it to the CPUs that the actor reserves
         torch.set_num_threads(min(num_threads, os.cpu_count() or 1))
+        self._spec = spec
         self._batch_size = batch_size
-        self._stop: str | None = None
-        try:
-            self._embedder = load_encoder(spec)
-        except Exception as error:  # noqa: BLE001  # the driver raises it
-            self._stop = str(error)
+        self._loaded: Embedder | None = None
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Embed a block.
+    def start(self) -> None:
+        """Return as soon as the process has started."""
+
+    def load(self) -> None:
+        """Load the encoder ahead of the first piece.
+
+        Not in the constructor: its errors reach the driver as the death of an actor.
+
+        Raises:
+            ValueError: if it cannot be loaded, or if its embeddings differ; the message
+                names the node and what differs
+        """
+        self._load()
+
+    def encode(self, piece: Piece) -> Piece:
+        """Embed a piece.
 
         Args:
-            table: a block of pixels
+            piece: the piece, with pixels
 
         Returns:
-            the block with embeddings instead
+            the piece, with embeddings instead
+
+        Raises:
+            ValueError: see :meth:`load`
+            RuntimeError: if the encoder fails; the message names the node
         """
-        if self._stop is not None:
-            return pack_answers(AnswerBlock([], _NOTHING, self._stop))
-
-        (block,) = unpack_answers(table)
+        embedder = self._load()
+        # A copy, as torch wants to be able to write
+        batches = torch.from_numpy(piece.rows.copy()).split(self._batch_size)
         try:
-            return pack_answers(embed_block(block, self._embedder, self._batch_size))
+            rows = [embedder.embed(batch) for batch in batches if len(batch)]
         except (MemoryError, RuntimeError) as error:
-            reason = f"{error} (on node {socket.gethostname()})"
-            return pack_answers(AnswerBlock([], _NOTHING, reason))
+            raise RuntimeError(f"{error} (on node {socket.gethostname()})") from error
+
+        nothing = np.empty((0, embedder.dim), np.float32)
+        return Piece(piece.answers, np.concatenate([nothing, *rows]))
+
+    def _load(self) -> Embedder:
+        if self._loaded is None:
+            self._loaded = _load_encoder(self._spec)
+
+        return self._loaded
 
 
-def embed_block(block: AnswerBlock, embedder: Embedder, batch_size: int) -> AnswerBlock:
-    """Embed a block of pixels.
+def _load_encoder(spec: EncoderSpec) -> Embedder:
+    node = socket.gethostname()
+    weights = Path(spec.weights) if spec.weights else None
+    if weights is not None and not weights.is_file():
+        weights = None
 
-    Args:
-        block: the block
-        embedder: the embedder
-        batch_size: the number of images per forward pass
+    try:
+        embedder = load_checkpoint(spec.entry, weights, spec.options).embedder
+    except Exception as error:
+        raise ValueError(f"Cannot load {spec.entry} on node {node}: {error}") from error
 
-    Returns:
-        the block with embeddings instead
-    """
-    # A copy, as torch wants to be able to write
-    pixels = torch.from_numpy(block.array.copy())
-    rows = [embedder.embed(batch) for batch in pixels.split(batch_size) if len(batch)]
-    return AnswerBlock(block.answers, np.concatenate(rows) if rows else _NOTHING)
+    found = embedder.provenance
+    differences = [
+        f"{name} {found.get(name)!r} instead of {wanted!r}"
+        for name, wanted in spec.provenance.items()
+        if found.get(name) != wanted
+    ]
+    if differences:
+        raise ValueError(
+            f"Node {node} would compute other embeddings of {spec.entry} than this "
+            f"process: {', '.join(differences)}. Install the same version and the same "
+            "weights there"
+        )
+
+    embedder.encoder.prepare(embedder.settings.stage)
+    return embedder

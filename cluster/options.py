@@ -1,24 +1,24 @@
-"""The options of a run on Ray."""
+"""Options of a run on Ray."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
-from ..embedding.arguments import to_integer
-from ..errors import OptionError
+from ..embedding.arguments import convert_fields, optional, to_integer
+from ..errors import invalid
 
-# Release 2.64 removes the arguments that bound how often a task is tried
-REQUIREMENT = "ray[data]>=2.55,<2.64"
+REQUIREMENT = "ray>=2.55,<3"
 """What must be installed, here and on each node."""
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Which cluster embeds, and with how many encoders.
+    """Cluster that embeds, and number and resources of its encoders.
 
     Args:
         address (None): the address of a cluster, such as ``"10.0.0.1:6379"``, or
@@ -41,36 +41,14 @@ class RayOptions:
     block_size: int = 128
 
     def __post_init__(self) -> None:
-        address: object = self.address
-        if address is not None and not (isinstance(address, str) and address):
-            raise OptionError(
-                "address",
-                f"Invalid address {address!r}: expected a non-empty string, such as "
-                "'10.0.0.1:6379'",
-            )
-
-        if address is not None and str(address).startswith("ray://"):
-            raise OptionError(
-                "address",
-                f"Invalid address {address!r}: Ray Client is not supported. Run on a "
-                "machine of the cluster with address 'auto', or submit a job",
-            )
-
-        for name in ("num_actors", "block_size"):
-            value = getattr(self, name)
-            if value is not None or name == "block_size":
-                object.__setattr__(self, name, to_integer(name, value, 1))
-
-        for name in ("num_gpus", "num_cpus"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-
-            is_number = isinstance(value, Real) and not isinstance(value, bool)
-            if not is_number or not 0 <= value < math.inf:
-                raise OptionError(
-                    name, f"Invalid {name} {value!r}: expected a number, 0 or more"
-                )
+        convert_fields(
+            self,
+            address=optional(_to_address),
+            num_actors=optional(partial(to_integer, least=1)),
+            block_size=partial(to_integer, least=1),
+            num_gpus=optional(_to_number),
+            num_cpus=optional(_to_number),
+        )
 
 
 def to_ray_options(ray: Any) -> RayOptions | None:
@@ -97,9 +75,7 @@ def to_ray_options(ray: Any) -> RayOptions | None:
     elif isinstance(ray, RayOptions):
         options = ray
     else:
-        raise OptionError(
-            "ray", f"Invalid ray {ray!r}: expected True, an address, RayOptions or None"
-        )
+        raise invalid("ray", ray, "expected True, an address, RayOptions or None")
 
     if importlib.util.find_spec("ray") is None:
         raise ImportError(
@@ -108,3 +84,27 @@ def to_ray_options(ray: Any) -> RayOptions | None:
         )
 
     return options
+
+
+def _to_address(name: str, value: object) -> str:
+    if not (isinstance(value, str) and value):
+        reason = "expected a non-empty string, such as '10.0.0.1:6379'"
+        raise invalid(name, value, reason)
+
+    if value.startswith("ray://"):
+        raise invalid(
+            name,
+            value,
+            "Ray Client is not supported. Run on a machine of the cluster with address "
+            "'auto', or submit a job",
+        )
+
+    return value
+
+
+def _to_number(name: str, value: Any) -> Any:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
+        raise invalid(name, value, "expected a number, 0 or more")
+
+    return value

@@ -1,6 +1,6 @@
-"""The stage that reads files, in tasks.
+"""Read files in tasks of the cluster.
 
-It runs in as many processes as a node has cores: an import of torch would cost each of
+Tasks run in as many processes as a node has cores: an import of torch would cost each of
 them 0.5 GB and seconds.
 """
 
@@ -10,29 +10,59 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
-from ..embedding.prefetch import Input, Read, read_images, read_videos
+from ..embedding.jobs import Job
+from ..embedding.prefetch import Input, Read, read_ahead
+from ..images.opening import is_uri, to_local
 from ..images.preprocessing import Preprocessing
-from ..images.uris import is_uri, to_local
-from .blocks import Answer, AnswerBlock, pack_answers, unpack_jobs
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of parts.
+
+    Args:
+        numbers: the numbers of the parts, one if they were read
+        error (None): why they failed; None if the next row of the piece is theirs
+        warnings (()): the warnings about the file
+    """
+
+    numbers: Sequence[int]
+    error: str | None = None
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the parts of a block, as a reader or an encoder hands them over.
+
+    Args:
+        answers: the answers
+        rows: an array with a row for each answer without an error: pixels after the
+            readers, embeddings after the encoders
+    """
+
+    answers: Sequence[Answer]
+    rows: npt.NDArray[Any]
 
 
 def read_block(
-    table: pa.Table,
+    jobs: Sequence[Job],
     *,
     preprocessing: Mapping[str, Any],
     is_video: bool,
     num_workers: int,
     block_size: int,
-) -> Iterator[pa.Table]:
+) -> Iterator[Piece]:
     """Read and prepare the files of a block.
 
     Args:
-        table: the block
+        jobs: the files, whose parts have numbers for IDs
         preprocessing: the fields of the preprocessing. Its pickle would name the folder
             of the driver's package, which need not be this node's
         is_video: whether the files are videos
@@ -40,29 +70,27 @@ def read_block(
         block_size: the number of parts to hand over at once
 
     Yields:
-        blocks of pixels
+        pieces with pixels
     """
-    read = read_videos if is_video else read_images
     prepare = Preprocessing(**preprocessing)
-    reads = itertools.chain.from_iterable(
-        read(
-            unpack_jobs(table),
-            prepare,
-            num_workers=num_workers,
-            ahead=2 * block_size,
-        )
+    reads = read_ahead(
+        jobs,
+        prepare,
+        is_video=is_video,
+        num_workers=num_workers,
+        ahead=2 * block_size,
     )
     while some := [*itertools.islice(reads, block_size)]:
-        yield pack_answers(_to_block(some, prepare.crop_size))
+        yield _to_piece(some, prepare.crop_size)
 
 
-def _to_block(reads: Sequence[Read], size: tuple[int, int]) -> AnswerBlock:
+def _to_piece(reads: Sequence[Read], size: tuple[int, int]) -> Piece:
     inputs = [read for read in reads if isinstance(read, Input)]
     pixels = np.empty((len(inputs), 3, *size), np.uint8)
     for row, item in zip(pixels, inputs, strict=True):
         row[...] = item.pixels
 
-    return AnswerBlock([*map(_to_answer, reads)], pixels)
+    return Piece([*map(_to_answer, reads)], pixels)
 
 
 def _to_answer(read: Read) -> Answer:

@@ -1,4 +1,4 @@
-"""Sessions: connect to a cluster, check it, and leave it as it was."""
+"""Connect to a cluster, check it, and leave it as it was."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FOLDER = Path(__file__).absolute().parents[1]
 
 @dataclass(frozen=True)
 class Actors:
-    """The encoders of a run.
+    """Number and resources of the encoders of a run.
 
     Args:
-        count: how many
+        count: how many there are
         num_gpus: the number of GPUs of each
         num_cpus: the number of CPUs of each
         num_readers: the number of CPUs that are left for reading
@@ -117,18 +117,10 @@ def plan_actors(options: RayOptions, resources: dict[str, float]) -> Actors:
     return Actors(count, num_gpus, num_cpus, num_readers, num_threads)
 
 
-def own_node() -> NodeAffinitySchedulingStrategy:
-    """Return the strategy that keeps a task on the node of this process."""
-    node_id = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
 def _init(address: str) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
-    # Not of the workers that died: what they had to do is done again, or reported
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == _LOCAL:
         # FiftyOne imports the sources of its zoo by their paths

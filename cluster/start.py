@@ -1,13 +1,12 @@
-"""Choosing where to embed: in this process, or on a cluster."""
+"""Embed in this process or on a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job
+from ..embedding.jobs import Job, Result
 from ..embedding.local import embed_locally
-from ..embedding.results import Result
 from .options import RayOptions
 
 
@@ -22,7 +21,7 @@ def start_embedding(
     is_video: bool = False,
     in_order: bool = False,
 ) -> Generator[list[Result], None, None]:
-    """Embed the parts of files here or on a cluster.
+    """Embed the parts of files in this process or on a cluster.
 
     Args:
         jobs: the files
@@ -38,7 +37,7 @@ def start_embedding(
         a generator of lists of results
     """
     if ray is not None:
-        from .source import embed_on_ray
+        from .driver import embed_on_ray
 
         return embed_on_ray(
             jobs,

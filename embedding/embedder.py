@@ -1,4 +1,4 @@
-"""The embedder of a checkpoint: from pixels to pooled embeddings."""
+"""Compute the embeddings of a checkpoint: pixels to tokens to pooled vectors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..hiera.encoder import Encoder
 from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pooling import POOLINGS
 from ..images.preprocessing import Preprocessing
+from .jobs import Embeddings
 from .provenance import Origin, Provenance, provenance_of
-from .results import Embeddings
 
 
 class Embedder:
@@ -25,7 +25,7 @@ class Embedder:
         settings: the options, with a device
         origin: the source of the weights
         entry: the name of the entry of the zoo
-        weights (None): the path of its weights, if it was given
+        weights_path (None): the path of its weights, if it was given
     """
 
     def __init__(
@@ -35,16 +35,16 @@ class Embedder:
         settings: Settings,
         origin: Origin,
         entry: str,
-        weights: Path | None = None,
+        weights_path: Path | None = None,
     ) -> None:
         self.entry = entry
-        self.weights = weights
+        self.weights_path = weights_path
         self.encoder = encoder
         self.preprocessing = preprocessing
         self.settings = settings
         self._origin = origin
         self._pooling = POOLINGS[settings.pooling]
-        self._embed_in_parts = Halving(self._forward)
+        self._embed_batch = Halving(self._forward)
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -54,7 +54,7 @@ class Embedder:
     @property
     def dim(self) -> int:
         """The number of dimensions of an embedding."""
-        return self.encoder.stages[self.settings.stage - 1].embedding_dim
+        return self.encoder.config.stage_dim(self.settings.stage)
 
     def embed(self, pixels: Pixels) -> Embeddings:
         """Compute embeddings, in smaller batches if memory runs out.
@@ -68,7 +68,7 @@ class Embedder:
         Raises:
             MemoryError: if there is not enough memory even for one image
         """
-        (embeddings,) = self._embed_in_parts(pixels)
+        (embeddings,) = self._embed_batch(pixels)
         return embeddings
 
     def pool(self, tokens: torch.Tensor) -> Embeddings:

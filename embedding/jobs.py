@@ -1,11 +1,17 @@
-"""Jobs: image and video files, and the parts of each that are embedded."""
+"""Describe what to embed of each file, and what became of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from .patches import Box
+
+Embeddings = npt.NDArray[np.float32]
+"""N embeddings, of shape (N, D), or one, of shape (D,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +46,57 @@ class Job:
     sample_id: str
     path: str
     parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An embedding.
+
+    Args:
+        job: the file
+        part: the part of it
+        embedding: a float32 array of shape (D,)
+        warnings (()): the warnings about the file
+    """
+
+    job: Job
+    part: Part
+    embedding: Embeddings
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Parts of a file that have no embedding.
+
+    Args:
+        job: the file
+        parts: the parts
+        error: the error; its message names the file
+    """
+
+    job: Job
+    parts: Sequence[Part]
+    error: ValueError
+
+
+Result = Embedded | Failed
+
+
+def check_row(
+    job: Job, part: Part, embedding: Embeddings, dtype: str, warnings: Sequence[str]
+) -> Result:
+    """Return the result of a part whose embedding may hold NaN or infinity.
+
+    Args:
+        job: the file
+        part: the part of it
+        embedding: an array of shape (D,)
+        dtype: the dtype that it was computed in
+        warnings: the warnings about the file
+    """
+    if np.isfinite(embedding).all():
+        return Embedded(job, part, embedding, warnings)
+
+    message = f"NaN or infinity in the embedding of {job.path!r} in {dtype}"
+    return Failed(job, [part], ValueError(message))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -15,17 +15,9 @@ from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
 from ..errors import OptionError
 from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
-from ..hiera.configuration import Configuration, at_size
-from ..hiera.encoder import load_encoder
-from ..hiera.hub import (
-    BundledFile,
-    fetch,
-    find_cached,
-    link,
-    sha256,
-    verify_bundled,
-    verify_download,
-)
+from ..hiera.configuration import Configuration
+from ..hiera.encoder import Encoder
+from ..hiera.hub import link, sha256
 from ..hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
 from ..hiera.weights_file import MisfitError, WeightsFile
 from .embedder import Embedder
@@ -60,19 +52,20 @@ def download_weights(name: str, destination: Path) -> None:
     Raises:
         DownloadError: if they cannot be downloaded or verified
     """
-    path, verify = _find_weights(get_checkpoint(name), destination)
-    verify(sha256(path))
+    checkpoint = get_checkpoint(name)
+    path = _fetch(checkpoint, destination)
+    checkpoint.file.verify(path, sha256(path))
     link(path.resolve(), destination)
 
 
 def load_checkpoint(
-    name: str, weights: Path | None, options: Mapping[str, Any]
+    name: str, path: Path | None, options: Mapping[str, Any]
 ) -> LoadedCheckpoint:
     """Load the checkpoint of an entry.
 
     Args:
         name: the name of the entry
-        weights: the path of its weights; None takes them from the hub's cache, and
+        path: the path of its weights; None takes them from the hub's cache, and
             downloads them if they are not there
         options: see :class:`fiftyone_hiera.config.Settings`
 
@@ -89,16 +82,16 @@ def load_checkpoint(
     optional = None
     if settings.checkpoint is not None:
         local, source = open_checkpoint(settings.checkpoint), settings.checkpoint
-        settings = fit_settings(settings, options, len(local.config.depths))
+        settings = fit_settings(settings, options, local.config.num_stages)
         optional = get_architecture(local.config).optional
     else:
-        local, source = _open_entry(checkpoint, weights), checkpoint.origin
+        local, source = _open_entry(checkpoint, path), checkpoint.file.origin
 
     preprocessing = settings.apply(local.preprocessing)
-    at_size(local.config, preprocessing.crop_size)  # refuses a size before weights are read
+    local.config.at_size(preprocessing.crop_size)  # refuses it before weights are read
     shapes = expected_shapes(local.config)
     try:
-        file = WeightsFile(local.weights, shapes, local.verify, optional)
+        weights = WeightsFile(local.path, shapes, local.verify, optional)
     except MisfitError as error:
         if settings.checkpoint is None:
             raise
@@ -108,9 +101,9 @@ def load_checkpoint(
             "classifier from id2label or num_labels"
         ) from None
 
-    encoder = load_encoder(
+    encoder = Encoder(
         local.config,
-        file,
+        weights,
         preprocessing,
         engine=settings.engine,
         dtype=DTYPES[settings.dtype],
@@ -119,13 +112,13 @@ def load_checkpoint(
     if settings.pooling == "pooler" and encoder.norm is None:
         raise OptionError(
             "pooling",
-            f"Invalid pooling: 'pooler'. {file.path} has no final LayerNorm, as a model "
+            f"Invalid pooling: 'pooler'. {weights.path} has no final LayerNorm, as a model "
             "with add_pooling_layer=False: use 'mean' or 'cls'",
         )
 
-    origin = Origin(source, local.revision, file.sha256)
-    embedder = Embedder(encoder, preprocessing, settings, origin, name, weights)
-    return LoadedCheckpoint(local.config, file, embedder)
+    origin = Origin(source, local.revision, weights.sha256)
+    embedder = Embedder(encoder, preprocessing, settings, origin, name, path)
+    return LoadedCheckpoint(local.config, weights, embedder)
 
 
 def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> None:
@@ -143,44 +136,24 @@ def _inform(message: str) -> None:
     logger.info(message)
 
 
-def _open_entry(checkpoint: Checkpoint, weights: Path | None) -> LocalCheckpoint:
-    file = checkpoint.weights
-    verify: Callable[[str], None] | None = None
-    if weights is None:
-        path, verify = _find_weights(checkpoint, None)
+def _open_entry(checkpoint: Checkpoint, path: Path | None) -> LocalCheckpoint:
+    file = checkpoint.file
+    if path is None:
+        path = _fetch(checkpoint)
+        verify = partial(file.verify, path)
     else:
-        path = weights
-        if isinstance(file, BundledFile):
-            verify = partial(verify_bundled, file, path)
+        verify = partial(file.verify_copy, path)
 
     preprocessing = checkpoint.preprocessing
     read_preprocessing = checkpoint.architecture.read_preprocessing
     if read_preprocessing is not None:
         preprocessing = read_preprocessing(path, preprocessing.crop_size)
 
-    return LocalCheckpoint(
-        checkpoint.config, path, preprocessing, checkpoint.revision, verify
-    )
+    return LocalCheckpoint(checkpoint.config, path, preprocessing, file.revision, verify)
 
 
-def _find_weights(
-    checkpoint: Checkpoint, destination: Path | None
-) -> tuple[Path, Callable[[str], None]]:
-    """Return the path of the weights, which are downloaded if necessary, and their check.
-
-    Args:
-        checkpoint: the entry
-        destination: see :func:`hiera.hub.fetch`
-
-    Returns:
-        a tuple of the path and of what raises an error if a sha256 is not the right one
-    """
-    file = checkpoint.weights
-    if isinstance(file, BundledFile):
-        return file.path, partial(verify_bundled, file, file.path)
-
-    if find_cached(file) is None:
+def _fetch(checkpoint: Checkpoint, destination: Path | None = None) -> Path:
+    if checkpoint.file.cached() is None:
         _inform(f"The weights of {checkpoint.name} are licensed {checkpoint.license}")
 
-    cached = fetch(file, destination)
-    return cached, partial(verify_download, file, cached)
+    return checkpoint.file.fetch(destination)

@@ -1,15 +1,13 @@
-"""Embed files in this process: threads read ahead, the encoder runs in the caller's."""
+"""Embed files in this process: threads read ahead of the encoder."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Generator, Iterable, Sequence
 
 from .embedder import Embedder
-from .jobs import Job
-from .prefetch import Input, read_images, read_videos
-from .results import Result, check_row
+from .jobs import Job, Result, check_row
+from .prefetch import Input, read_ahead
 
 
 def embed_locally(
@@ -36,13 +34,16 @@ def embed_locally(
         lists of results, one for each part; an empty list after each part that waits
         for its batch
     """
-    read = read_videos if is_video else read_images
-    reads = read(
-        jobs, embedder.preprocessing, num_workers=num_workers, ahead=2 * batch_size
+    reads = read_ahead(
+        jobs,
+        embedder.preprocessing,
+        is_video=is_video,
+        num_workers=num_workers,
+        ahead=2 * batch_size,
     )
     with contextlib.closing(reads):
         batch: list[Input] = []
-        for item in itertools.chain.from_iterable(reads):
+        for item in reads:
             if isinstance(item, Input):
                 batch.append(item)
                 if len(batch) < batch_size:

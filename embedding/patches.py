@@ -1,4 +1,4 @@
-"""Patches: the parts of images inside boxes and polylines."""
+"""Crop the patches of boxes and polylines out of images."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Read files ahead of the encoder, with a bounded pool of threads.
 
-Threads, not processes: Pillow, OpenCV and simplejpeg release Python's lock
-while they decode; threads start at once, share the plugins and settings of the
-process, and do not depend on how processes are started.
+Threads, not processes: Pillow and simplejpeg release Python's lock while they decode;
+threads start at once, share the plugins and settings of the process, and do not depend on
+how processes are started.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ..images.decoding import ImageLike, read_image
+from ..images.decoding import read_image
+from ..images.opening import check_is_file
 from ..images.preprocessing import PixelArray, Preprocessing
-from ..images.refusals import check_is_file
-from .jobs import Job, Part
-from .patches import Box, ImageArray, extract_patch
-from .results import Failed
+from .jobs import Failed, Job, Part
+from .patches import extract_patch
 
 
 @dataclass(frozen=True)
@@ -45,96 +44,70 @@ class Input:
 
 Read = Input | Failed
 
-
-@dataclass(frozen=True)
-class _Task:
-    size: int
-    read: Callable[[], list[Read]]
+# The number of parts to read, and what reads them
+_Task = tuple[int, Callable[[], list[Read]]]
 
 
-def read_images(
-    jobs: Iterable[Job], preprocessing: Preprocessing, *, num_workers: int, ahead: int
-) -> Generator[list[Read], None, None]:
-    """Read the parts of image files.
-
-    Args:
-        jobs: the files
-        preprocessing: the preprocessing
-        num_workers: the number of threads; 0 reads in the calling thread
-        ahead: the approximate number of parts to hold ready
-
-    Yields:
-        lists of :data:`Read`, in the order of the jobs
-    """
-    size = max(1, ahead // 2)
-    tasks = (
-        _Task(len(parts), partial(file.read, parts))
-        for job in jobs
-        for file in [_ImageFile(job, preprocessing)]
-        for parts in _split(job.parts, size)
-    )
-    return _read_ahead(tasks, num_workers, ahead)
-
-
-def read_videos(
-    jobs: Iterable[Job], preprocessing: Preprocessing, *, num_workers: int, ahead: int
-) -> Generator[list[Read], None, None]:
-    """Read the parts of video files, one file after the other, frame by frame.
+def read_ahead(
+    jobs: Iterable[Job],
+    preprocessing: Preprocessing,
+    *,
+    is_video: bool,
+    num_workers: int,
+    ahead: int,
+) -> Generator[Read, None, None]:
+    """Read the parts of files, before they are asked for.
 
     Args:
         jobs: the files
         preprocessing: the preprocessing
-        num_workers: 0 reads in the calling thread, any other number in a single
-            thread: a video is decoded in order, by the threads of ffmpeg
+        is_video: whether the files are videos
+        num_workers: the number of threads; 0 reads in the calling thread. Videos are read
+            by a single one: they are decoded in order, by the threads of ffmpeg
         ahead: the approximate number of parts to hold ready
 
     Yields:
-        lists of :data:`Read`, in the order of the jobs and frames
+        a :data:`Read` for each part, in the order of the jobs, or for all parts of a file
+        that cannot be read; the parts of a video come frame by frame
     """
+    split = _split_video if is_video else _split_image
     size = max(1, ahead // 2)
-    tasks = (
-        _Task(size, partial(_take, frames, size))
-        for job in jobs
-        for frames in [_read_video(job, preprocessing)]
-        for _ in range(0, len(job.parts), size)
-    )
-    return _read_ahead(tasks, min(num_workers, 1), ahead)
-
-
-def _read_ahead(
-    tasks: Iterable[_Task], num_workers: int, ahead: int
-) -> Generator[list[Read], None, None]:
+    tasks = (task for job in jobs for task in split(job, preprocessing, size))
     if num_workers == 0:
-        for task in tasks:
-            yield task.read()
+        for _, read in tasks:
+            yield from read()
 
         return
 
     pending: deque[tuple[int, Future[list[Read]]]] = deque()
     held = 0
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="hiera-read")
+    pool = ThreadPoolExecutor(1 if is_video else num_workers, "hiera-read")
     try:
-        for task in tasks:
-            pending.append((task.size, pool.submit(task.read)))
-            held += task.size
+        for count, read in tasks:
+            pending.append((count, pool.submit(read)))
+            held += count
             while held >= ahead:
-                size, future = pending.popleft()
-                held -= size
-                yield future.result()
+                count, future = pending.popleft()
+                held -= count
+                yield from future.result()
 
         for _, future in pending:
-            yield future.result()
+            yield from future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _split(parts: Sequence[Part], size: int) -> Iterator[Sequence[Part]]:
-    for start in range(0, len(parts), size):
-        yield parts[start : start + size]
+def _split_image(job: Job, preprocessing: Preprocessing, size: int) -> Iterator[_Task]:
+    file = _ImageFile(job, preprocessing)
+    for start in range(0, len(job.parts), size):
+        parts = job.parts[start : start + size]
+        yield len(parts), partial(file.read, parts)
 
 
-def _take(reads: Iterator[Read], size: int) -> list[Read]:
-    return list(itertools.islice(reads, size))
+def _split_video(job: Job, preprocessing: Preprocessing, size: int) -> Iterator[_Task]:
+    reads = _read_video(job, preprocessing)
+    for _ in range(0, len(job.parts), size):
+        yield size, lambda: [*itertools.islice(reads, size)]
 
 
 class _ImageFile:
@@ -243,17 +216,13 @@ def _prepare(
     warnings: Sequence[str] = (),
 ) -> Read:
     try:
-        cropped: ImageLike = image if part.box is None else _crop(image, part.box)
+        if isinstance(part.box, str):
+            raise ValueError(part.box)
+
+        cropped = image if part.box is None else extract_patch(image, part.box)
         return Input(job, part, preprocessing.to_pixels(cropped), warnings)
     except Exception as error:  # noqa: BLE001  # one failure costs one part
         of_frame = "" if part.frame_number is None else f"frame {part.frame_number} of "
         reason = str(error) or type(error).__name__
         message = f"Cannot embed {of_frame}{job.path!r}: {reason}"
         return Failed(job, [part], ValueError(message))
-
-
-def _crop(image: ImageArray, box: Box | str) -> ImageArray:
-    if isinstance(box, str):
-        raise ValueError(box)
-
-    return extract_patch(image, box)

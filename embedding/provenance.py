@@ -1,7 +1,7 @@
-"""Provenance of embeddings: the settings they are computed with, kept in ``field.info``.
+"""Describe and compare the settings that embeddings are computed with.
 
-Embeddings with different provenances are never mixed in a field. Fields that older
-releases wrote are read as well.
+This provenance is recorded in ``field.info``. Embeddings with different provenances are
+never mixed in a field. Fields that older releases wrote are read as well.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from .version import VERSION
 Provenance = dict[str, Any]
 """The settings by name, of types that JSON and MongoDB have."""
 
-OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding", "stage")
-"""The options of a model that its embeddings depend on."""
+_COMPARED_OPTIONS = ("pooling", "normalize", "dtype", "engine", "fast_decoding", "stage")
 
 PREPROCESSING_OPTIONS = ("image_size", "squash")
-"""The options that the preprocessing, which is recorded too, depends on."""
+"""The options that the preprocessing depends on, which is recorded and compared."""
+
+RECORDED_OPTIONS = (*_COMPARED_OPTIONS, *PREPROCESSING_OPTIONS)
+"""The options of a model that its embeddings depend on."""
 
 # Release 0.1.0 recorded no version, and its preprocessing as a text
 _VERSION = 2
@@ -32,8 +34,7 @@ _KEYS = (
     "checkpoint",
     "revision",
     "sha256",
-    *OPTIONS,
-    *PREPROCESSING_OPTIONS,
+    *RECORDED_OPTIONS,
     "preprocessing",
 )
 
@@ -83,9 +84,17 @@ def provenance_of(
     Returns:
         a :data:`Provenance`
     """
-    return _provenance(
-        origin.checkpoint, origin.revision, origin.sha256, preprocessing, settings
-    )
+    return {
+        "provenance_version": _VERSION,
+        "made_with": f"fiftyone-hiera {VERSION}",
+        "checkpoint": origin.checkpoint,
+        "revision": origin.revision or _UNKNOWN,
+        "sha256": origin.sha256,
+        **{name: getattr(settings, name) for name in _COMPARED_OPTIONS},
+        "image_size": [*settings.image_size] if settings.image_size else None,
+        "squash": settings.squash,
+        "preprocessing": _preprocessing_to_dict(preprocessing),
+    }
 
 
 def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenance:
@@ -99,13 +108,9 @@ def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenanc
         a :data:`Provenance`; its sha256 is "unknown" where only the revision pins the
         weights
     """
-    expected = _provenance(
-        checkpoint.origin,
-        checkpoint.revision,
-        checkpoint.weights.sha256 or _UNKNOWN,
-        settings.apply(checkpoint.preprocessing),
-        settings,
-    )
+    file = checkpoint.file
+    origin = Origin(file.origin, file.revision, file.sha256 or _UNKNOWN)
+    expected = provenance_of(origin, settings.apply(checkpoint.preprocessing), settings)
     if checkpoint.architecture.read_preprocessing is not None:
         expected["preprocessing"] = _UNKNOWN  # the file itself says it
 
@@ -149,7 +154,7 @@ def differing(found: Provenance, wanted: Provenance) -> list[str]:
     weights = "revision" if wanted["sha256"] == _UNKNOWN else "sha256"
     names = [
         name
-        for name in ("provenance_version", weights, *OPTIONS, "preprocessing")
+        for name in ("provenance_version", weights, *_COMPARED_OPTIONS, "preprocessing")
         if wanted[name] not in (found.get(name), _UNKNOWN)
     ]
 
@@ -158,26 +163,6 @@ def differing(found: Provenance, wanted: Provenance) -> list[str]:
         names.remove("engine")
 
     return names
-
-
-def _provenance(
-    checkpoint: str,
-    revision: str | None,
-    digest: str,
-    preprocessing: Preprocessing,
-    settings: Settings,
-) -> Provenance:
-    return {
-        "provenance_version": _VERSION,
-        "made_with": f"fiftyone-hiera {VERSION}",
-        "checkpoint": checkpoint,
-        "revision": revision or _UNKNOWN,
-        "sha256": digest,
-        **{name: getattr(settings, name) for name in OPTIONS},
-        "image_size": [*settings.image_size] if settings.image_size else None,
-        "squash": settings.squash,
-        "preprocessing": _preprocessing_to_dict(preprocessing),
-    }
 
 
 def _preprocessing_to_dict(preprocessing: Preprocessing) -> dict[str, Any]:

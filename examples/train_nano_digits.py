@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from transformers import HieraConfig, HieraForImageClassification
 
 from digits import write_digits
-from fiftyone_hiera.hiera.normalization import Normalization
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.images.preprocessing import for_image_size
 
 _OUTPUT = Path(__file__).parents[1] / "assets" / "hiera-nano-digits.safetensors"

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torchvision.transforms.v2.functional import resized_crop
 from transformers import HieraConfig, HieraModel
 
-from fiftyone_hiera.hiera.normalization import Normalization
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.images.preprocessing import for_image_size
 from photographs import PHOTOGRAPHS, View, open_photograph, write_photographs
 

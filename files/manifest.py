@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .arrow import pa, pq, reading
-from .layout import find_outputs
+from .output_folder import find_output_folders
 
 _COLUMNS = ("id", "uri")
 
@@ -148,7 +148,7 @@ def _find_files(path: Path) -> list[Path]:
         and not file.is_dir()
     )
     # Only now: an output has its record before it has other files
-    outputs = find_outputs(path)
+    outputs = find_output_folders(path)
     files = [file for file in found if outputs.isdisjoint(file.parents)]
     if not files:
         others = f" but those of the outputs {sorted(map(str, outputs))}" if found else ""

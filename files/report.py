@@ -1,14 +1,23 @@
-"""The report of a run of ``embed_files``."""
+"""The report, the error and the progress bar of a run of ``embed_files``."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+import eta.core.utils as etau
+
+from ..embedding.report import RunError, RunReport
+
+logger = logging.getLogger(__name__)
 
 _MOST_EXAMPLES = 10
 
 
 @dataclass
-class FilesReport:
+class FilesReport(RunReport):
     """The report of a run, counted in files; the output has each failure's reason.
 
     Args:
@@ -27,26 +36,16 @@ class FilesReport:
     seconds: float = 0.0
     examples: list[str] = field(default_factory=list)
 
-    @property
-    def images_per_second(self) -> float:
-        """The number of embeddings computed and stored per second."""
-        return self.embedded / self.seconds if self.seconds else 0.0
-
-    @property
-    def wants_examples(self) -> bool:
-        """Whether another failure is to be among :attr:`examples`."""
-        return len(self.examples) < _MOST_EXAMPLES
+    def add_failure(self, id: str, reason: str) -> None:
+        """Count a failure of this run, and log it if it is among the first."""
+        self.failed += 1
+        if len(self.examples) < _MOST_EXAMPLES:
+            self.examples.append(f"{id}: {reason}")
+            logger.warning("No embedding for %s: %s", id, reason)
 
     def __str__(self) -> str:
-        lines = [
-            f"embedded  {self.embedded:>11,}",
-            f"skipped   {self.skipped:>11,}",
-            f"failed    {self.failed:>11,}",
-            f"warned    {self.warned:>11,}",
-            f"seconds   {self.seconds:>13,.1f}",
-            f"images/s  {self.images_per_second:>13,.1f}",
-            *(f"- {example}" for example in self.examples),
-        ]
+        lines = self._format_counts(self.failed, self.warned, 11)
+        lines += [f"- {example}" for example in self.examples]
         rest = self.failed - len(self.examples)
         if rest:
             some = (
@@ -57,18 +56,27 @@ class FilesReport:
         return "\n".join(lines)
 
 
-class FilesError(RuntimeError):
-    """A run that had to stop.
+class FilesError(RunError):
+    """A run of ``embed_files`` that had to stop, or in which all files failed."""
+
+    report: FilesReport
+
+
+class ProgressBar(etau.ProgressBar):
+    """A progress bar of ETA, as FiftyOne's is, without FiftyOne.
 
     Args:
-        message: the reason, and whether what was written is kept
-        report: what the run had done by then
-        option (None): the name of the option to change, if one helps
+        total: the number of files; without any, no bar is shown
+        progress: whether to show it, or what to call with the bar instead
     """
 
-    def __init__(
-        self, message: str, report: FilesReport, option: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.report = report
-        self.option = option
+    def __init__(self, total: int, progress: bool | Callable[[Any], None] | None) -> None:
+        self._callback = progress if callable(progress) else None
+        is_shown = bool(progress) and self._callback is None and total > 0
+        super().__init__(total=total, quiet=not is_shown, iters_str="files")
+
+    def set_iteration(self, *args: Any, **kwargs: Any) -> None:
+        """Move to an iteration, and call what was given."""
+        super().set_iteration(*args, **kwargs)
+        if self._callback is not None:
+            self._callback(self)

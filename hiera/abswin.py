@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..images.preprocessing import Preprocessing
 from .backbone import POSITIONS, Backbone
-from .configuration import Configuration, at_size, grid_size, stage_dim
+from .configuration import Configuration
 from .state_dict import Shapes, shapes_of
 from .weights_file import read_metadata
 
@@ -42,7 +42,7 @@ _PARTS = {
 }
 
 
-def expected_shapes(config: Configuration) -> Shapes:
+def abswin_shapes(config: Configuration) -> Shapes:
     """Return the shapes of a file's tensors by birder's names."""
     backbone = shapes_of(Backbone(config))
     del backbone[POSITIONS]
@@ -52,23 +52,23 @@ def expected_shapes(config: Configuration) -> Shapes:
         **{birder_name(name): shape for name, shape in backbone.items()},
         _GLOBAL: [1, dim, *grid],
         _WINDOW: [1, dim, *config.masked_unit_size],
-        **shapes_of(nn.LayerNorm(stage_dim(config, len(config.depths))), NORM),
+        **shapes_of(nn.LayerNorm(config.stage_dim(config.num_stages)), NORM),
     }
 
 
 def read_backbone(
     tensors: Mapping[str, torch.Tensor],
     names: Iterable[str],
+    saved: Configuration,
     config: Configuration,
-    image_size: tuple[int, int],
 ) -> dict[str, torch.Tensor]:
     """Rename the backbone's tensors and join its position embeddings.
 
     See :attr:`fiftyone_hiera.hiera.checkpoint_kinds.Architecture.read_backbone`.
     """
-    grid = grid_size(at_size(config, image_size), 1)
     renamed = {name: tensors[birder_name(name)] for name in names if name != POSITIONS}
-    return {**renamed, POSITIONS: join_positions(tensors, image_size, grid)}
+    positions = join_positions(tensors, config.image_size, config.grid_size(1))
+    return {**renamed, POSITIONS: positions}
 
 
 def birder_name(name: str) -> str:

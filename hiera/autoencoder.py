@@ -17,8 +17,8 @@ import torch
 from ..errors import OptionError
 from ..images.preprocessing import Preprocessing
 from .backbone import resize_positions
-from .configuration import Configuration, at_size, grid_size
-from .normalization import Normalization
+from .configuration import Configuration
+from .encoder import Normalization
 from .weights_file import WeightsFile
 
 _SEED = 51
@@ -33,10 +33,12 @@ class Autoencoder:
     least once, and no unit more than once more often than another.
 
     Args:
-        network: transformers' ``HieraForPreTraining``
-        config: its configuration
-        normalize: from pixels to the input of the network
+        config: the configuration of a ``HieraForPreTraining``
+        weights: the file
+        preprocessing: the preprocessing; if its crop has another size than the
+            configuration, position embeddings are interpolated
         num_masks: the number of masks
+        device: the device; the network is computed in float32
 
     Raises:
         ValueError: if the masks are too few to mask every unit
@@ -44,27 +46,22 @@ class Autoencoder:
 
     def __init__(
         self,
-        network: Any,
         config: Configuration,
-        normalize: Normalization,
+        weights: WeightsFile,
+        preprocessing: Preprocessing,
         num_masks: int,
+        device: torch.device,
     ) -> None:
-        self._network = network
+        resized = config.at_size(preprocessing.crop_size)
         self._is_normalized = config.normalize_pixel_loss
-        self._grid = grid_size(config, len(config.depths))
-        self._normalize = normalize
-        self._side = network.decoder.pred_stride
-
-        down, across = (
-            side // unit
-            for side, unit in zip(
-                grid_size(config, 1), config.masked_unit_size, strict=True
-            )
-        )
-        self.units = (down, across)
-        masks = make_masks(down * across, config.mask_ratio, num_masks)
-        self.masks = masks.to(network.device)
+        self._normalize = Normalization(preprocessing, device)
+        self._grid = resized.grid_size(config.num_stages)
+        self.units = _divide(resized.grid_size(1), config.masked_unit_size)
+        masks = make_masks(math.prod(self.units), config.mask_ratio, num_masks)
+        self.masks = masks.to(device)
         self._counts = torch.stack([self._spread(mask) for mask in self.masks]).sum(dim=0)
+        self._network = _load_network(config, resized, weights, device)
+        self._side = self._network.decoder.pred_stride
 
     @torch.inference_mode()
     def errors(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -90,9 +87,7 @@ class Autoencoder:
             total += (reconstructed - targets).square().mean(dim=-1) * is_masked
 
         errors = (total / self._counts).unflatten(1, self._grid)
-        down, across = (
-            side // unit for side, unit in zip(self._grid, self.units, strict=True)
-        )
+        down, across = _divide(self._grid, self.units)
         split: torch.Tensor = errors.unflatten(2, (-1, across)).unflatten(1, (-1, down))
         return split.mean(dim=(2, 4))
 
@@ -137,11 +132,9 @@ class Autoencoder:
 
     def _spread(self, mask: torch.Tensor) -> torch.Tensor:
         """From mask units to patches, float32."""
+        down, across = _divide(self._grid, self.units)
         spread = mask.view(self.units).float()
-        for axis, (side, unit) in enumerate(zip(self._grid, self.units, strict=True)):
-            spread = spread.repeat_interleave(side // unit, dim=axis)
-
-        return spread.flatten()
+        return spread.repeat_interleave(down, 0).repeat_interleave(across, 1).flatten()
 
     def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
         """From (N, 3, H, W) to (N, patches in raster order, 3 * side * side)."""
@@ -194,44 +187,28 @@ def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tenso
     return masks
 
 
-def load_autoencoder(
+def _load_network(
     config: Configuration,
+    resized: Configuration,
     weights: WeightsFile,
-    preprocessing: Preprocessing,
-    num_masks: int,
     device: torch.device,
-) -> Autoencoder:
-    """Load a masked autoencoder from a local safetensors file.
-
-    Args:
-        config: the configuration of a ``HieraForPreTraining``
-        weights: the file
-        preprocessing: the preprocessing; if its crop has another size than the
-            configuration, position embeddings are interpolated
-        num_masks: the number of masks
-        device: the device; the network is computed in float32
-
-    Returns:
-        an :class:`Autoencoder`
-
-    Raises:
-        ValueError: if the masks are too few to mask every unit
-    """
+) -> Any:
     from transformers import HieraForPreTraining
 
-    resized = at_size(config, preprocessing.crop_size)
     tensors = weights.tensors()
-    for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, len(config.depths))):
-        old, new = (grid_size(one, stage) for one in (config, resized))
+    for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, config.num_stages)):
+        old, new = config.grid_size(stage), resized.grid_size(stage)
         tensors[name] = resize_positions(tensors[name], old, new)
 
     with torch.device("meta"):
         network = HieraForPreTraining(resized.to_transformers())
 
     network.load_state_dict(tensors, strict=True, assign=True)
-    network.eval().requires_grad_(False).float().to(device)
-    normalize = Normalization(preprocessing, device)
-    return Autoencoder(network, resized, normalize, num_masks)
+    return network.eval().requires_grad_(False).float().to(device)
+
+
+def _divide(sides: tuple[int, int], by: tuple[int, int]) -> tuple[int, int]:
+    return sides[0] // by[0], sides[1] // by[1]
 
 
 def _statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

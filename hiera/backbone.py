@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .configuration import Configuration, grid_size, stage_dim
+from .configuration import Configuration
 
 POSITIONS = "embeddings.position_embeddings"
 """The name of the position embeddings in the state dict."""
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
-        self.stages = tuple(stages or [len(config.depths)])
+        self.stages = tuple(stages or [config.num_stages])
 
         # On the CPU, even where the parameters are made on the meta device
         self.register_buffer("order", _unit_order(config, 1), persistent=False)
@@ -96,7 +96,7 @@ class _Embeddings(nn.Module):
 
     def __init__(self, config: Configuration) -> None:
         super().__init__()
-        shape = (1, math.prod(grid_size(config, 1)), config.embed_dim)
+        shape = (1, math.prod(config.grid_size(1)), config.embed_dim)
         self.patch_embeddings = _PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.empty(shape))
         self.is_unfolded = False
@@ -135,12 +135,12 @@ class _Encoder(nn.Module):
 
     def __init__(self, config: Configuration) -> None:
         super().__init__()
-        units = math.prod(grid_size(config, 1)) // math.prod(config.masked_unit_size)
+        units = math.prod(config.grid_size(1)) // math.prod(config.masked_unit_size)
         self.stages = nn.ModuleList()
         stride = math.prod(config.query_stride)
         dim = config.embed_dim
         for index, depth in enumerate(config.depths):
-            dim_out = stage_dim(config, index + 1)
+            dim_out = config.stage_dim(index + 1)
             stage = _Stage()
             for layer in range(depth):
                 # The first block of a stage pools, and attends like the stage before
@@ -253,8 +253,8 @@ class _Attention(nn.Module):
         if self.is_fused:
             return functional.scaled_dot_product_attention(query, key, value)
 
-        weights = query * self._head_dim**-0.5 @ key.transpose(-1, -2)
-        mixed: torch.Tensor = weights.softmax(dim=-1) @ value
+        scores = query * self._head_dim**-0.5 @ key.transpose(-1, -2)
+        mixed: torch.Tensor = scores.softmax(dim=-1) @ value
         return mixed
 
 
@@ -344,9 +344,9 @@ def _unit_order(config: Configuration, stage: int) -> torch.Tensor:
         an int64 tensor of shape (T,)
     """
     pools = min(stage - 1, config.num_query_pool)
-    height, width = grid_size(config, stage)
+    height, width = config.grid_size(stage)
     raster = torch.arange(height * width, device="cpu").view(1, height, width)
-    for down, across in [config.query_stride] * (len(config.depths) - 1 - pools):
+    for down, across in [config.query_stride] * (config.num_stages - 1 - pools):
         split = raster.unflatten(2, (-1, across)).unflatten(1, (-1, down))
         raster = split.permute(0, 2, 4, 1, 3).flatten(0, 2)
 

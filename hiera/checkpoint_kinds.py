@@ -20,14 +20,13 @@ from .configuration import (
     AUTOENCODER_NAME,
     CLASSIFIER_NAME,
     Configuration,
-    stage_dim,
 )
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
 from .state_dict import Shapes, resize_backbone, shapes_of
 
 ReadBackbone: TypeAlias = Callable[
-    [Mapping[str, torch.Tensor], Iterable[str], Configuration, tuple[int, int]],
+    [Mapping[str, torch.Tensor], Iterable[str], Configuration, Configuration],
     Mapping[str, torch.Tensor],
 ]
 
@@ -45,8 +44,8 @@ class Architecture:
         prefix (""): the prefix of the backbone's tensors
         optional (None): the prefix of tensors that a user's own file may lack
         read_backbone: from the tensors of the backbone's prefix, the names in
-            :class:`Backbone`'s state dict, the configuration and the (height, width) of
-            the input in pixels to that state dict
+            :class:`Backbone`'s state dict, and the configurations of the file and for the
+            size of the input, to that state dict
         read_preprocessing (None): from the path of a file and the input size to the
             preprocessing, where the weights file itself defines it
         poolings: the poolings, the default first
@@ -81,13 +80,8 @@ def expected_shapes(config: Configuration) -> Shapes:
         return get_architecture(config).shapes(config)
 
 
-def class_names(config: Configuration) -> list[str]:
-    """Return the names of a classifier's classes, in the order of its logits."""
-    return [config.id2label[index] for index in range(len(config.id2label))]
-
-
 def _encoder_shapes(config: Configuration, prefix: str = "") -> Shapes:
-    norm = nn.LayerNorm(stage_dim(config, len(config.depths)))
+    norm = nn.LayerNorm(config.stage_dim(config.num_stages))
     return {
         **shapes_of(Backbone(config), prefix),
         **shapes_of(norm, f"{prefix}pooler.layernorm."),
@@ -95,7 +89,7 @@ def _encoder_shapes(config: Configuration, prefix: str = "") -> Shapes:
 
 
 def _classifier_shapes(config: Configuration) -> Shapes:
-    linear = nn.Linear(stage_dim(config, len(config.depths)), len(class_names(config)))
+    linear = nn.Linear(config.stage_dim(config.num_stages), len(config.class_names))
     return {**_encoder_shapes(config, "hiera."), **shapes_of(linear, "classifier.")}
 
 
@@ -143,7 +137,7 @@ AUTOENCODER = Architecture(
 ABSWIN = Architecture(
     "birder.Hiera",
     produces="image embeddings",
-    shapes=abswin.expected_shapes,
+    shapes=abswin.abswin_shapes,
     norm=abswin.NORM,
     read_backbone=abswin.read_backbone,
     read_preprocessing=abswin.read_preprocessing,

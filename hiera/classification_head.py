@@ -8,7 +8,6 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from .checkpoint_kinds import class_names
 from .configuration import Configuration
 from .encoder import Encoder
 from .pooling import pooler
@@ -34,8 +33,8 @@ def load_classifier(
     Returns:
         a :data:`Classifier`
     """
-    dim = encoder.stages[-1].embedding_dim
-    linear = nn.Linear(dim, len(class_names(config)), device="meta")
+    dim = config.stage_dim(config.num_stages)
+    linear = nn.Linear(dim, len(config.class_names), device="meta")
     linear.load_state_dict(weights.tensors("classifier."), assign=True)
     linear.requires_grad_(False).float().to(encoder.device)
 

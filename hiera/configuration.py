@@ -89,7 +89,7 @@ class Configuration:
     problem_type: str = SINGLE_LABEL
 
     def __post_init__(self) -> None:
-        stages = len(self.depths)
+        stages = self.num_stages
         for name in ("num_heads", "masked_unit_attention"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(
@@ -139,14 +139,14 @@ class Configuration:
             )
 
         for index, heads in enumerate(self.num_heads):
-            dim = stage_dim(self, index + 1)
+            dim = self.stage_dim(index + 1)
             if dim % heads:
                 raise ValueError(
                     f"num_heads = {self.num_heads} does not divide the {dim} dimensions of "
                     f"stage {index + 1}, which follow from embed_dim = {self.embed_dim}"
                 )
 
-            if index and dim == stage_dim(self, index):
+            if index and dim == self.stage_dim(index):
                 raise ValueError(
                     f"embed_dim_multiplier = {self.embed_dim_multiplier} is not supported: "
                     f"stage {index + 1} has the {dim} dimensions of the stage before"
@@ -160,6 +160,35 @@ class Configuration:
                     f"supported in stage {index + 1} with num_query_pool = "
                     f"{self.num_query_pool}"
                 )
+
+    @property
+    def num_stages(self) -> int:
+        """The number of stages."""
+        return len(self.depths)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of a classifier's classes, in the order of its logits."""
+        return [self.id2label[index] for index in range(len(self.id2label))]
+
+    def at_size(self, image_size: tuple[int, int]) -> Configuration:
+        """Return the same configuration for images of another (height, width).
+
+        Raises:
+            ValueError: if it is not a size that the network takes
+        """
+        return replace(self, image_size=image_size)
+
+    def grid_size(self, stage: int) -> tuple[int, int]:
+        """Return the (height, width) of a stage, in tokens."""
+        pools = min(stage - 1, self.num_query_pool)
+        sizes = zip(self.image_size, self.patch_stride, self.query_stride, strict=True)
+        height, width = (side // patch // pool**pools for side, patch, pool in sizes)
+        return height, width
+
+    def stage_dim(self, stage: int) -> int:
+        """Return the length of a stage's tokens."""
+        return int(self.embed_dim * self.embed_dim_multiplier ** (stage - 1))
 
     def to_transformers(self) -> Any:
         """Return transformers' ``HieraConfig``."""
@@ -217,24 +246,6 @@ def read_configuration(values: Mapping[str, Any]) -> Configuration:
         _check_decoder(known)
 
     return Configuration(**known)
-
-
-def at_size(config: Configuration, image_size: tuple[int, int]) -> Configuration:
-    """Return the same configuration for images of another (height, width)."""
-    return replace(config, image_size=image_size)
-
-
-def grid_size(config: Configuration, stage: int) -> tuple[int, int]:
-    """Return the (height, width) of a stage, in tokens."""
-    pools = min(stage - 1, config.num_query_pool)
-    sizes = zip(config.image_size, config.patch_stride, config.query_stride, strict=True)
-    height, width = (side // patch // pool**pools for side, patch, pool in sizes)
-    return height, width
-
-
-def stage_dim(config: Configuration, stage: int) -> int:
-    """Return the length of a stage's tokens."""
-    return int(config.embed_dim * config.embed_dim_multiplier ** (stage - 1))
 
 
 def _check_types(values: Mapping[str, Any]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,50 +12,52 @@ from ..errors import OptionError
 from ..images.preprocessing import Preprocessing
 from .backbone import Backbone
 from .checkpoint_kinds import get_architecture
-from .configuration import Configuration, at_size, grid_size, stage_dim
-from .engines import ENGINES, Run
-from .normalization import Normalization
+from .configuration import Configuration
+from .engines import ENGINES, Forward
 from .weights_file import WeightsFile
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The output of a stage.
-
-    Args:
-        grid: the (height, width) of its grid of tokens
-        embedding_dim: the length of a token
-    """
-
-    grid: tuple[int, int]
-    embedding_dim: int
 
 
 class Encoder:
     """Computes the tokens of stages from pixels.
 
     Args:
-        start: builds the network that computes the given stages
-        stages: the output of each stage
-        norm: the final LayerNorm, for pooling the last stage; None if the file has none
-        normalize: from pixels to the input of the network
+        config: the configuration of the checkpoint
+        weights: the file; it is read again when other stages are asked for later
+        preprocessing: the preprocessing; if its crop has another size than the
+            configuration, position embeddings are interpolated
+        engine ("torch"): one of :data:`fiftyone_hiera.hiera.engines.ENGINES`
+        dtype (torch.float32): the dtype of attention and MLPs
+        device (None): the device; None is the CPU
+
+    Attributes:
+        config: the configuration for the size of the crop
         device: the device of the network
+        normalize: from pixels to the input of the network
+        norm: the final LayerNorm, for pooling the last stage; None if the file has none
+
+    Raises:
+        ValueError: if the crop does not have a size that the network takes
     """
 
     def __init__(
         self,
-        start: Callable[[tuple[int, ...]], Run],
-        stages: Sequence[Stage],
-        norm: nn.LayerNorm | None,
-        normalize: Normalization,
-        device: torch.device,
+        config: Configuration,
+        weights: WeightsFile,
+        preprocessing: Preprocessing,
+        *,
+        engine: str = "torch",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:
-        self.stages = stages
-        self.norm = norm
-        self.device = device
-        self.normalize = normalize
-        self._start = start
-        self._network: Run | None = None
+        self.config = config.at_size(preprocessing.crop_size)
+        self.device = device or torch.device("cpu")
+        self.normalize = Normalization(preprocessing, self.device)
+        self.norm = _load_norm(config, weights, self.device)
+        self._saved_config = config
+        self._weights = weights
+        self._engine = ENGINES[engine]
+        self._dtype = dtype
+        self._network: Forward | None = None
         self._computed: tuple[int, ...] = ()
         self._lock = threading.Lock()
 
@@ -93,7 +94,7 @@ class Encoder:
             ValueError: if there is no such stage
         """
         return [
-            tokens.transpose(1, 2).unflatten(2, self.stages[stage - 1].grid)
+            tokens.transpose(1, 2).unflatten(2, self.config.grid_size(stage))
             for stage, tokens in zip(stages, self(pixels, *stages), strict=True)
         ]
 
@@ -111,12 +112,12 @@ class Encoder:
         """
         self._prepare(stages)
 
-    def _prepare(self, stages: Sequence[int]) -> tuple[Run, tuple[int, ...]]:
-        if not set(stages) <= set(range(1, len(self.stages) + 1)):
+    def _prepare(self, stages: Sequence[int]) -> tuple[Forward, tuple[int, ...]]:
+        if not set(stages) <= set(range(1, self.config.num_stages + 1)):
             raise OptionError(
                 "stages",
                 f"Invalid stages: {tuple(stages)}. This checkpoint has stages 1 to "
-                f"{len(self.stages)}",
+                f"{self.config.num_stages}",
             )
 
         with self._lock:
@@ -127,65 +128,78 @@ class Encoder:
 
             return self._network, self._computed
 
+    def _start(self, stages: tuple[int, ...]) -> Forward:
+        return self._engine(self._build(stages), self._dtype, self.config.image_size)
 
-def load_encoder(
-    config: Configuration,
-    weights: WeightsFile,
-    preprocessing: Preprocessing,
-    *,
-    engine: str = "torch",
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
-) -> Encoder:
-    """Build an encoder from a weights file.
-
-    Args:
-        config: the configuration; its ``architectures`` is one
-            of :data:`hiera.checkpoint_kinds.ARCHITECTURES`, none is ``HieraModel``
-        weights: the file; it is read again when other stages are asked for later
-        preprocessing: the preprocessing; if its crop has another size than the
-            configuration, position embeddings are interpolated
-        engine ("torch"): one of :data:`hiera.engines.ENGINES`
-        dtype (torch.float32): the dtype of attention and MLPs
-        device (None): the device; None is the CPU
-
-    Returns:
-        an :class:`Encoder`
-
-    Raises:
-        ValueError: if the crop does not have a size that the network takes
-    """
-    device = device or torch.device("cpu")
-    image_size = preprocessing.crop_size
-    resized = at_size(config, image_size)
-    architecture = get_architecture(config)
-
-    def build(stages: tuple[int, ...]) -> Backbone:
+    def _build(self, stages: tuple[int, ...]) -> Backbone:
         with torch.device("meta"):
-            backbone = Backbone(resized, stages)
+            backbone = Backbone(self.config, stages)
 
         # No parameter is initialized, each is a tensor of the file. None is held here, so
         # that an engine may free the weights that it copied
-        tensors = weights.tensors(architecture.prefix)
-        weights.release()
+        architecture = get_architecture(self.config)
+        tensors = self._weights.tensors(architecture.prefix)
+        self._weights.release()
         state_dict = architecture.read_backbone(
-            tensors, backbone.state_dict(), config, image_size
+            tensors, backbone.state_dict(), self._saved_config, self.config
         )
         backbone.load_state_dict(state_dict, strict=True, assign=True)
-        backbone.eval().requires_grad_(False).float().to(device)
+        backbone.eval().requires_grad_(False).float().to(self.device)
         return backbone
 
-    def start(stages: tuple[int, ...]) -> Run:
-        return ENGINES[engine](build(stages), dtype, image_size)
 
-    stages = [
-        Stage(grid_size(resized, stage), stage_dim(config, stage))
-        for stage in range(1, len(config.depths) + 1)
-    ]
-    norm, tensors = None, weights.tensors(architecture.norm)
-    if tensors:
-        norm = nn.LayerNorm(stages[-1].embedding_dim, config.layer_norm_eps, device="meta")
-        norm.load_state_dict(tensors, assign=True)
-        norm.requires_grad_(False).float().to(device)
+class Normalization:
+    """Scale uint8 pixels to [0, 1] and normalize each channel, on the network's device.
 
-    return Encoder(start, stages, norm, Normalization(preprocessing, device), device)
+    Args:
+        preprocessing: the preprocessing, which has the mean and standard deviation
+        device: the device of the network
+    """
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        self._device = device
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+
+        # A tensor: some devices divide by a Python scalar by multiplying with its rounded
+        # reciprocal
+        self._full_scale = torch.full_like(self._mean, 255.0)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalize a batch of images.
+
+        Args:
+            pixels: a uint8 tensor of shape (N, 3, H, W) on any device
+
+        Returns:
+            a float32 tensor of shape (N, 3, H, W) on the network's device
+        """
+        pixels = pixels.to(self._device, non_blocking=True)
+        return pixels.float().div_(self._full_scale).sub_(self._mean).div_(self._std)
+
+    def undo(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Convert a normalized batch back to uint8 pixels.
+
+        Args:
+            inputs: a float32 tensor of shape (N, 3, H, W)
+
+        Returns:
+            a uint8 tensor of shape (N, 3, H, W)
+        """
+        pixels = self._full_scale * (inputs * self._std + self._mean)
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _load_norm(
+    config: Configuration, weights: WeightsFile, device: torch.device
+) -> nn.LayerNorm | None:
+    tensors = weights.tensors(get_architecture(config).norm)
+    if not tensors:
+        return None
+
+    dim = config.stage_dim(config.num_stages)
+    norm = nn.LayerNorm(dim, config.layer_norm_eps, device="meta")
+    norm.load_state_dict(tensors, assign=True)
+    return norm.requires_grad_(False).float().to(device)

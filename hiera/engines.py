@@ -20,10 +20,10 @@ import torch
 
 from .backbone import Backbone
 
-Run: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+Forward: TypeAlias = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """From normalized float32 pixels (N, 3, H, W) to float32 tokens (N, T, D) per stage."""
 
-Engine: TypeAlias = Callable[[Backbone, torch.dtype, tuple[int, int]], Run]
+Engine: TypeAlias = Callable[[Backbone, torch.dtype, tuple[int, int]], Forward]
 """Takes a float32 backbone on its device, the dtype to compute in and the input size."""
 
 _LARGE = 512 * 512  # pixels
@@ -32,7 +32,9 @@ _LARGE = 512 * 512  # pixels
 _IMAGES_AT_ONCE = 4
 
 
-def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]) -> Run:
+def run_torch(
+    backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
+) -> Forward:
     """Run the backbone with torch."""
     device = backbone.order.device
     backbone.reduce(dtype)
@@ -49,12 +51,12 @@ def run_torch(backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int
 
 def run_compiled(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
-) -> Run:
+) -> Forward:
     """Compile the backbone with torch.compile, once for all batch sizes."""
     device = backbone.order.device
-    run = run_torch(backbone, dtype, image_size)
+    forward = run_torch(backbone, dtype, image_size)
     # Freezing stores weights in the layout of the kernels; only CPU kernels have one
-    compiled = torch.compile(run, options={"freezing": device.type == "cpu"})
+    compiled = torch.compile(forward, options={"freezing": device.type == "cpu"})
 
     def run_batch(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         # A batch of one would be compiled separately
@@ -74,7 +76,7 @@ def run_compiled(
 
 def run_openvino(
     backbone: Backbone, dtype: torch.dtype, image_size: tuple[int, int]
-) -> Run:
+) -> Forward:
     """Convert the backbone to OpenVINO; its own weights are no longer needed."""
     model = convert_openvino(backbone, dtype, image_size)
     return _Compiled(model, torch.zeros(2, 3, *image_size))
@@ -239,9 +241,30 @@ def has_openvino() -> bool:
     return int(version.partition(".")[0]) >= _OPENVINO_YEAR
 
 
-def has_tracing() -> bool:
-    """Return whether torch supports tracing with this Python."""
-    return sys.version_info < _NO_TRACING
+def openvino_obstacle(dtype: str, device: str) -> str | None:
+    """Return why OpenVINO cannot compute, or None if it can.
+
+    Args:
+        dtype: the name of the dtype
+        device: the name of the torch device
+
+    Returns:
+        a reason that completes "Invalid engine: 'openvino' "
+    """
+    if device != "cpu":
+        return f"is for device 'cpu', not {device!r}"
+
+    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    if dtype not in dtypes:
+        return f"cannot compute in {dtype!r} on this CPU, only in {dtypes}"
+
+    if sys.version_info >= _NO_TRACING:
+        return (
+            "needs torch.jit.trace, which torch does not support from Python 3.14 on: use "
+            "engine 'torch' or 'auto'"
+        )
+
+    return None if has_openvino() else f"is not installed: pip install '{OPENVINO}'"
 
 
 def import_openvino() -> Any:

@@ -12,9 +12,9 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from huggingface_hub import (
     _CACHED_NO_EXIST,
@@ -32,14 +32,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from .atomic import written_aside
+
 WEIGHTS_NAME = "model.safetensors"
 
 # An entry of the zoo whose weights are a BundledFile
 _BUNDLED = "hiera-nano-photos"
 
 # huggingface_hub lets the errors of its HTTP client through when a connection
-# breaks, and the client has changed over its releases: httpx, httpx2, ...
-_HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
+# breaks, and the client has changed over its releases: requests, httpx, httpx2, ...
+_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__mro__[1], OSError)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,10 +75,117 @@ class HubFile:
     def __str__(self) -> str:
         return f"{self.filename} of {self.repo_id} at revision {self.revision or 'main'}"
 
+    @property
+    def origin(self) -> str:
+        """The name of the weights, which entries of the zoo may share."""
+        return self.repo_id
+
+    def cached(self) -> Path | None:
+        """Return the path in the hub's cache, if the file is there; it is not verified."""
+        cached = self._look_up()
+        return Path(cached) if isinstance(cached, str) else None
+
+    def fetch(self, destination: Path | None = None) -> Path:
+        """Download the file into the hub's cache, unless it is there.
+
+        Args:
+            destination (None): the path that the user may place the file at by
+                hand, for the error message
+
+        Returns:
+            the path of the file in the cache, not verified
+
+        Raises:
+            DownloadError: if the hub refuses or cannot be reached
+        """
+        # The client sends requests to the hub even for a cached file
+        cached = self.cached() if self.revision else None
+        if cached is not None:
+            return cached
+
+        try:
+            return Path(
+                hf_hub_download(self.repo_id, self.filename, revision=self.revision)
+            )
+        except _ERRORS as error:
+            raise DownloadError(_explain(self, destination, error)) from None
+
+    def fetch_optional(self) -> Path | None:
+        """Download the file, which has a revision, unless the repository has none.
+
+        Returns:
+            the path of the file in the cache, or None if the repository has none
+
+        Raises:
+            DownloadError: if the hub refuses or cannot be reached
+        """
+        if self._look_up() is _CACHED_NO_EXIST:
+            return None
+
+        try:
+            return self.fetch()
+        except DownloadError as error:
+            cause = error.__context__
+            is_missing = isinstance(cause, EntryNotFoundError)
+            if is_missing and not isinstance(cause, LocalEntryNotFoundError):
+                return None
+
+            raise
+
+    def verify(self, cached: Path, actual: str) -> None:
+        """Verify the sha256 of the downloaded file, and remove it if it is damaged.
+
+        Args:
+            cached: the path of the file in the cache
+            actual: the sha256 of its bytes
+
+        Raises:
+            DownloadError: if it is not the expected one
+        """
+        expected = self.sha256 or self._stated_sha256(cached)
+        if actual == expected:
+            return
+
+        if _blob(cached).name != actual:
+            # The bytes differ even from the ETag that the hub stated: remove them
+            _remove(cached)
+
+        raise DownloadError(
+            f"{self}: expected sha256 {expected}, received {actual}. The file is refused; "
+            "download it again, and report it if this persists"
+        )
+
+    def verify_copy(self, path: Path, actual: str) -> None:
+        """Accept any copy: FiftyOne's is a link to a verified file, others are the user's.
+
+        Args:
+            path: the path of the copy
+            actual: the sha256 of its bytes
+        """
+
+    def _look_up(self) -> object:
+        return try_to_load_from_cache(self.repo_id, self.filename, revision=self.revision)
+
+    def _stated_sha256(self, cached: Path) -> str:
+        # The cache names a blob by its ETag, which for an LFS file is its sha256.
+        # A cache without symbolic links has no blobs: ask the hub
+        etag = _blob(cached).name
+        if not _SHA256.fullmatch(etag):
+            url = hf_hub_url(self.repo_id, self.filename, revision=self.revision)
+            try:
+                etag = get_hf_file_metadata(url).etag or ""
+            except _ERRORS as error:
+                raise DownloadError(_explain(self, None, error)) from None
+
+        if not _SHA256.fullmatch(etag):
+            raise DownloadError(f"{self}: the hub states no sha256 for it (ETag {etag!r})")
+
+        return etag
+
 
 @dataclass(frozen=True)
 class BundledFile:
-    """A file that comes with this source.
+    """A file that comes with this source; its methods are those of :class:`HubFile`.
 
     Args:
         path: the path of the file
@@ -85,110 +194,38 @@ class BundledFile:
 
     path: Path
     sha256: str
+    revision: ClassVar[None] = None
 
+    @property
+    def origin(self) -> str:
+        """The name of the weights."""
+        return self.path.stem
 
-def verify_bundled(file: BundledFile, path: Path, actual: str) -> None:
-    """Verify the sha256 of a bundled file or a copy of it.
+    def cached(self) -> Path:
+        """Return the path of the file."""
+        return self.path
 
-    Args:
-        file: the file
-        path: the path of what was read
-        actual: the sha256 of its bytes
+    def fetch(self, destination: Path | None = None) -> Path:
+        """Return the path of the file."""
+        return self.path
 
-    Raises:
-        DownloadError: if it is not the expected one
-    """
-    if actual != file.sha256:
-        raise DownloadError(
-            f"{path}: expected sha256 {file.sha256}, found {actual}. Register this "
-            "source again, with overwrite=True"
-        )
+    def verify(self, path: Path, actual: str) -> None:
+        """Verify the sha256 of the file or a copy.
 
+        Args:
+            path: the path of what was read
+            actual: the sha256 of its bytes
 
-def find_cached(file: HubFile) -> Path | None:
-    """Return the path of a file in the hub's cache, or None; it is not verified.
+        Raises:
+            DownloadError: if it is not the expected one
+        """
+        if actual != self.sha256:
+            raise DownloadError(
+                f"{path}: expected sha256 {self.sha256}, found {actual}. Register this "
+                "source again, with overwrite=True"
+            )
 
-    Args:
-        file: the file
-    """
-    cached = _cached(file)
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def fetch(file: HubFile, destination: Path | None = None) -> Path:
-    """Download a file into the hub's cache, unless it is there.
-
-    Args:
-        file: the file
-        destination (None): the path that the user may place the file at by
-            hand, for the error message
-
-    Returns:
-        the path of the file in the cache, not verified
-
-    Raises:
-        DownloadError: if the hub refuses or cannot be reached
-    """
-    # The client sends requests to the hub even for a cached file
-    cached = find_cached(file) if file.revision else None
-    if cached is not None:
-        return cached
-
-    try:
-        return Path(hf_hub_download(file.repo_id, file.filename, revision=file.revision))
-    except (_HTTPError, OSError) as error:
-        raise DownloadError(_explain(file, destination, error)) from None
-
-
-def fetch_optional(file: HubFile) -> Path | None:
-    """Download a file that may not exist in the repository.
-
-    Args:
-        file: the file, with a revision
-
-    Returns:
-        the path of the file in the cache, or None if the repository has none
-
-    Raises:
-        DownloadError: if the hub refuses or cannot be reached
-    """
-    if _cached(file) is _CACHED_NO_EXIST:
-        return None
-
-    try:
-        return fetch(file)
-    except DownloadError as error:
-        cause = error.__context__
-        is_missing = isinstance(cause, EntryNotFoundError)
-        if is_missing and not isinstance(cause, LocalEntryNotFoundError):
-            return None
-
-        raise
-
-
-def verify_download(file: HubFile, cached: Path, actual: str) -> None:
-    """Verify the sha256 of a downloaded file, and remove a file that is damaged.
-
-    Args:
-        file: the file
-        cached: the path of the file in the cache
-        actual: the sha256 of its bytes
-
-    Raises:
-        DownloadError: if it is not the expected one
-    """
-    expected = file.sha256 or _stated_sha256(file, cached)
-    if actual == expected:
-        return
-
-    if _blob(cached).name != actual:
-        # The bytes differ even from the ETag that the hub stated: remove them
-        _remove(cached)
-
-    raise DownloadError(
-        f"{file}: expected sha256 {expected}, received {actual}. The file is refused; "
-        "download it again, and report it if this persists"
-    )
+    verify_copy = verify
 
 
 def sha256(path: Path) -> str:
@@ -210,9 +247,7 @@ def link(source: Path, destination: Path) -> None:
         source: the path of the file
         destination: the path of the link, which is replaced if it exists
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".") as folder:
-        staged = Path(folder) / destination.name
+    with written_aside(destination) as staged:
         for make in (os.link, os.symlink, shutil.copyfile):
             try:
                 make(source, staged)
@@ -220,29 +255,6 @@ def link(source: Path, destination: Path) -> None:
             except OSError:
                 if make is shutil.copyfile:
                     raise
-
-        os.replace(staged, destination)
-
-
-def _cached(file: HubFile) -> object:
-    return try_to_load_from_cache(file.repo_id, file.filename, revision=file.revision)
-
-
-def _stated_sha256(file: HubFile, cached: Path) -> str:
-    # The cache names a blob by its ETag, which for an LFS file is its sha256.
-    # A cache without symbolic links has no blobs: ask the hub
-    etag = _blob(cached).name
-    if not _SHA256.fullmatch(etag):
-        url = hf_hub_url(file.repo_id, file.filename, revision=file.revision)
-        try:
-            etag = get_hf_file_metadata(url).etag or ""
-        except (_HTTPError, OSError) as error:
-            raise DownloadError(_explain(file, None, error)) from None
-
-    if not _SHA256.fullmatch(etag):
-        raise DownloadError(f"{file}: the hub states no sha256 for it (ETag {etag!r})")
-
-    return etag
 
 
 def _blob(cached: Path) -> Path:

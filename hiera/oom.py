@@ -26,15 +26,9 @@ _MESSAGE = re.compile(
     re.MULTILINE,
 )
 
-# Of these, oneDNN says this one for other reasons too, such as a bug or forbidden
-# executable memory
+# oneDNN says this for other reasons too, as a bug or forbidden executable memory
 _AMBIGUOUS = "could not create a primitive"
-_AMBIGUOUS_HINT = (
-    ". If enough memory is free, it is another fault of oneDNN on this machine"
-)
-
-# After so many batches, a larger size is tried again
-_PATIENCE = 8
+_HINT = ". If enough memory is free, it is another fault of oneDNN on this machine"
 
 
 def stack(pixels: Pixels) -> torch.Tensor:
@@ -48,8 +42,7 @@ def stack(pixels: Pixels) -> torch.Tensor:
 class Halving:
     """Runs a function over batches, and halves batches that run out of memory.
 
-    A larger batch size is tried again after some batches, and after twice as many each
-    time that it fails.
+    It keeps the size that fits: larger batches are divided from then on.
 
     Args:
         forward: maps the pixels of N images to arrays of N rows each
@@ -58,9 +51,6 @@ class Halving:
     def __init__(self, forward: Callable[[Pixels], Arrays]) -> None:
         self._forward = forward
         self._largest: int | None = None
-        self._reason = ""
-        self._patience = self._wait = _PATIENCE
-        self._is_retry = False
 
     def __call__(self, pixels: Pixels) -> Arrays:
         """Run the function over a batch.
@@ -80,21 +70,12 @@ class Halving:
             part = rest[: self._largest]
             arrays = self._try(part)
             if arrays is None:
-                size = len(part)
-                # Where it may not be the memory, a single image tells
-                if size > 1 and _AMBIGUOUS in self._reason and self._try(part[:1]) is None:
-                    size = 1
-
-                self._halve(size)
                 continue
 
             if any(len(rows) != len(part) for rows in arrays):
                 raise RuntimeError(
                     f"{[len(rows) for rows in arrays]} results for {len(part)} images"
                 )
-
-            if len(part) == self._largest:
-                self._count(len(part))
 
             parts.append(arrays)
             rest = rest[len(part) :]
@@ -105,53 +86,37 @@ class Halving:
         return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
     def _try(self, pixels: Pixels) -> Arrays | None:
-        # The exception keeps the tensors of the failed attempt alive, so it must be gone
-        # before the next attempt
         try:
             return self._forward(pixels)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
 
-            self._reason = _reason(error)
-            return None
+            reason = _reason(error)
 
-    def _halve(self, size: int) -> None:
+        # The exception, which kept the tensors of the failed attempt alive, is gone
+        self._halve(len(pixels), reason)
+        return None
+
+    def _halve(self, size: int, reason: str) -> None:
         if size == 1:
-            hint = _AMBIGUOUS_HINT if _AMBIGUOUS in self._reason else ""
+            hint = _HINT if _AMBIGUOUS in reason else ""
             raise MemoryError(
                 "Out of memory at a single image: free some memory, or choose a smaller "
-                f"checkpoint or another device ({self._reason}){hint}"
+                f"checkpoint or another device ({reason}){hint}"
             )
 
-        if self._is_retry:
-            self._patience *= 2
-
-        self._resize(size // 2, is_retry=False)
+        self._largest = size // 2
         logger.warning(
-            "Out of memory at a batch size of %d: continuing with %d", size, size // 2
+            "Out of memory at a batch size of %d: continuing with %d", size, self._largest
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _count(self, size: int) -> None:
-        """Count a batch of the largest size, and double that size after some of them."""
-        self._is_retry = False
-        self._wait -= 1
-        if self._wait == 0:
-            self._resize(2 * size, is_retry=True)
-
-    def _resize(self, size: int, *, is_retry: bool) -> None:
-        self._largest = size
-        self._wait = self._patience
-        self._is_retry = is_retry
-
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-
-    return _MESSAGE.search(str(error)) is not None
+    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_known or _MESSAGE.search(str(error)) is not None
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .backbone import POSITIONS, resize_positions
-from .configuration import Configuration, at_size, grid_size
+from .configuration import Configuration
 
 Shapes: TypeAlias = Mapping[str, list[int]]
 """The shapes of tensors by name."""
@@ -18,14 +18,14 @@ Shapes: TypeAlias = Mapping[str, list[int]]
 def resize_backbone(
     tensors: Mapping[str, torch.Tensor],
     names: Iterable[str],
+    saved: Configuration,
     config: Configuration,
-    image_size: tuple[int, int],
 ) -> dict[str, torch.Tensor]:
     """Select the backbone's tensors and resize its position embeddings.
 
     See :attr:`fiftyone_hiera.hiera.checkpoint_kinds.Architecture.read_backbone`.
     """
-    old, new = (grid_size(one, 1) for one in (config, at_size(config, image_size)))
+    old, new = saved.grid_size(1), config.grid_size(1)
     positions = resize_positions(tensors[POSITIONS], old, new)
     return {**{name: tensors[name] for name in names}, POSITIONS: positions}
 

@@ -15,21 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..errors import OptionError
 from ..images.preprocessing import Preprocessing, for_image_size
 from ..images.processor_config import parse_processor
 from .checkpoint_kinds import ARCHITECTURES, HIERA_MODEL
 from .configuration import Configuration, read_configuration
-from .hub import (
-    WEIGHTS_NAME,
-    DownloadError,
-    HubFile,
-    fetch,
-    fetch_optional,
-    verify_download,
-)
+from .hub import WEIGHTS_NAME, DownloadError, HubFile
 
 _CONFIG_NAME = "config.json"
 _PROCESSOR_NAMES = ("processor_config.json", "preprocessor_config.json")
@@ -45,30 +38,23 @@ _CONVERT = (
 _HUB_ID = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
-_Verify: TypeAlias = Callable[[str], None]
-_Files: TypeAlias = tuple[
-    Path, list[Path | None], Callable[[], tuple[Path, _Verify | None]]
-]
-"""config.json, _PROCESSOR_NAMES, and how to get and verify the weights."""
-
-
 @dataclass(frozen=True)
 class LocalCheckpoint:
     """A checkpoint on disk.
 
     Args:
         config: the configuration
-        weights: the path of the safetensors file
+        path: the path of the safetensors file
         preprocessing: the preprocessing
         revision (None): the commit on the hub, if known
         verify (None): raises an error if a sha256 is not that of the weights
     """
 
     config: Configuration
-    weights: Path
+    path: Path
     preprocessing: Preprocessing
     revision: str | None = None
-    verify: _Verify | None = None
+    verify: Callable[[str], None] | None = None
 
 
 def find_checkpoint(checkpoint: str) -> str:
@@ -131,50 +117,36 @@ def open_checkpoint(checkpoint: str) -> LocalCheckpoint:
     """
     found = find_checkpoint(checkpoint)
     hub_id = _HUB_ID.fullmatch(found)
-    if hub_id:
-        revision = hub_id["revision"]
-        files = _on_hub(hub_id["repo_id"], revision)
-    else:
-        revision = None
-        files = _on_disk(Path(found))
+    return _open_on_hub(**hub_id.groupdict()) if hub_id else _open_on_disk(Path(found))
 
+
+def _open_on_hub(repo_id: str, revision: str) -> LocalCheckpoint:
     # Small files first, so that nothing large is downloaded only to be refused
-    config_path, processor_paths, fetch_weights = files
-    config = _read_config(config_path)
-    preprocessing = _read_preprocessing(processor_paths, config.image_size)
-    weights, verify = fetch_weights()
-    return LocalCheckpoint(config, weights, preprocessing, revision, verify)
-
-
-def _on_hub(repo_id: str, revision: str) -> _Files:
-    weights = HubFile(repo_id, revision)
-
-    def fetch_weights() -> tuple[Path, _Verify]:
-        cached = fetch_optional(weights)
-        if cached is None:
-            raise ValueError(f"{repo_id}@{revision} has no file {WEIGHTS_NAME}. {_CONVERT}")
-
-        return cached, partial(verify_download, weights, cached)
-
-    config = fetch(HubFile(repo_id, revision, filename=_CONFIG_NAME))
+    config = _read_config(HubFile(repo_id, revision, filename=_CONFIG_NAME).fetch())
     nested, plain = (HubFile(repo_id, revision, filename=name) for name in _PROCESSOR_NAMES)
-    processors = [None, fetch_optional(plain)]
+    processors = [None, plain.fetch_optional()]
     # Few repositories have this one, so without a network it is not missed, as by
     # transformers
     with contextlib.suppress(DownloadError):
-        processors[0] = fetch_optional(nested)
+        processors[0] = nested.fetch_optional()
 
-    return config, processors, fetch_weights
+    preprocessing = _read_preprocessing(processors, config.image_size)
+    weights = HubFile(repo_id, revision)
+    path = weights.fetch_optional()
+    if path is None:
+        raise ValueError(f"{repo_id}@{revision} has no file {WEIGHTS_NAME}. {_CONVERT}")
+
+    verify = partial(weights.verify, path)
+    return LocalCheckpoint(config, path, preprocessing, revision, verify)
 
 
-def _on_disk(path: Path) -> _Files:
+def _open_on_disk(path: Path) -> LocalCheckpoint:
     weights = path / WEIGHTS_NAME if path.is_dir() else path
-    processors = [weights.with_name(name) for name in _PROCESSOR_NAMES]
-    return (
-        weights.with_name(_CONFIG_NAME),
-        [path if path.is_file() else None for path in processors],
-        lambda: (weights, None),
-    )
+    config = _read_config(weights.with_name(_CONFIG_NAME))
+    paths = [weights.with_name(name) for name in _PROCESSOR_NAMES]
+    processors = [path if path.is_file() else None for path in paths]
+    preprocessing = _read_preprocessing(processors, config.image_size)
+    return LocalCheckpoint(config, weights, preprocessing)
 
 
 def _read_preprocessing(

@@ -32,9 +32,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from . import jpeg
-from .monkeypatch import Override
-from .refusals import check_is_file, describe_content
-from .uris import is_uri, open_uri, to_local
+from .opening import describe_content, open_file
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +69,35 @@ _TRANSPOSE_METHODS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 _SWAPS_WIDTH_AND_HEIGHT = [_TRANSPOSE_METHODS[value] for value in (5, 6, 7, 8)]
 
-_strict_decoding = Override(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+
+class _StrictDecoding:
+    """Context manager in which Pillow refuses truncated files, whatever it is set to.
+
+    Threads may be inside together; the last to leave restores the setting.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._setting = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._setting
+
+
+_strict_decoding = _StrictDecoding()
 
 
 def read_image(
@@ -131,8 +154,8 @@ def displayed_size(path: ImagePath) -> tuple[int, int]:
         path: the path of an image that can be read
     """
     with _open(path) as file, Image.open(file) as image:
-        swaps = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
-        return image.size[::-1] if swaps else image.size
+        is_turned = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
+        return image.size[::-1] if is_turned else image.size
 
 
 def to_rgb(image: ImageLike, shortest_edge: int | None = None) -> Image.Image:
@@ -186,18 +209,13 @@ def _is_tensor(image: object) -> TypeGuard[torch.Tensor]:
 
 
 def _open(source: Source) -> BinaryIO:
-    if isinstance(source, bytes):
-        if not source:
-            raise ValueError("it is empty")
+    if not isinstance(source, bytes):
+        return open_file(source)
 
-        return io.BytesIO(source)
+    if not source:
+        raise ValueError("it is empty")
 
-    path = to_local(source)
-    if is_uri(path):
-        return open_uri(path)
-
-    check_is_file(path)
-    return open(path, "rb")
+    return io.BytesIO(source)
 
 
 def _pil_to_rgb(
@@ -305,18 +323,6 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _warn_of_few_values(name: str) -> None:
-    if not _warned_of_few_values.is_set():
-        _warned_of_few_values.set()
-        logger.warning(
-            "The %s is of 16 bits and has no value above %d, so it becomes nearly black, "
-            "as do all images like it: the high byte is kept. Scale such images first: "
-            "values of 12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
-            name,
-            _FEW_VALUES - 1,
-        )
-
-
 def _array_to_rgb(array: npt.NDArray[np.generic], name: str = "array") -> Image.Image:
     if array.ndim == 2:
         array = array[:, :, np.newaxis]
@@ -328,8 +334,15 @@ def _array_to_rgb(array: npt.NDArray[np.generic], name: str = "array") -> Image.
         )
 
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        if 0 < array.max() < _FEW_VALUES:
-            _warn_of_few_values(name)
+        if 0 < array.max() < _FEW_VALUES and not _warned_of_few_values.is_set():
+            _warned_of_few_values.set()
+            logger.warning(
+                "The %s is of 16 bits and has no value above %d, so it becomes nearly "
+                "black, as do all images like it: the high byte is kept. Scale such images "
+                "first: values of 12 bits: image << 4, of 8 bits: image.astype(np.uint8)",
+                name,
+                _FEW_VALUES - 1,
+            )
 
         array = (array >> 8).astype(np.uint8)  # type: ignore[operator]  # checked above
     elif array.dtype == np.bool_:

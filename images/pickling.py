@@ -1,4 +1,4 @@
-"""Pickling for data loader workers that cannot import this package by name.
+"""Pickle objects for data loader workers that cannot import this package by name.
 
 Pickle stores the names of classes, not their code. FiftyOne imports a zoo source or a
 plugin by its path, so a worker that is started with ``spawn`` or ``forkserver`` does not

@@ -4,7 +4,7 @@ The steps are those of transformers' ``BitImageProcessorPil`` with the settings 
 Meta's Hiera repositories: resize the shortest edge to 256, bicubic; center crop of 224,
 odd margins truncated; scale by 1/255; normalize by ImageNet's mean and standard
 deviation. The crop stays uint8 until it is on the encoder's device, a quarter of the
-bytes to transfer; ``hiera/normalization.py`` then computes the same float32 values.
+bytes to transfer; ``hiera/encoder.py`` then computes the same float32 values.
 
 The fast variant (option ``fast_decoding``) decodes large JPEGs at reduced size and
 resizes with torch's SIMD kernels. Nothing else here imports torch: processes that only
@@ -218,8 +218,7 @@ def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
     Returns:
         a :class:`Preprocessing` that resizes to 256/224 of that size
     """
-    height, width = image_size
-    return Preprocessing((height * 256 // 224, width * 256 // 224), image_size)
+    return Preprocessing((256, 256), (224, 224)).at(image_size)
 
 
 def _resize_fast(image: Image.Image, size: tuple[int, int], mode: str) -> PixelArray:

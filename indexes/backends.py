@@ -1,9 +1,11 @@
-"""Similarity backends of FiftyOne's brain, and the settings that each takes."""
+"""Similarity backends of FiftyOne's brain: their settings, packages and tables."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ import eta.core.utils as etau
 import fiftyone.brain as fob
 
 from ..errors import OptionError
+from .table import VectorTable
 
 SKLEARN = "sklearn"
 """The backend that reads the vectors from the dataset's field, and has no table."""
@@ -27,17 +30,6 @@ _PACKAGES = {
     "pinecone": ("pinecone", "pinecone-client"),
     "qdrant": ("qdrant_client", "qdrant-client"),
     "redis": ("redis", "redis"),
-}
-
-# FiftyOne fills these in by itself
-_NOT_SETTINGS = {
-    "config_cls",
-    "embeddings_field",
-    "model",
-    "model_kwargs",
-    "patches_field",
-    "roi_field",
-    "supports_prompts",
 }
 
 
@@ -97,6 +89,40 @@ class Backend:
             if metric not in valid:
                 raise OptionError("metric", f"Invalid metric {metric!r}. Valid are {valid}")
 
+    def with_defaults(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the settings whose defaults in FiftyOne are not good enough."""
+        # Milvus' own metric is "dotproduct", which prefers long vectors
+        defaults = {"metric": "cosine"}
+        if self.name == "pgvector":
+            # FiftyOne's default is the same for all indexes of a dataset, of which each
+            # new one drops the one before
+            defaults["index_name"] = f"hiera-{uuid.uuid4().hex}"
+
+        names = (defaults.keys() & {*self.settings}) - self.configured.keys()
+        return {**{name: defaults[name] for name in names}, **settings}
+
+    def describe_table(self, config: Any) -> str:
+        """Name the table in the config of an index, to begin a sentence with."""
+        setting = self.table_setting
+        if setting is None:
+            return f"The table of backend {self.name!r}"
+
+        return f"The {setting} {getattr(config, setting)!r} of backend {self.name!r}"
+
+    def cannot_open(self, brain_key: str, error: Exception, advice: str = "") -> ValueError:
+        """Make the error for an index whose database cannot be reached or read."""
+        where = ""
+        if self.credentials:
+            others = " and the like" if len(self.credentials) > 1 else ""
+            name = self.env_name(self.credentials[0])
+            where = f" (place and credentials are read from {name}{others})"
+
+        reason = re.sub(r"//\S*@", "//***@", one_line(error))  # a password
+        return ValueError(
+            f"Cannot open the index {brain_key!r} with backend {self.name!r}: {reason}"
+            f"{where}{advice}"
+        )
+
 
 def list_backends() -> list[str]:
     """Return the names of FiftyOne's similarity backends, the default one first."""
@@ -137,12 +163,44 @@ def get_backend(name: str | None = None) -> Backend:
 
     configured = fob.brain_config.similarity_backends[name]
     config_cls = etau.get_class(configured["config_cls"])
-    credentials = [*inspect.signature(config_cls.load_credentials).parameters]
-    credentials = [name for name in credentials if name not in ("self", "kwargs")]
-    settings = [*inspect.signature(config_cls.__init__).parameters]
-    settings = [name for name in settings if name not in ("self", "kwargs")]
-    settings = [name for name in settings if name not in _NOT_SETTINGS]
+    settings = _argument_names(config_cls.__init__)
+    credentials = _argument_names(config_cls.load_credentials)
     return Backend(name, settings, credentials, configured)
+
+
+def open_table(index: Any) -> VectorTable:
+    """Open the table of an index.
+
+    Args:
+        index: the :class:`fiftyone.brain.similarity.SimilarityIndex`
+    """
+    method = index.config.method
+    if method == "pgvector":
+        from .pgvector import PgVectorTable
+
+        return PgVectorTable(index)
+
+    if method == "milvus":
+        from .milvus import MilvusTable
+
+        return MilvusTable(index)
+
+    if method == "lancedb":
+        from .lancedb import LanceDBTable
+
+        return LanceDBTable(index)
+
+    return VectorTable(index)
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of a database's error, which may have several lines, as one."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _argument_names(method: Any) -> list[str]:
+    names = inspect.signature(method).parameters
+    return [name for name in names if name not in ("self", "kwargs")]
 
 
 def _is_installed(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""What FiftyOne does not store with an index: where its database is, who may use it."""
+"""Location and credentials of the database of an index, which FiftyOne does not store."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def save_config(dataset: Any, brain_key: str, config: Any) -> None:
 
 
 def is_elsewhere(config: Any, uri: str | None) -> bool:
-    """Return whether an index is in another local database than one, as far as is stored.
+    """Return whether an index is in another local database than the one given.
 
     Args:
-        config: its config, as it is stored
+        config: the stored config of the index
         uri: the URI of the database; None if none is given
     """
     path = _find_path(_read_uri(config))
@@ -51,7 +51,7 @@ def advise(brain_key: str, config: Any, given: Mapping[str, Any]) -> str | None:
 
     Args:
         brain_key: the brain key of the index
-        config: its config, as it is stored
+        config: its stored config
         given: the credentials
 
     Returns:

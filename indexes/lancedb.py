@@ -14,28 +14,22 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from .table import Keys, Vectors, check_columns
+from .table import Keys, Vectors, VectorTable, check_columns
 
 _PAGE_SIZE = 10_000
 
 # Each write is a file and a version that lists all files: after so many, compact them
 _WRITES = 64
 
-# So many tables lists lancedb 0.40 unless it is told otherwise, in the order of their names
-_LISTED = 10
+# FiftyOne's class before brain 0.26 finds the first ten tables of a folder, by name
+_MOST_TABLES = 10
 
 
-class LanceDBTable:
-    """See :class:`fiftyone_hiera.indexes.table.VectorTable`.
-
-    Args:
-        index: a :class:`fiftyone.brain.internal.core.lancedb.LanceDBSimilarityIndex`
-    """
-
-    rows_at_once = 1024
+class LanceDBTable(VectorTable):
+    """The table of a LanceDB index, with the columns of FiftyOne's class."""
 
     def __init__(self, index: Any) -> None:
-        self._index = index
+        super().__init__(index)
         self._name: str = index.config.table_name
         self._database = _connect(index.config)
         self._writes = 0
@@ -44,10 +38,9 @@ class LanceDBTable:
             self._table = self._database.open_table(self._name)
 
         if not _is_new(index.config):
-            self._check_listed()
+            self._check_findable()
 
     def dim(self) -> int | None:
-        """See the base."""
         if self._table is None:
             return None
 
@@ -55,11 +48,9 @@ class LanceDBTable:
         return int(self._table.schema.field("vector").type.list_size)
 
     def count(self) -> int:
-        """See the base."""
         return 0 if self._table is None else int(self._table.count_rows())
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """See the base."""
         if self._table is None or not ids:
             return set()
 
@@ -67,7 +58,6 @@ class LanceDBTable:
         return {*rows.to_arrow()["id"].to_pylist()}
 
     def keys(self) -> Iterator[Keys]:
-        """See the base."""
         if self._table is None:
             return
 
@@ -79,7 +69,6 @@ class LanceDBTable:
     def upsert(
         self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
     ) -> None:
-        """See the base."""
         numbers = pa.array(vectors.reshape(-1), pa.float32())
         rows = pa.table(
             {
@@ -100,35 +89,28 @@ class LanceDBTable:
             self._table.optimize()
 
     def delete(self, ids: Sequence[str]) -> None:
-        """See the base."""
         if ids and self._table is not None:
             self._table.delete(_among(ids))
 
     def finish(self) -> None:
-        """See the base."""
-        if self._table is None:
-            return
+        if self._table is not None:
+            if _is_new(self._index.config):
+                self._build_indexes()
 
-        if _is_new(self._index.config):
-            self._build_indexes()
-
-        self._table.optimize()
+            self._table.optimize()
 
     def drop(self) -> None:
-        """See the base."""
         for name in (self._name, f"{self._name}_filter"):  # the class makes one of views
             with contextlib.suppress(ValueError):  # if there is none
                 self._database.drop_table(name)
 
-    def close(self) -> None:
-        """See the base."""
-
-    def _check_listed(self) -> None:
-        """Check that table_names() lists the table, so that FiftyOne's class finds it."""
-        listed = [*self._database.table_names()]
-        if self._name not in listed and (self._table is not None or len(listed) >= _LISTED):
+    def _check_findable(self) -> None:
+        """Check that FiftyOne's class finds the table, once there is one."""
+        found = self._database.table_names()
+        is_full = self._table is not None or len(found) >= _MOST_TABLES
+        if is_full and self._name not in found:
             raise ValueError(
-                f"FiftyOne's class finds {_LISTED} tables in a folder of LanceDB, and "
+                f"FiftyOne's class finds {_MOST_TABLES} tables in a folder of LanceDB, and "
                 f"{self._index.config.uri!r} has more: give another folder as its URI"
             )
 
@@ -138,13 +120,8 @@ class LanceDBTable:
         It does so whenever it adds rows, after 2,048 of them or ``min_index_rows``.
         """
         for row in self._table.search().limit(1).to_list():
-            is_label = self._index.config.patches_field is not None
-            self._index.add_to_index(
-                np.array([row["vector"]], np.float32),
-                [row["sample_id"]],
-                label_ids=[row["id"]] if is_label else None,
-                reload=False,
-            )
+            vectors = np.array([row["vector"]], np.float32)
+            self._add([row["id"]], [row["sample_id"]], vectors)
 
         self._table.checkout_latest()
 

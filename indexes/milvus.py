@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from .table import Keys, Vectors, check_columns
+from .table import Keys, Vectors, VectorTable, check_columns
 
 # Milvus returns at most 16,384 rows at once
 _PAGE_SIZE = 10_000
 
 
-class MilvusTable:
-    """See :class:`fiftyone_hiera.indexes.table.VectorTable`.
-
-    Args:
-        index: a :class:`fiftyone.brain.internal.core.milvus.MilvusSimilarityIndex`
-    """
+class MilvusTable(VectorTable):
+    """The collection of a Milvus index, with the fields of FiftyOne's class."""
 
     rows_at_once = 1
 
-    def __init__(self, index: Any) -> None:
-        self._index = index
-
     def dim(self) -> int | None:
-        """See the base."""
         if self._collection is None:
             return None
 
@@ -35,7 +25,6 @@ class MilvusTable:
         return int(fields["vector"].params["dim"])
 
     def count(self) -> int:
-        """See the base."""
         if self._collection is None:
             return 0
 
@@ -44,7 +33,6 @@ class MilvusTable:
         return int(found["count(*)"])
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """See the base."""
         if self._collection is None:
             return set()
 
@@ -56,7 +44,6 @@ class MilvusTable:
         return found
 
     def keys(self) -> Iterator[Keys]:
-        """See the base."""
         if self._collection is None:
             return
 
@@ -74,33 +61,19 @@ class MilvusTable:
     def upsert(
         self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
     ) -> None:
-        """See the base."""
         if self._collection is None:
             # FiftyOne's class makes the collection with the first rows
-            label_ids = None if self._index.config.patches_field is None else np.array(ids)
-            self._index.add_to_index(
-                vectors, np.array(sample_ids), label_ids=label_ids, reload=False
-            )
-            return
-
-        self._collection.upsert([list(ids), [*vectors], list(sample_ids)])
+            self._add(ids, sample_ids, vectors)
+        else:
+            self._collection.upsert([[*ids], [*vectors], [*sample_ids]])
 
     def delete(self, ids: Sequence[str]) -> None:
-        """See the base."""
         if ids and self._collection is not None:
             self._collection.delete(_among(ids))
 
     def finish(self) -> None:
-        """See the base."""
         if self._collection is not None:
             self._collection.flush()
-
-    def drop(self) -> None:
-        """See the base."""
-        self._index.cleanup()
-
-    def close(self) -> None:
-        """See the base."""
 
     @property
     def _collection(self) -> Any:

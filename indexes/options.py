@@ -1,4 +1,4 @@
-"""Which similarity index a run feeds, and what the index holds."""
+"""Options of a similarity index, and the description of its contents."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..embedding.provenance import Provenance
-from ..errors import OptionError
+from ..errors import OptionError, invalid
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Which similarity index to feed.
+    """Options of the similarity index to feed.
 
     Args:
         brain_key: its brain key
@@ -32,14 +32,12 @@ class IndexOptions:
         check_brain_key(self.brain_key)
         settings: object = self.settings
         if not isinstance(settings, Mapping):
-            raise OptionError(
-                "backend_kwargs", f"Invalid backend_kwargs {settings!r}: expected a dict"
-            )
+            raise invalid("backend_kwargs", settings, "expected a dict")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the vectors of an index are.
+    """Description of the vectors in an index.
 
     Args:
         dataset_id: the ID of the dataset
@@ -58,7 +56,7 @@ class Contents:
 
 
 def check_brain_key(key: object) -> None:
-    """Check that something can be a brain key.
+    """Check that a brain key is valid.
 
     Raises:
         ValueError: if it cannot

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import sql
 
-from .table import Keys, Vectors, check_columns
+from .table import Keys, Vectors, VectorTable, check_columns
 
 _PAGE_SIZE = 10_000
 _VECTOR = "embedding_vector"
@@ -21,19 +21,13 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = struct.pack("!h", -1)
 
 
-class PgVectorTable:
-    """See :class:`fiftyone_hiera.indexes.table.VectorTable`.
-
-    The table has the columns of FiftyOne's class: id, sample_id and embedding_vector.
-
-    Args:
-        index: a :class:`fiftyone.brain.internal.core.pgvector.PgVectorSimilarityIndex`
-    """
+class PgVectorTable(VectorTable):
+    """The table of a pgvector index, with the columns of FiftyOne's class."""
 
     rows_at_once = 1
 
     def __init__(self, index: Any) -> None:
-        self._index = index
+        super().__init__(index)
         self._name = sql.Identifier(index.config.table_name)
         # Releases of the brain before 0.24 have no other type
         self._type = getattr(index.config, "vector_type", "vector")
@@ -41,12 +35,11 @@ class PgVectorTable:
         index.close_connections()
 
     def dim(self) -> int | None:
-        """See the base."""
         columns = dict(
             self._fetch(
                 "SELECT attname, atttypmod FROM pg_attribute WHERE attnum > 0 "
                 "AND NOT attisdropped AND attrelid = to_regclass(quote_ident(%s))",
-                (self._index.config.table_name,),
+                self._index.config.table_name,
             )
         )
         if not columns:
@@ -57,29 +50,27 @@ class PgVectorTable:
         return int(columns[_VECTOR])
 
     def count(self) -> int:
-        """See the base."""
         if self.dim() is None:
             return 0
 
         return int(self._fetch("SELECT count(*) FROM {table}")[0][0])
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        """See the base."""
         if self.dim() is None:
             return set()
 
-        rows = self._fetch("SELECT id FROM {table} WHERE id = ANY(%s)", (list(ids),))
+        rows = self._fetch("SELECT id FROM {table} WHERE id = ANY(%s)", [*ids])
         return {row[0] for row in rows}
 
     def keys(self) -> Iterator[Keys]:
-        """See the base."""
         if self.dim() is None:
             return
 
         last = ""
         while page := self._fetch(
             "SELECT id, sample_id FROM {table} WHERE id > %s ORDER BY id LIMIT %s",
-            (last, _PAGE_SIZE),
+            last,
+            _PAGE_SIZE,
         ):
             yield page
             last = page[-1][0]
@@ -87,46 +78,41 @@ class PgVectorTable:
     def upsert(
         self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
     ) -> None:
-        """See the base."""
         rows = io.BytesIO(
             b"".join([_HEADER, *self._encode(ids, sample_ids, vectors), _TRAILER])
         )
+        column = f"{_VECTOR} {self._type}({vectors.shape[1]:d})"
         with self._cursor() as cursor:
-            self._create(cursor, vectors.shape[1])
-            cursor.execute(
-                self._sql(
-                    "CREATE TEMP TABLE IF NOT EXISTS hiera_rows (LIKE {table}) "
-                    "ON COMMIT DELETE ROWS"
-                )
+            self._execute(
+                cursor,
+                "CREATE TABLE IF NOT EXISTS {table} "
+                f"(id TEXT PRIMARY KEY, sample_id TEXT, {column})",
+            )
+            self._execute(
+                cursor,
+                "CREATE TEMP TABLE IF NOT EXISTS hiera_rows (LIKE {table}) "
+                "ON COMMIT DELETE ROWS",
             )
             cursor.copy_expert("COPY hiera_rows FROM STDIN WITH BINARY", rows)
-            cursor.execute(
-                self._sql(
-                    "INSERT INTO {table} SELECT * FROM hiera_rows ON CONFLICT (id) "
-                    "DO UPDATE SET sample_id = EXCLUDED.sample_id, "
-                    "embedding_vector = EXCLUDED.embedding_vector"
-                )
+            self._execute(
+                cursor,
+                "INSERT INTO {table} SELECT * FROM hiera_rows ON CONFLICT (id) "
+                "DO UPDATE SET sample_id = EXCLUDED.sample_id, "
+                "embedding_vector = EXCLUDED.embedding_vector",
             )
 
     def delete(self, ids: Sequence[str]) -> None:
-        """See the base."""
-        if self.dim() is None:
-            return
-
-        with self._cursor() as cursor:
-            cursor.execute(
-                self._sql("DELETE FROM {table} WHERE id = ANY(%s)"), (list(ids),)
-            )
+        if self.dim() is not None:
+            with self._cursor() as cursor:
+                self._execute(cursor, "DELETE FROM {table} WHERE id = ANY(%s)", [*ids])
 
     def finish(self) -> None:
-        """Build the approximate index, if there is none yet.
-
-        That takes half of the time of adding row by row to one that exists.
-        """
+        # Built once, it takes half of the time of adding row by row to one that exists
         config = self._index.config
         found = self._fetch(
             "SELECT 1 FROM pg_indexes WHERE tablename = %s AND indexname = %s",
-            (config.table_name, config.index_name),
+            config.table_name,
+            config.index_name,
         )
         if found or self.dim() is None:
             return
@@ -136,23 +122,12 @@ class PgVectorTable:
         self._index.close_connections()
 
     def drop(self) -> None:
-        """See the base."""
         self._index.cleanup(drop_table=True)
 
     def close(self) -> None:
-        """See the base."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _create(self, cursor: Any, dim: int) -> None:
-        column = sql.SQL(f"{self._type}({dim:d})")
-        cursor.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, sample_id TEXT, "
-                "embedding_vector {column})"
-            ).format(table=self._name, column=column)
-        )
 
     def _encode(
         self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
@@ -166,14 +141,14 @@ class PgVectorTable:
             for value in (key.encode(), sample_id.encode(), vector):
                 yield struct.pack("!i", len(value)) + value
 
-    def _fetch(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _fetch(self, query: str, *values: Any) -> list[Any]:
         with self._cursor() as cursor:
-            cursor.execute(self._sql(query), values)
+            self._execute(cursor, query, *values)
             rows: list[Any] = cursor.fetchall()
             return rows
 
-    def _sql(self, query: str) -> Any:
-        return sql.SQL(query).format(table=self._name)
+    def _execute(self, cursor: Any, query: str, *values: Any) -> None:
+        cursor.execute(sql.SQL(query).format(table=self._name), values)
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Find the function of FiftyOne that uses a model, which it does not tell the model."""
+"""Find out which function of FiftyOne calls a model, by the frames of the call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FrameType, ModuleType
 import fiftyone.core.media as fomm
 import fiftyone.core.models as fom
 
-from ..runs.index_run import NO_FRAMES
+from ..runs.run_index import NO_FRAMES
 
 # Imported by the methods of the brain that embed: until then, none of them runs
 _BRAIN = "fiftyone.brain.internal.core.utils"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ..embedding.embedder import Embedder
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings
 from ..errors import OptionError
 from ..hiera.classification_head import Classifier
 from ..hiera.oom import Halving, Pixels, stack
@@ -34,31 +34,18 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         embedder: what computes embeddings
     """
 
+    has_logits = True
+    """Whether this model can generate logits."""
+
     def __init__(
         self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
     ) -> None:
         fom.LogitsMixin.__init__(self)
         HieraEmbeddingModel.__init__(self, embedder)
-        self.config = LabelFilter(classes)
         self.classes = [*classes]
+        self.config = self._make_filter()
         self._classifier = classifier
-        self._classify_in_parts = Halving(self._forward_with_logits)
-
-    @property
-    def has_logits(self) -> bool:
-        """Whether this model can generate logits."""
-        return True
-
-    def predict(self, arg: ImageLike) -> fol.Label:
-        """Classify an image.
-
-        Args:
-            arg: see :meth:`predict_all`
-
-        Returns:
-            an item of what :meth:`predict_all` returns
-        """
-        return self.predict_all([arg])[0]
+        self._classify = Halving(self._forward_with_logits)
 
     def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Label]:
         """Classify a batch of images and embed them in the same forward pass.
@@ -79,11 +66,15 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         if not len(pixels):
             return []
 
-        embeddings, logits = self._classify_in_parts(pixels)
+        embeddings, logits = self._classify(pixels)
         self._check_finite(embeddings)
         self._check_finite(logits)
         self._embeddings = embeddings
         return [self._to_label(row) for row in logits]
+
+    def _make_filter(self) -> LabelFilter | NoFilter:
+        """Make the filter that ``apply_model`` may change during a run."""
+        return LabelFilter(self.classes)
 
     def _to_label(self, logits: Logits) -> fol.Label:
         unnormalized = np.exp(logits - logits.max())
@@ -98,7 +89,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
 
     @torch.inference_mode()
     def _forward_with_logits(self, pixels: Pixels) -> tuple[Embeddings, Logits]:
-        stages = sorted({self.settings.stage, len(self._encoder.stages)})
+        stages = sorted({self.settings.stage, self._encoder.config.num_stages})
         tokens = self._encoder(stack(pixels), *stages)
         return self.embedder.pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
 
@@ -108,18 +99,10 @@ class HieraMultiLabelModel(HieraClassifierModel):
 
     :meth:`predict` returns :class:`fiftyone.core.labels.Classifications`: each class that
     passes the filter, by default with a confidence of 0.5 or more.
-
-    Args:
-        classifier: the classification head
-        classes: the names of the classes, in the order of the logits
-        embedder: what computes embeddings
     """
 
-    def __init__(
-        self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
-    ) -> None:
-        super().__init__(classifier, classes, embedder)
-        self.config = LabelFilter(classes, confidence_thresh=0.5)
+    def _make_filter(self) -> LabelFilter:
+        return LabelFilter(self.classes, confidence_thresh=0.5)
 
     def _to_label(self, logits: Logits) -> fol.Label:
         confidences = np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
@@ -137,23 +120,12 @@ class HieraRegressionModel(HieraClassifierModel):
 
     :meth:`predict` returns a :class:`fiftyone.core.labels.Regression`, or a dict of them by
     name if there are several outputs.
-
-    Args:
-        classifier: the head
-        classes: the names of the outputs
-        embedder: what computes embeddings
     """
 
-    def __init__(
-        self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
-    ) -> None:
-        super().__init__(classifier, classes, embedder)
-        self.config = NoFilter()
+    has_logits = False
 
-    @property
-    def has_logits(self) -> bool:
-        """Whether this model can generate logits."""
-        return False
+    def _make_filter(self) -> NoFilter:
+        return NoFilter()
 
     def _to_label(self, logits: Logits) -> fol.Label | dict[str, fol.Label]:
         values = [fol.Regression(value=value) for value in logits.tolist()]

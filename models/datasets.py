@@ -1,4 +1,4 @@
-"""GetItem and Dataset classes with which data loaders read images and patches."""
+"""Read images and patches in FiftyOne's data loaders."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SizedGetItem(ImageGetItem):
 
 
 class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
-    """FiftyOne's dataset of image patches, with strict decoding.
+    """Reads and preprocesses image patches, with strict decoding.
 
     FiftyOne decodes with OpenCV, which fills the missing part of truncated files
     with gray. The order of the bases lets FiftyOne's instances take this class.
@@ -103,7 +103,7 @@ class PatchesDataset(fout.TorchImagePatchesDataset, Portable):
 
 
 def _adopt_patches() -> None:
-    """Make FiftyOne's datasets of patches ours, if their transform is.
+    """Turn FiftyOne's datasets of patches into ours, if their transform is ours.
 
     FiftyOne takes a model's own GetItem for images, but has no such hook for patches.
     This changes nothing about the datasets of other models, whose class stays the same.

@@ -15,16 +15,16 @@ import torch
 from ..cluster.options import RayOptions, to_ray_options
 from ..embedding.arguments import check_progress
 from ..embedding.embedder import Embedder
-from ..embedding.results import Embeddings
+from ..embedding.jobs import Embeddings
 from ..errors import OptionError
 from ..hiera.oom import Halving, Pixels, stack
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from ..indexes.options import to_index_options
-from ..runs.adoption import adopt
 from ..runs.options import RunOptions
 from ..runs.report import EmbeddingReport
-from ..runs.runner import run
+from ..runs.runner import embed_samples
+from ..runs.spot_check import adopt
 from ..runs.target import Target
 from .batches import check_finite, to_pixels
 from .callers import is_in_apply_model, refuse_videos_in_brain
@@ -51,6 +51,15 @@ class HieraEmbeddingModel(
         embedder: what computes the embeddings
     """
 
+    media_type = "image"
+    """The media type processed by the model."""
+
+    ragged_batches = False
+    """Whether :attr:`transforms` may return tensors of different sizes."""
+
+    preprocess = True
+    """Whether to apply :attr:`transforms`; if False, inputs must be transformed."""
+
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self.settings = embedder.settings
@@ -59,7 +68,6 @@ class HieraEmbeddingModel(
 
         # FiftyOne looks here for settings that it may override during a run
         self.config: Any = embedder.settings
-        self._preprocess = True
         self._embeddings: Embeddings | None = None
 
         # FiftyOne reads this to decide whether to pin memory
@@ -93,15 +101,11 @@ class HieraEmbeddingModel(
             NotImplementedError: in ``apply_model()``, if this model generates no labels
         """
         # FiftyOne would log this for every batch instead of raising it
-        if type(self).predict is HieraEmbeddingModel.predict and is_in_apply_model():
+        has_labels = type(self).predict_all is not HieraEmbeddingModel.predict_all
+        if not has_labels and is_in_apply_model():
             raise NotImplementedError(_NO_LABELS)
 
         return self
-
-    @property
-    def media_type(self) -> str:
-        """The media type processed by the model."""
-        return "image"
 
     @property
     def has_embeddings(self) -> bool:
@@ -120,23 +124,9 @@ class HieraEmbeddingModel(
         return self.embedder.dim
 
     @property
-    def ragged_batches(self) -> bool:
-        """Whether :attr:`transforms` may return tensors of different sizes."""
-        return False
-
-    @property
     def transforms(self) -> Preprocessing:
         """The preprocessing, from an image to a uint8 tensor of shape (3, H, W)."""
         return self._preprocessing
-
-    @property
-    def preprocess(self) -> bool:
-        """Whether to apply :attr:`transforms`; if False, inputs must be transformed."""
-        return self._preprocess
-
-    @preprocess.setter
-    def preprocess(self, value: bool) -> None:
-        self._preprocess = value
 
     def build_get_item(
         self, field_mapping: Mapping[str, str] | None = None
@@ -183,12 +173,11 @@ class HieraEmbeddingModel(
             MemoryError: if there is not enough memory even for one image
         """
         pixels = self._to_pixels(args)
-        if not len(pixels):
-            self._embeddings = np.empty((0, self.embedding_dim), np.float32)
-            return self._embeddings
+        embeddings = np.empty((0, self.embedding_dim), np.float32)
+        if len(pixels):
+            embeddings = self.embedder.embed(pixels)
+            self._check_finite(embeddings)
 
-        embeddings = self.embedder.embed(pixels)
-        self._check_finite(embeddings)
         self._embeddings = embeddings
         return embeddings
 
@@ -211,7 +200,7 @@ class HieraEmbeddingModel(
                 exist
         """
         if stages is None:
-            stages = range(1, len(self._encoder.stages) + 1)
+            stages = range(1, self._encoder.config.num_stages + 1)
 
         if isinstance(stages, (int, str)) or not stages:
             raise OptionError(
@@ -348,7 +337,7 @@ class HieraEmbeddingModel(
         )
         check_progress(progress)
         target = Target(samples, embeddings_field, patches_field)
-        return run(target, self.embedder, options, progress)
+        return embed_samples(target, self.embedder, options, progress)
 
     def adopt_embeddings(
         self,
@@ -382,7 +371,18 @@ class HieraEmbeddingModel(
         """
         adopt(Target(samples, embeddings_field, patches_field), self.embedder, verify)
 
-    def predict(self, arg: ImageLike) -> None:
+    def predict(self, arg: ImageLike) -> Any:
+        """Generate the label of an image.
+
+        Args:
+            arg: an image or its path, as for :meth:`embed_all`
+
+        Returns:
+            an item of what :meth:`predict_all` returns
+        """
+        return self.predict_all([arg])[0]
+
+    def predict_all(self, args: Iterable[ImageLike]) -> list[Any]:
         """Raise an error: this model generates embeddings, not labels.
 
         Raises:
@@ -392,7 +392,7 @@ class HieraEmbeddingModel(
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
         """Return the encoder's input for the arguments of :meth:`embed_all`."""
-        return to_pixels(args, self._preprocessing, preprocess=self._preprocess)
+        return to_pixels(args, self._preprocessing, preprocess=self.preprocess)
 
     def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
         check_finite(rows, self.settings.dtype)

@@ -14,17 +14,24 @@ import fiftyone.core.collections as foc
 import fiftyone.core.labels as fol
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 
 from ..embedding.embedder import Embedder
 from ..errors import OptionError
+from ..hiera.autoencoder import Autoencoder
 from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
 from ..images.decoding import ImageLike
+from ..images.preprocessing import Preprocessing
 from .batches import check_is_list
 from .datasets import ImageGetItem, SizedGetItem
-from .drawing import Values, make_heatmap
 from .embedding import HieraEmbeddingModel
+
+Values = npt.NDArray[np.float32]
+"""The values of heatmaps, of shape (N, h, w), or of one, of shape (h, w)."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +54,6 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         """Build the object with which data loaders read the model's images."""
         return SizedGetItem(self._preprocessing, field_mapping=field_mapping)
 
-    def predict(self, arg: ImageLike) -> fol.Heatmap:
-        """Generate a heatmap of an image.
-
-        Args:
-            arg: see :meth:`predict_all`
-
-        Returns:
-            a :class:`fiftyone.core.labels.Heatmap`
-        """
-        return self.predict_all([arg])[0]
-
     def predict_all(self, args: Any) -> list[fol.Heatmap]:
         """Generate heatmaps of a batch of images in one forward pass.
 
@@ -72,7 +68,7 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         Raises:
             ValueError, MemoryError: as for :meth:`embed_all`
         """
-        if self._preprocess:
+        if self.preprocess:
             check_is_list(args)
             images = [self._preprocessing.to_sized_rgb(image) for image in args]
             sizes = [size for _, size in images]
@@ -90,7 +86,7 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         if not len(pixels):
             return []
 
-        (grids,) = self._compute_in_parts(pixels)
+        (grids,) = self._compute_values(pixels)
         self._check_finite(grids)
         return [
             make_heatmap(
@@ -108,13 +104,13 @@ class HieraHeatmapModel(HieraEmbeddingModel):
         return {}
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
-        if isinstance(args, Mapping) and not self._preprocess:
+        if isinstance(args, Mapping) and not self.preprocess:
             args = args["pixels"]  # collated by a data loader
 
         return super()._to_pixels(args)
 
     @cached_property
-    def _compute_in_parts(self) -> Halving:
+    def _compute_values(self) -> Halving:
         return Halving(self._forward_values)
 
     @torch.inference_mode()
@@ -205,7 +201,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         (tokens,) = self._encoder(pixels, self.settings.stage)
-        grid = self._encoder.stages[self.settings.stage - 1].grid
+        grid = self._encoder.config.grid_size(self.settings.stage)
         values: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
         return values
 
@@ -266,6 +262,91 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         except ValueError as error:
             logger.warning("Not used for the basis: %s", error)
             return None
+
+
+class HieraAutoencoderModel(HieraHeatmapModel):
+    """FiftyOne model that generates heatmaps of the reconstruction error, and embeds.
+
+    Args:
+        autoencoder: the masked autoencoder
+        embedder: what computes embeddings
+    """
+
+    # The reconstruction error of a uniform patch is 1; errors above 2 are rare
+    _limits = (0.0, 2.0)
+
+    def __init__(self, autoencoder: Autoencoder, embedder: Embedder) -> None:
+        super().__init__(embedder)
+        self._autoencoder = autoencoder
+
+    def reconstruct(self, image: ImageLike) -> Image.Image:
+        """Reconstruct an image, each part from the parts around it.
+
+        The network predicts normalized patches, without their color and contrast:
+        each patch of 16 px gets the mean and standard deviation of the image's own.
+
+        Args:
+            image: an image of any form that :meth:`embed_all` accepts
+
+        Returns:
+            an RGB image of the encoder's input size
+        """
+        pixels = self._preprocessing(image).unsqueeze(0)
+        (reconstruction,) = self._autoencoder.reconstruct(pixels)
+        return Image.fromarray(reconstruction.permute(1, 2, 0).cpu().numpy())
+
+    def _values(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._autoencoder.errors(pixels)
+
+    def _attributes(self, values: Values) -> dict[str, float]:
+        return {"error": float(np.mean(values))}
+
+
+def make_heatmap(
+    values: Values,
+    limits: tuple[float, float],
+    preprocessing: Preprocessing,
+    size: tuple[int, int],
+    **attributes: Any,
+) -> fol.Heatmap:
+    """Draw a grid of values as a heatmap of the size of its image.
+
+    Each cell of the grid becomes a uniform rectangle; values are not interpolated.
+
+    Args:
+        values: an array of shape (h, w)
+        limits: the values that map to 1 and 255; others are clipped
+        preprocessing: the preprocessing of the image
+        size: the (width, height) in pixels of the image
+        **attributes: further attributes of the label
+
+    Returns:
+        a :class:`fiftyone.core.labels.Heatmap`, whose map is uint8: 1 to 255 inside
+        the crop, and 0 outside
+    """
+    low, high = limits
+    levels = 1 + np.rint(254 * np.clip((values - low) / (high - low), 0, 1))
+    left, top, right, bottom = preprocessing.crop_box(size)
+    columns = _cells(size[0], left, right, values.shape[1])
+    rows = _cells(size[1], top, bottom, values.shape[0])
+
+    # The index -1 selects this border of zeros
+    padded = np.pad(levels.astype(np.uint8), ((0, 1), (0, 1)))
+    return fol.Heatmap(map=padded[rows][:, columns], **attributes)
+
+
+def _cells(length: int, start: float, end: float, count: int) -> npt.NDArray[np.intp]:
+    """Return the cell of each pixel along an axis, or -1 outside of all cells.
+
+    Args:
+        length: the number of pixels
+        start: the position in pixels where the first cell starts
+        end: the position in pixels where the last cell ends
+        count: the number of cells
+    """
+    positions = (np.arange(length) + 0.5 - start) / (end - start) * count
+    cells = np.floor(positions).astype(np.intp)
+    return np.where((positions >= 0) & (cells < count), cells, -1)
 
 
 def _format(settings: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
-from ..runs.index_run import NO_FRAMES
-from ..runs.target import check_patches_field, find_patches_fields
+from ..runs.patches_fields import check_patches_field, find_patches_fields
+from ..runs.run_index import NO_FRAMES
 from .compute_params import WHOLE
 from .compute_plan import EmbeddingPlan, get_settings, make_plan
 from .compute_request import ComputeRequest
@@ -72,14 +72,14 @@ def _ask_model(inputs: types.Object, request: ComputeRequest) -> bool:
         label = f"Models are restricted: {allowed.restrictions}"
         inputs.view("allowed", types.Notice(label=label))
 
-    first_of = {c.weights: c for c in reversed(allowed.checkpoints)}
+    first_of = {c.file: c for c in reversed(allowed.checkpoints)}
     model = ask_choice(
         inputs,
         "model_name",
         {
             checkpoint.name: _label(checkpoint, folder)
             for checkpoint in allowed.checkpoints
-            if first_of[checkpoint.weights] is checkpoint
+            if first_of[checkpoint.file] is checkpoint
         },
         values=[*CHECKPOINTS],
         default=allowed.checkpoints[0].name,

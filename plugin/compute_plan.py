@@ -15,7 +15,7 @@ from ..config import Settings, parse_settings
 from ..embedding.provenance import Provenance, differing, expected_provenance
 from ..errors import OptionError
 from ..indexes.backends import get_backend, list_backends
-from ..indexes.brain_run import check_index
+from ..indexes.brain_index import BrainIndex
 from ..indexes.options import Contents, IndexOptions, check_brain_key
 from ..runs.field_claim import FieldClaim
 from ..runs.fiftyone_internals import all_slices, dataset_id
@@ -174,15 +174,15 @@ class EmbeddingPlan:
 
     def check_index(self, options: IndexOptions) -> None:
         """Check that the run may feed an index, without a connection to it."""
+        dataset = self.source.dataset
         contents = Contents(
-            dataset_id=str(dataset_id(self.source.dataset)),
+            dataset_id=str(dataset_id(dataset)),
             embeddings_field=self._stored_field,
             patches_field=self.source.patches_field,
             dim=self.checkpoint.embedding_dim,
             provenance=self._provenance,
         )
-        overwrite = self.params.overwrite
-        check_index(self.source.dataset, options, contents, overwrite=overwrite)
+        BrainIndex(dataset, options, contents, may_rebuild=self.params.overwrite).check()
 
     def check_map_key(self) -> None:
         """Check that the brain key of the map is free, or that of a map that can grow."""

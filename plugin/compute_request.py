@@ -9,8 +9,9 @@ from typing import Any
 import fiftyone.core.media as fom
 from fiftyone.operators import types
 
-from ..runs.fiftyone_internals import flatten_dynamic_groups, is_generated
+from ..runs.fiftyone_internals import flatten_dynamic_groups
 from ..runs.target import Target
+from ..runs.views import is_generated
 from .allowed_models import AllowedModels, read_allowed
 from .compute_params import EmbeddingParams, parse_params
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import fiftyone as fo
 
-from ..runs.runner import Step, run_in_steps
+from ..runs.runner import Step, embed_in_steps
 from ..zoo_model import load
 from .compute_plan import EmbeddingPlan
 from .index_form import with_secrets
@@ -161,7 +161,7 @@ def _run(
     if params.similarity_index:
         options = replace(options, index=with_secrets(plan.index, plan.find_secret))
 
-    steps = run_in_steps(plan.target, model.embedder, options, progress)
+    steps = embed_in_steps(plan.target, model.embedder, options, progress)
     start = time.monotonic()
     last = start - interval
     with contextlib.closing(steps):

@@ -10,7 +10,7 @@ from fiftyone.operators import types
 
 from ..indexes.backends import SKLEARN, get_backend, list_backends, missing_package
 from ..indexes.options import IndexOptions
-from ..runs.index_run import NO_FRAMES
+from ..runs.run_index import NO_FRAMES
 from .compute_plan import EmbeddingPlan
 from .widgets import ask_box, ask_choice, check, mark_invalid
 

@@ -8,7 +8,6 @@ import fiftyone as fo
 import fiftyone.zoo as foz
 
 from ..checkpoints import CHECKPOINTS, Checkpoint
-from ..hiera.hub import BundledFile, find_cached
 
 
 def zoo_folder() -> Path | None:
@@ -41,11 +40,4 @@ def find_on_disk(checkpoint: Checkpoint, folder: Path | None) -> Path | None:
         checkpoint: the zoo entry
         folder: see :func:`zoo_folder`
     """
-    in_zoo = find_in_zoo(checkpoint, folder)
-    if in_zoo is not None:
-        return in_zoo
-
-    if isinstance(checkpoint.weights, BundledFile):
-        return checkpoint.weights.path
-
-    return find_cached(checkpoint.weights)
+    return find_in_zoo(checkpoint, folder) or checkpoint.file.cached()

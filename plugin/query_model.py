@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoints import CHECKPOINTS
 from ..config import Settings, default_pooling
-from ..embedding.provenance import OPTIONS, PREPROCESSING_OPTIONS, Provenance, differing
+from ..embedding.provenance import RECORDED_OPTIONS, Provenance, differing
 from ..hiera.hub import WEIGHTS_NAME
 from ..runs.index_model import read_index_provenance
 from .allowed_models import AllowedModels
@@ -54,9 +54,9 @@ class IndexModel:
             allowed.check(self.options["checkpoint"], None)
             return
 
-        weights = CHECKPOINTS[self.name].weights
+        file = CHECKPOINTS[self.name].file
         if not any(
-            checkpoint.weights == weights and self.pooling in checkpoint.poolings
+            checkpoint.file == file and self.pooling in checkpoint.poolings
             for checkpoint in allowed.checkpoints
         ):
             allowed.check_checkpoint(CHECKPOINTS[self.name])
@@ -151,8 +151,7 @@ def use_index_model(brain_key: str, found: IndexModel) -> Iterator[Any]:
 
 
 def _from_provenance(provenance: Provenance) -> IndexModel:
-    names = [*OPTIONS, *PREPROCESSING_OPTIONS]
-    options = {name: provenance[name] for name in names if name in provenance}
+    options = {name: provenance[name] for name in RECORDED_OPTIONS if name in provenance}
     if options["dtype"] == "float32":
         options.pop("engine", None)  # the embeddings are the same, so take the fastest
 

@@ -20,12 +20,10 @@ from ..images.decoding import describe_source, read_image
 from ..runs.fiftyone_internals import (
     all_slices,
     flatten_dynamic_groups,
-    is_generated,
-    is_patches,
     label_path,
 )
 from ..runs.schema import add_field, describe_type
-from ..runs.views import hides_fields
+from ..runs.views import hides_fields, is_generated, is_patches
 from .allowed_models import AllowedModels, read_allowed
 from .kept_index import KeptIndex
 from .query_model import IndexModel, describe, find_index_model, use_index_model
@@ -289,7 +287,7 @@ def _shows_patches(samples: Any, field: str | None) -> bool:
     if field is None or not samples.has_field(field):
         return False
 
-    return label_path(samples, field)[1] == field
+    return bool(label_path(samples, field)[1] == field)
 
 
 def _count_searched(search: Search) -> str:

@@ -24,7 +24,7 @@ def build_form(model_name: str, ctx: Any) -> types.Property:
         if name == "num_masks" and "reconstruction_error" not in outputs:
             continue
 
-        texts: Any = {"label": option.label, "description": option.description}
+        texts: dict[str, Any] = {"label": option.label, "description": option.description}
         choices, default = option.choices, getattr(Settings, name)
         if name == "stage":
             default = None  # left empty, it is the last, also of the user's own weights

@@ -1,1 +1,1 @@
-"""Embedding runs: what to embed, reading ahead, writing, provenance."""
+"""Embed samples: list what is pending, embed it, store it, and keep its index."""

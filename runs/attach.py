@@ -1,11 +1,11 @@
-"""Attach the output of ``embed_files`` to a dataset."""
+"""Store the output of ``embed_files`` in the samples of a dataset."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,20 @@ import fiftyone.core.collections as foc
 import fiftyone.core.utils as fou
 import numpy as np
 
-from ..embedding.arguments import check_boolean
-from ..embedding.jobs import Part
-from ..embedding.results import Embeddings
-from ..errors import OptionError
+from ..embedding.arguments import to_boolean
+from ..embedding.jobs import Embeddings, Part
+from ..errors import check_choice
 from ..files.arrow import pa, pq
-from ..files.layout import Layout, reading_part
-from ..files.record import Record, read_record
-from ..images.uris import to_local
+from ..files.output_folder import OutputFolder, reading_output
+from ..files.output_record import read_output_record
+from ..images.opening import to_local
 from .field_claim import FieldClaim
 from .parts import match_embeddings
 from .report import Notice
 from .target import Target
 
+# The columns of the output, by what they are compared with
 _COLUMNS = {"id": "id", "filepath": "uri"}
-"""The columns of the output, by what they are compared with."""
 
 _BATCH_SIZE = 1000
 
@@ -42,7 +41,7 @@ class AttachReport:
     Args:
         attached: the number of embeddings stored
         skipped: the number of embeddings that existed already
-        missing: the number of samples that are not in the output's complete parts
+        missing: the number of samples that are not in the output's complete files
         failed: the samples whose row holds an error, with its reason, and those whose
             document MongoDB refuses to change
         seconds: the duration
@@ -67,12 +66,12 @@ class AttachReport:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A row of the output that samples wait for."""
+class _Row:
+    """A row of the output, for one of the samples that wait for it."""
 
-    sample_ids: Sequence[str]
+    sample_id: str
     uri: str
-    vector: Embeddings | None
+    vector: Embeddings
     error: str | None
 
 
@@ -85,70 +84,57 @@ def attach(
 ) -> AttachReport:
     """Attach embeddings; see :func:`fiftyone_hiera.attach_embeddings`."""
     start = time.perf_counter()
-    if by not in _COLUMNS:
-        raise OptionError("by", f"Invalid by: {by!r}. Valid are {[*_COLUMNS]}")
-
-    check_boolean("overwrite", overwrite)
+    check_choice("by", by, _COLUMNS)
+    overwrite = to_boolean("overwrite", overwrite)
     target = Target(samples, embeddings_field)
     if target.has_parts:
         raise ValueError("Embeddings of files are of images, and these samples are videos")
 
-    layout = Layout(out)
-    record = _read_record(layout)
+    folder = OutputFolder(out)
+    record = read_output_record(folder)
+    if record is None:
+        raise ValueError(
+            f"{str(out)!r} holds no output of embed_files: it has no {folder.record.name}"
+        )
+
     claim = FieldClaim(target, record.provenance)
     claim.check(overwrite=overwrite)
     wanted = _read_wanted(target, by, overwrite)
     total = sum(map(len, wanted.values()))
     report = AttachReport(skipped=len(target.samples) - total)
     bar = fou.ProgressBar(total=total, progress=None if total else False)
-    with bar, contextlib.closing(_find(layout, _COLUMNS[by], wanted)) as found:
-        for batch in fou.iter_batches(found, _BATCH_SIZE):
-            for row in batch:
-                if row.error is not None:
-                    report.failed += [
-                        Notice(id, id, row.uri, row.error) for id in row.sample_ids
-                    ]
-
-            embedded = {
-                id: row for row in batch for id in row.sample_ids if row.vector is not None
-            }
+    with bar, contextlib.closing(_find_rows(folder, _COLUMNS[by], wanted)) as found:
+        for rows in fou.iter_batches(found, _BATCH_SIZE):
+            embedded = [row for row in rows if row.error is None]
             refused = _store(claim, embedded) if embedded else {}
-            report.failed += [
-                Notice(id, id, embedded[id].uri, reason) for id, reason in refused.items()
-            ]
+            for row in rows:
+                id, uri = row.sample_id, row.uri
+                reason = refused.get(id) if row.error is None else row.error
+                if reason is not None:
+                    report.failed.append(Notice(id, id, uri, reason))
+
             report.attached += len(embedded) - len(refused)
-            bar.update(sum(len(row.sample_ids) for row in batch))
+            bar.update(len(rows))
 
     report.missing = sum(map(len, wanted.values()))
     if report.missing and not (report.attached or report.failed):
-        _warn_of_no_match(layout, _COLUMNS[by], next(iter(wanted)))
+        _warn_of_no_match(folder, _COLUMNS[by], next(iter(wanted)))
 
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _warn_of_no_match(layout: Layout, column: str, wanted: str) -> None:
-    for path in layout.find_parts()[:1]:
+def _warn_of_no_match(folder: OutputFolder, column: str, wanted: str) -> None:
+    for path in folder.find_files()[:1]:
         held = pq.read_table(path, columns=[column])[column]
         logger.warning(
             "None of the samples is in %r: they have, for instance, %r, and its column %r "
             "%r. What is the same is compared as it is written",
-            str(layout.folder),
+            str(folder.path),
             wanted,
             column,
             held[0].as_py() if len(held) else None,
         )
-
-
-def _read_record(layout: Layout) -> Record:
-    record = read_record(layout)
-    if record is None:
-        raise ValueError(
-            f"{str(layout.folder)!r} holds no output of embed_files: it has no "
-            f"{layout.record.name}"
-        )
-
-    return record
 
 
 def _read_wanted(target: Target, by: str, overwrite: bool) -> dict[str, list[str]]:
@@ -168,18 +154,18 @@ def _read_wanted(target: Target, by: str, overwrite: bool) -> dict[str, list[str
     return wanted
 
 
-def _find(
-    layout: Layout, column: str, wanted: dict[str, list[str]]
-) -> Generator[_Found, None, None]:
+def _find_rows(
+    folder: OutputFolder, column: str, wanted: dict[str, list[str]]
+) -> Generator[_Row, None, None]:
     """Find the rows that samples wait for; they are removed from what is wanted.
 
     Vectors are read only of row groups that hold such rows.
     """
-    for path in layout.find_parts():
-        with reading_part(path), pq.ParquetFile(path) as file:
+    for path in folder.find_files():
+        with reading_output(path), pq.ParquetFile(path) as file:
             if not pa.types.is_string(file.schema_arrow.field(column).type):
                 raise ValueError(
-                    f"The IDs in {str(layout.folder)!r} are numbers, not those of samples: "
+                    f"The IDs in {str(folder.path)!r} are numbers, not those of samples: "
                     "use by='filepath'"
                 )
 
@@ -188,26 +174,25 @@ def _find(
                 if column == "uri":
                     keys = [*map(to_local, keys)]
 
-                rows = [row for row, key in enumerate(keys) if key in wanted]
-                if rows:
+                places = [place for place, key in enumerate(keys) if key in wanted]
+                if places:
                     columns = ["uri", "vector", "error"]
-                    table = file.read_row_group(index, columns=columns).take(rows)
-                    for row, found in zip(rows, _to_vectors(table), strict=True):
-                        sample_ids = wanted.pop(keys[row], [])
-                        yield _Found(sample_ids, *found)
+                    table = file.read_row_group(index, columns=columns).take(places)
+                    for place, row in zip(places, _to_rows(table), strict=True):
+                        for sample_id in wanted.pop(keys[place], []):
+                            yield _Row(sample_id, *row)
 
 
-def _to_vectors(table: Any) -> Iterator[tuple[str, Embeddings | None, str | None]]:
+def _to_rows(table: Any) -> Iterator[tuple[str, Embeddings, str | None]]:
     vectors = table["vector"].combine_chunks()
     flat = vectors.values.to_numpy(zero_copy_only=False)
     flat = flat.reshape(-1, vectors.type.list_size).astype(np.float32)
-    errors = table["error"].to_pylist()
-    for uri, vector, error in zip(table["uri"].to_pylist(), flat, errors, strict=True):
-        yield uri, vector if error is None else None, error
+    uris, errors = table["uri"].to_pylist(), table["error"].to_pylist()
+    return zip(uris, flat, errors, strict=True)
 
 
-def _store(claim: FieldClaim, found: Mapping[str, _Found]) -> dict[str, str]:
-    parts = [Part(sample_id, sample_id) for sample_id in found]
+def _store(claim: FieldClaim, rows: Sequence[_Row]) -> dict[str, str]:
     claim.take()
-    embeddings = np.stack([row.vector for row in found.values() if row.vector is not None])
-    return claim.store([*found], parts, embeddings)
+    ids = [row.sample_id for row in rows]
+    embeddings = np.stack([row.vector for row in rows])
+    return claim.store(ids, [Part(id, id) for id in ids], embeddings)

@@ -1,19 +1,19 @@
-"""The claim of a run to a field, by which embeddings are never mixed."""
+"""Record a run's provenance in its field, and refuse to mix embeddings."""
 
 from __future__ import annotations
 
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from ..embedding.jobs import Part
 from ..embedding.provenance import (
-    OPTIONS,
     PREPROCESSING_OPTIONS,
+    RECORDED_OPTIONS,
     Provenance,
     differing,
     provenance_in,
@@ -21,7 +21,7 @@ from ..embedding.provenance import (
 )
 from ..errors import OptionError
 from .index_model import keep_provenance_of_tables, update_index_models
-from .schema import StoredField, find_stored_field, replace_info
+from .schema import StoredField, find_stored_field, read_provenance, replace_info
 from .target import Target
 
 _BEING_REPLACED = "none, the embeddings are being replaced by run "
@@ -32,7 +32,7 @@ _ADOPT = " If you know which model computed them, its adopt_embeddings() records
 
 
 class FieldClaim:
-    """The claim of a run to a field, whose embeddings all have one provenance.
+    """Claims a field for a run, so that its embeddings all have one provenance.
 
     The provenance in the field's info is the claim. It is replaced only if it is still
     what was read, so that one of several runs succeeds.
@@ -45,7 +45,7 @@ class FieldClaim:
     def __init__(self, target: Target, provenance: Provenance) -> None:
         self._target = target
         self._provenance = provenance
-        self._found = provenance_in(self._info)
+        self._found = self._read()
         self._must_clear = False
         self._is_taken = False
 
@@ -60,7 +60,7 @@ class FieldClaim:
 
         Args:
             overwrite: whether existing embeddings may be replaced
-            shard (None): the part of the samples to embed
+            shard (None): the shard of the samples to embed
             spot_check (None): returns which embedding in the field is not the
                 model's, as a sentence, or None. It is called if the field's
                 provenance is that of the run, unless only some embeddings are
@@ -70,8 +70,7 @@ class FieldClaim:
             ValueError: if the field is read-only, or if the run would mix its
                 embeddings with others
         """
-        stored = self._stored
-        if stored is not None:
+        if (stored := self._stored) is not None:
             self._check_writable(stored)
 
         mismatch = None
@@ -130,7 +129,7 @@ class FieldClaim:
         Raises:
             ValueError: if another run took it meanwhile
         """
-        self._found = provenance_in(self._info)
+        self._found = self._read()
         if not self._found:
             # FiftyOne saves fields as whole lists: a process may have saved an older one
             self._record(self._provenance)
@@ -183,10 +182,8 @@ class FieldClaim:
     def _stored(self) -> StoredField | None:
         return find_stored_field(self._target.dataset, self._target.path)
 
-    @property
-    def _info(self) -> dict[str, Any] | None:
-        stored = self._stored
-        return stored.info if stored is not None else None
+    def _read(self) -> Provenance:
+        return read_provenance(self._target.dataset, self._target.path)
 
     def _is_whole(self, shard: tuple[int, int] | None) -> bool:
         """Return whether the run is about all embeddings in the field."""
@@ -223,7 +220,7 @@ class FieldClaim:
 
             if is_empty:
                 held, _ = self._target.count_embeddings()
-                if held and provenance_in(self._info) == before:
+                if held and self._read() == before:
                     self._refuse_to_mix(held)
 
             info = with_provenance(stored.info, provenance)
@@ -293,9 +290,7 @@ def _difference(provenance: Provenance, other: Provenance) -> object:
 
 def _advise(found: Provenance, ours: Provenance, names: list[str]) -> str:
     """Say how to load a model that continues the field, if options alone do it."""
-    options = [
-        name for name in (*OPTIONS, *PREPROCESSING_OPTIONS) if found.get(name) != ours[name]
-    ]
+    options = [name for name in RECORDED_OPTIONS if found.get(name) != ours[name]]
     explained = {*options}
     if explained & {*PREPROCESSING_OPTIONS}:
         explained.add("preprocessing")

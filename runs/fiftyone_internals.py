@@ -1,4 +1,4 @@
-"""What the package needs of FiftyOne that FiftyOne has no public name for.
+"""Use what FiftyOne has no public name for.
 
 Each private attribute of FiftyOne is used in this module only, so that a release that
 renames one breaks one function.
@@ -32,38 +32,12 @@ def load_dataset(ctx: Any) -> Any:
 
 
 def dataset_of(samples: Any) -> Any:
-    """Return the dataset that holds the samples of a dataset or view.
-
-    For views of patches, frames or clips, it is the dataset that FiftyOne generated for
-    them.
-    """
+    """Return the dataset that holds the samples; for copies, the one that was generated."""
     return samples._dataset
 
 
-def root_dataset_of(samples: Any) -> Any:
-    """Return the dataset that a dataset or view was made from."""
-    return samples._root_dataset
-
-
-def is_generated(samples: Any) -> bool:
-    """Return whether samples are copies: patches, frames or clips of others."""
-    return bool(samples._is_generated)
-
-
-def is_patches(samples: Any) -> bool:
-    """Return whether samples are a view of patches."""
-    return bool(samples._is_patches)
-
-
 def flatten_dynamic_groups(samples: Any) -> Any:
-    """Return the samples that are in the dynamic groups of a view.
-
-    Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
-
-    Returns:
-        a flat view, or the same samples if they are no view of dynamic groups
-    """
+    """Return the samples in the groups of a view of dynamic groups, all others as is."""
     return samples.flatten() if samples._is_dynamic_groups else samples
 
 
@@ -79,28 +53,20 @@ def label_path(samples: Any, label_field: str) -> tuple[type, str]:
     """Look up where the labels of a field are.
 
     Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
+        samples: the samples
         label_field: the name of the field, with ``"frames."`` if it is one of frames
 
     Returns:
-        the class of the labels, and the path of a label, such as
-        ``"ground_truth.detections"``
+        the class of the labels, and their path, such as ``"ground_truth.detections"``
     """
     label_type, path = samples._get_label_field_path(label_field)
     return label_type, path
 
 
 def stored_values(samples: Any, paths: list[str]) -> tuple[list[Any], ...]:
-    """Return the values of fields as they are stored, IDs as strings.
+    """Return the values of fields as they are stored, IDs as strings: a list for each path.
 
     FiftyOne converts boxes to floats, and fails if a single one cannot be converted.
-
-    Args:
-        samples: a :class:`fiftyone.core.collections.SampleCollection`
-        paths: the paths of the fields
-
-    Returns:
-        a tuple of a list for each path, with a value for each sample
     """
     values: tuple[list[Any], ...] = samples.values(paths, _raw=True)
     return values
@@ -118,12 +84,7 @@ def dataset_id(dataset: Any) -> Any:
 
 
 def show_field(dataset: Any, path: str) -> None:
-    """Show a field of the database in the dataset in memory.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-    """
+    """Show a field of the database in the dataset in memory."""
     is_of_frames = path.startswith("frames.")
     documents = dataset._frame_doc_cls if is_of_frames else dataset._sample_doc_cls
     path = path.removeprefix("frames.")
@@ -134,13 +95,7 @@ def show_field(dataset: Any, path: str) -> None:
 
 
 def show_info(dataset: Any, path: str, info: dict[str, Any]) -> None:
-    """Show the info of a field that was written to the database in the dataset in memory.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-        info: its info
-    """
+    """Show the info of a field, as it is in the database, in the dataset in memory."""
     # FiftyOne writes whole lists of fields, which must not be outdated
     fields = "frame_fields" if path.startswith("frames.") else "sample_fields"
     with schema_lock:

@@ -1,4 +1,4 @@
-"""Feeding a similarity index while embedding, and settling what it and the field lack."""
+"""Feed a similarity index while embedding, and reconcile it with its field."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 import fiftyone.core.utils as fou
 import numpy as np
 
-from ..embedding.jobs import Job, Part
-from ..embedding.results import Embeddings
-from ..indexes.fiftyone_index import one_line
+from ..embedding.jobs import Embeddings, Job, Part
+from ..indexes.backends import one_line
 from ..indexes.table import Keys, VectorTable
 from .fiftyone_internals import all_slices, sample_collection
 from .paging import Pages
@@ -33,7 +32,7 @@ class IndexFeed:
     """Writes embeddings to the table of an index, after they are stored in their field.
 
     If the index is lost, the embeddings are still stored in the field, and
-    :meth:`settle` adds what is missing. Without a field, the loss is an error at once.
+    :meth:`reconcile` adds what is missing. Without a field, the loss is an error at once.
 
     Args:
         table: the table
@@ -100,7 +99,7 @@ class IndexFeed:
         with self._lock:
             return self._table.count()
 
-    def settle(self) -> IndexChange:
+    def reconcile(self) -> IndexChange:
         """Add what the index lacks, and remove what the dataset does not have any more.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The zoo model in the config of a similarity index, with which FiftyOne embeds queries."""
+"""Name the zoo model of a similarity index in its config, for FiftyOne's own search."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..embedding.provenance import (
     expected_provenance,
 )
 from ..indexes.backends import SKLEARN
-from ..indexes.brain_run import read_record, with_provenance
+from ..indexes.brain_run import record_provenance, table_provenance
 from ..indexes.credentials import save_config
 from .fiftyone_internals import label_path, show_brain_runs
 from .schema import read_provenance
@@ -50,7 +50,7 @@ def read_index_provenance(dataset: Any, config: Any) -> Provenance:
         config: the config of the index; what it records takes precedence over its field
     """
     path = embeddings_path(dataset, config)
-    recorded = read_record(config)
+    recorded = table_provenance(config)
     if recorded or path is None:
         return recorded
 
@@ -69,7 +69,7 @@ def update_index_models(dataset: Any) -> None:
     """
     for key, config in _find_indexes(dataset):
         # A table may hold other vectors than its field by now
-        is_known = config.method == SKLEARN or read_record(config)
+        is_known = config.method == SKLEARN or table_provenance(config)
         provenance = read_index_provenance(dataset, config) if is_known else {}
         if not provenance:
             continue
@@ -87,11 +87,24 @@ def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
         target: the field
         provenance: its provenance until now
     """
+    for key, config in find_tables(target):
+        if not table_provenance(config):
+            record_provenance(target.dataset, key, config, provenance)
+
+
+def find_tables(target: Target) -> Iterator[tuple[str, Any]]:
+    """Find the indexes whose tables hold the embeddings of a field.
+
+    Args:
+        target: the field
+
+    Yields:
+        tuples of a brain key and of the config of its index
+    """
     for key, config in _find_indexes(target.dataset):
         place = (config.embeddings_field, config.patches_field)
-        is_of_field = place == (target.name, target.patches_field)
-        if is_of_field and config.method != SKLEARN and not read_record(config):
-            save_config(target.dataset, key, with_provenance(config, provenance))
+        if place == (target.name, target.patches_field) and config.method != SKLEARN:
+            yield key, config
 
 
 def _find_indexes(dataset: Any) -> Iterator[tuple[str, Any]]:

@@ -1,12 +1,19 @@
-"""The options of a run of ``embed_samples``."""
+"""Check the options of ``embed_samples``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from ..cluster.options import RayOptions
-from ..embedding.arguments import check_boolean, to_integer, to_shard
-from ..errors import OptionError
+from ..embedding.arguments import (
+    convert_fields,
+    optional,
+    to_boolean,
+    to_integer,
+    to_shard,
+)
+from ..errors import invalid
 from ..indexes.options import IndexOptions
 
 KEPT = "Stored embeddings are kept"
@@ -15,7 +22,7 @@ KEPT = "Stored embeddings are kept"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run; see :meth:`HieraEmbeddingModel.embed_samples`."""
+    """The options of a run; see ``HieraEmbeddingModel.embed_samples``."""
 
     batch_size: int | None
     num_workers: int | None
@@ -28,24 +35,26 @@ class RunOptions:
     index: IndexOptions | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("verify", 0)):
-            value = getattr(self, name)
-            if value is not None or name == "verify":
-                object.__setattr__(self, name, to_integer(name, value, least))
-
-        check_boolean("overwrite", self.overwrite)
-        check_boolean("skip_failures", self.skip_failures)
-        if self.shard is not None:
-            object.__setattr__(self, "shard", to_shard(self.shard))
-
-        tag: object = self.failure_tag
-        if tag is not None and not (isinstance(tag, str) and tag):
-            raise OptionError(
-                "failure_tag", f"Invalid failure_tag {tag!r}: expected a non-empty string"
-            )
+        convert_fields(
+            self,
+            batch_size=optional(partial(to_integer, least=1)),
+            num_workers=optional(partial(to_integer, least=0)),
+            verify=partial(to_integer, least=0),
+            overwrite=to_boolean,
+            skip_failures=to_boolean,
+            shard=optional(to_shard),
+            failure_tag=optional(_to_text),
+        )
 
     @property
     def advice(self) -> str:
         """What to do after a run that stopped."""
         does = "starts over" if self.overwrite else "resumes there"
         return f"{KEPT}; the same call {does}"
+
+
+def _to_text(name: str, value: object) -> str:
+    if not (isinstance(value, str) and value):
+        raise invalid(name, value, "expected a non-empty string")
+
+    return value

@@ -1,4 +1,4 @@
-"""Pages of samples, in the order of their IDs.
+"""Pages of samples, in the order of their IDs, and the index of those that are pending.
 
 A page is one query of its own that starts behind the last ID of the page before, so that
 no cursor can be lost, no list of all IDs exists, and what was listed is not listed again
@@ -7,17 +7,26 @@ while the run writes.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bson import ObjectId
+from pymongo.errors import PyMongoError
 
 from .fiftyone_internals import dataset_of, pipeline_of, sample_collection
+from .target import Target
 
 Pipeline = list[dict[str, Any]]
 """Stages of MongoDB's aggregation."""
 
 _START = ObjectId("0" * 24)
+
+# Fewer samples are read in no time
+_MANY = 50_000
+
+logger = logging.getLogger(__name__)
 
 
 def in_shard(shard: tuple[int, int] | None) -> Pipeline:
@@ -99,3 +108,31 @@ class Pages:
             *self._shard,
             *self._of_view,
         ]
+
+
+def add_pending_index(target: Target) -> None:
+    """Add MongoDB's index of pending samples to a large dataset, in another thread.
+
+    It is called "<field>_pending" and holds the IDs and paths of the samples that have no
+    embedding. MongoDB keeps it up to date, whoever writes. Without it, as where the
+    database refuses it, a run that resumes reads the documents of all samples before it
+    finds the first that is pending.
+
+    Args:
+        target: the field, of whole images
+    """
+    collection = sample_collection(target.dataset)
+    if collection.estimated_document_count() < _MANY:
+        return
+
+    def add() -> None:
+        try:
+            collection.create_index(
+                [("_id", 1), ("filepath", 1)],
+                name=f"{target.path}_pending",
+                partialFilterExpression={target.path: None},
+            )
+        except PyMongoError as error:
+            logger.info("No index of the samples without %r: %s", target.path, error)
+
+    threading.Thread(target=add, name="hiera-index", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Parts: which images, frames and patches samples have, and which of them are pending."""
+"""Look up the parts of samples, and match those with or without an embedding."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ from .target import Target
 
 
 def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
-    """Look up the paths and all parts of samples.
-
-    Args:
-        target: the field
-        view: the samples, with those of their parts that are wanted
-
-    Yields:
-        a :class:`Job` for each sample
-    """
+    """Look up the path of each sample of a view, and all parts that the view shows."""
     columns = stored_values(view, target.input_paths)
     for sample_id, path, *rest in zip(*columns, strict=True):
         yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
@@ -32,7 +24,7 @@ def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
 def match_embeddings(
     target: Target, samples: foc.SampleCollection, exists: bool
 ) -> foc.SampleCollection:
-    """Return a view of the samples, frames or labels that have an embedding, or have none.
+    """Match the samples, frames or labels that have an embedding, or those without one.
 
     Args:
         target: the field

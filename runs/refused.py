@@ -1,4 +1,4 @@
-"""Documents that MongoDB refuses to change, whenever it is asked."""
+"""Find the documents that MongoDB refuses to change, whenever it is asked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ _INVALID = {121}
 
 
 def refused_ids(error: Exception) -> dict[str, str | None]:
-    """Find out what was refused by the error of a write of FiftyOne.
-
-    All else of the write may be stored.
+    """Find what MongoDB refused in a write of FiftyOne; all else may be stored.
 
     Args:
-        error: the error
+        error: the error of the write
 
     Returns:
         a dict from the IDs of labels in lists, or else of documents, to the reason; it is

@@ -1,8 +1,10 @@
-"""The report of a run: what was embedded, skipped and failed."""
+"""Report what a run embedded and skipped, and what failed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from ..embedding.report import RunError, RunReport
 
 _SHOWN = 10
 
@@ -40,7 +42,7 @@ class IndexChange:
 
 
 @dataclass
-class EmbeddingReport:
+class EmbeddingReport(RunReport):
     """The report of a run, counted in embeddings.
 
     Args:
@@ -59,20 +61,8 @@ class EmbeddingReport:
     seconds: float = 0.0
     index: IndexChange | None = None
 
-    @property
-    def images_per_second(self) -> float:
-        """The number of embeddings computed and stored per second."""
-        return self.embedded / self.seconds if self.seconds else 0.0
-
     def __str__(self) -> str:
-        lines = [
-            f"embedded  {self.embedded:>9,}",
-            f"skipped   {self.skipped:>9,}",
-            f"failed    {len(self.failed):>9,}",
-            f"warned    {len(self.warned):>9,}",
-            f"seconds   {self.seconds:>11,.1f}",
-            f"images/s  {self.images_per_second:>11,.1f}",
-        ]
+        lines = self._format_counts(len(self.failed), len(self.warned), 9)
         if self.index is not None:
             change = self.index
             done = f"{change.added:,} added, {change.removed:,} removed"
@@ -86,16 +76,7 @@ class EmbeddingReport:
         return "\n".join(lines)
 
 
-class EmbeddingError(RuntimeError):
-    """A run that had to stop.
+class EmbeddingError(RunError):
+    """A run of ``embed_samples`` that had to stop, or in which all inputs failed."""
 
-    Stored embeddings are kept, and the same call resumes there.
-
-    Args:
-        message: the reason
-        report: what the run had done by then
-    """
-
-    def __init__(self, message: str, report: EmbeddingReport) -> None:
-        super().__init__(message)
-        self.report = report
+    report: EmbeddingReport

@@ -1,4 +1,4 @@
-"""Runs of ``embed_samples``: read images, embed batches, store embeddings by ID."""
+"""Run ``embed_samples``: read images, embed batches, store embeddings by ID."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,14 @@ from pymongo.errors import PyMongoError
 
 from ..cluster.start import start_embedding
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Job, Part
-from ..embedding.results import Embedded, Embeddings, Failed
+from ..embedding.jobs import Embedded, Embeddings, Failed, Part
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_model import update_index_models
-from .index_run import check_index_options, open_index_feed, settle_index
 from .options import KEPT, RunOptions
-from .pending_index import add_pending_index
+from .paging import add_pending_index
 from .report import EmbeddingError, EmbeddingReport, Notice
+from .run_index import RunIndex
 from .spot_check import find_mismatch
 from .target import Target
 from .worklist import Worklist
@@ -53,17 +52,17 @@ class Step:
     is_indexing: bool = False
 
 
-def run(
+def embed_samples(
     target: Target, embedder: Embedder, options: RunOptions, progress: Any
 ) -> EmbeddingReport:
-    """Run to the end and return the report; see :func:`run_in_steps`."""
-    for step in run_in_steps(target, embedder, options, progress):
+    """Embed what has no embedding yet; see :func:`embed_in_steps`."""
+    for step in embed_in_steps(target, embedder, options, progress):
         report = step.report
 
     return report
 
 
-def run_in_steps(
+def embed_in_steps(
     target: Target, embedder: Embedder, options: RunOptions, progress: Any
 ) -> Generator[Step, None, None]:
     """Embed what has no embedding yet, one image after the other.
@@ -87,7 +86,7 @@ def run_in_steps(
     start = time.perf_counter()
     report = EmbeddingReport()
     try:
-        yield from _run(target, embedder, options, progress, report)
+        yield from _Run(target, embedder, options, progress, report).steps()
     except (PyMongoError, WriteError) as error:
         raise EmbeddingError(
             f"The database was lost or refused to store embeddings: {error}\n"
@@ -106,147 +105,178 @@ def run_in_steps(
         raise EmbeddingError(f"All inputs failed ({failed} of {failed}):\n{report}", report)
 
 
-@dataclass
-class _Context:
-    """What the steps of one run share."""
+class _Run:
+    """Embeds, stores and reports; see :func:`embed_in_steps` for the arguments."""
 
-    target: Target
-    options: RunOptions
-    claim: FieldClaim | None
-    feed: IndexFeed | None
-    report: EmbeddingReport
-    bar: Any
-    writer: Writer
-    failed_ids: set[str] = field(default_factory=set)
-    warned_ids: set[str] = field(default_factory=set)
+    def __init__(
+        self,
+        target: Target,
+        embedder: Embedder,
+        options: RunOptions,
+        progress: Any,
+        report: EmbeddingReport,
+    ) -> None:
+        self._target = target
+        self._embedder = embedder
+        self._options = options
+        self._progress = progress
+        self._report = report
+        self._claim: FieldClaim | None = None
+        self._feed: IndexFeed | None = None
+        self._bar: Any = None
+        self._failed_ids: set[str] = set()
+        self._warned_ids: set[str] = set()
 
+    def steps(self) -> Generator[Step, None, None]:
+        """Check everything, embed, and bring the index up to date."""
+        target, embedder, options = self._target, self._embedder, self._options
+        index = RunIndex(target, embedder, options)
+        index.check()
+        if target.has_field:
+            self._claim = FieldClaim(target, embedder.provenance)
+            self._claim.check(
+                overwrite=options.overwrite,
+                shard=options.shard,
+                spot_check=lambda: find_mismatch(target, embedder, options.verify),
+            )
+            if not (options.overwrite or target.has_parts):
+                add_pending_index(target)
 
-def _run(
-    target: Target,
-    embedder: Embedder,
-    options: RunOptions,
-    progress: Any,
-    report: EmbeddingReport,
-) -> Generator[Step, None, None]:
-    check_index_options(target, embedder, options)
-    claim = FieldClaim(target, embedder.provenance) if target.has_field else None
-    if claim is not None:
-        claim.check(
+        with index.open() as self._feed:
+            yield from self._embed()
+            self._report.index = index.reconcile(self._report)
+            update_index_models(target.dataset)
+
+        # FiftyOne's reloads for another run in this process may have lost it from memory
+        target.find_field()
+
+    def _embed(self) -> Generator[Step, None, None]:
+        options = self._options
+        worklist = Worklist(
+            self._target,
             overwrite=options.overwrite,
             shard=options.shard,
-            spot_check=lambda: find_mismatch(target, embedder, options.verify),
+            index=None if self._target.has_field else self._feed,
         )
-        if not (options.overwrite or target.has_parts):
-            add_pending_index(target)
+        results = start_embedding(
+            worklist.list_jobs(),
+            self._embedder,
+            options.ray,
+            batch_size=(
+                options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
+            ),
+            local_workers=fou.recommend_thread_pool_workers(options.num_workers),
+            task_workers=options.num_workers or 0,
+            is_video=self._target.media_type == fom.VIDEO,
+            in_order=not options.skip_failures,
+        )
+        step = Step(self._report, worklist)
+        yield step
+        first = next(results, [])  # from here on, the total tells whether there is work
+        self._bar = fou.ProgressBar(
+            total=worklist.total,
+            progress=self._progress if worklist.total else False,
+            iters_str="samples (total estimated)" if worklist.is_estimate else "samples",
+        )
+        with self._bar, contextlib.closing(results), Writer(self._on_stored) as writer:
+            self._writer = writer
+            for some in itertools.chain([first], results):
+                self._report.skipped = worklist.skipped
+                embedded = [result for result in some if isinstance(result, Embedded)]
+                if embedded:
+                    self._store(embedded)
+                    self._warn(embedded)
 
-    with open_index_feed(target, embedder, options) as feed:
-        yield from _run_steps(target, embedder, options, progress, report, claim, feed)
-        report.index = settle_index(target, embedder, options, feed, report)
-        update_index_models(target.dataset)
+                for result in some:
+                    if isinstance(result, Failed):
+                        self._fail(result)
 
-    # FiftyOne's reloads for another run in this process may have lost it from memory
-    target.find_field()
+                yield step
 
+            self._report.skipped = worklist.skipped
 
-def _run_steps(
-    target: Target,
-    embedder: Embedder,
-    options: RunOptions,
-    progress: Any,
-    report: EmbeddingReport,
-    claim: FieldClaim | None,
-    feed: IndexFeed | None,
-) -> Generator[Step, None, None]:
-    worklist = Worklist(
-        target,
-        overwrite=options.overwrite,
-        shard=options.shard,
-        index=None if target.has_field else feed,
-    )
-    results = start_embedding(
-        worklist.read_jobs(),
-        embedder,
-        options.ray,
-        batch_size=(
-            options.batch_size or fo.config.default_batch_size or _DEFAULT_BATCH_SIZE
-        ),
-        local_workers=fou.recommend_thread_pool_workers(options.num_workers),
-        task_workers=options.num_workers or 0,
-        is_video=target.media_type == fom.VIDEO,
-        in_order=not options.skip_failures,
-    )
-    step = Step(report, worklist)
-    yield step
-    first = next(results, [])  # from here on, the total tells whether there is work
-    unit = "samples (total estimated)" if worklist.is_estimate else "samples"
-    bar = fou.ProgressBar(
-        total=worklist.total,
-        progress=progress if worklist.total else False,
-        iters_str=unit,
-    )
+        if options.index is not None:
+            yield Step(self._report, worklist, is_indexing=True)
 
-    def on_stored(count: int, refused: Sequence[Failed]) -> None:
-        report.embedded += count
-        bar.update(count)
+    def _store(self, batch: Sequence[Embedded]) -> None:
+        if self._claim is not None:
+            self._claim.take()
+
+        self._writer.submit(partial(self._write, batch), len(batch))
+        tag = self._options.failure_tag
+        if tag is not None:
+            whole = sorted({result.job.sample_id for result in batch} - self._failed_ids)
+            self._writer.submit(partial(self._target.untag, whole, tag))
+
+    def _write(self, batch: Sequence[Embedded]) -> list[Failed]:
+        """Write a batch to the field, and then to the index.
+
+        Returns:
+            what the database refuses to store in the field
+        """
+        refused: dict[str, str] = {}
+        if self._claim is not None:
+            refused = self._claim.store(*_columns(batch))
+
+        stored = [result for result in batch if result.part.id not in refused]
+        if self._feed is not None and stored:
+            self._feed.add(*_columns(stored))
+
+        failed: dict[tuple[str, str], list[Embedded]] = {}
+        for result in batch:
+            if (reason := refused.get(result.part.id)) is not None:
+                failed.setdefault((result.job.sample_id, reason), []).append(result)
+
+        return [
+            Failed(some[0].job, [result.part for result in some], ValueError(reason))
+            for (_, reason), some in failed.items()
+        ]
+
+    def _on_stored(self, count: int, refused: Sequence[Failed]) -> None:
+        self._report.embedded += count
+        self._bar.update(count)
         for result in refused:
-            _fail(context, result)
+            self._fail(result)
 
-    with bar, contextlib.closing(results), Writer(on_stored) as writer:
-        context = _Context(target, options, claim, feed, report, bar, writer)
-        for some in itertools.chain([first], results):
-            report.skipped = worklist.skipped
-            embedded = [result for result in some if isinstance(result, Embedded)]
-            if embedded:
-                _store(context, embedded)
-                _warn(context, embedded)
+    def _warn(self, batch: Sequence[Embedded]) -> None:
+        """Report the warnings about the files of a batch, and log each file's once."""
+        for result in batch:
+            sample_id, path = result.job.sample_id, result.job.path
+            for reason in result.warnings:
+                notice = Notice(result.part.id, sample_id, path, reason)
+                self._report.warned.append(notice)
+                if sample_id not in self._warned_ids:
+                    logger.warning("Sample %s: %s", sample_id, reason)
 
-            for result in some:
-                if isinstance(result, Failed):
-                    _fail(context, result)
+            if result.warnings:
+                self._warned_ids.add(sample_id)
 
-            yield step
+    def _fail(self, result: Failed) -> None:
+        """Report a failure, tag the sample, and stop unless failures are skipped."""
+        job, parts = result.job, result.parts
+        reason = " ".join(str(result.error).split())  # ffmpeg's has several lines
+        self._report.failed += [
+            Notice(part.id, job.sample_id, job.path, reason) for part in parts
+        ]
+        where = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
+        is_whole = parts[0].id == job.sample_id
+        logger.warning(
+            "No embedding for sample %s%s: %s",
+            job.sample_id,
+            "" if is_whole else f" ({where})",
+            reason,
+        )
+        self._failed_ids.add(job.sample_id)
+        tag = self._options.failure_tag
+        if tag is not None:
+            self._writer.submit(partial(self._target.tag, [job.sample_id], tag))
 
-        report.skipped = worklist.skipped
-
-    if options.index is not None:
-        yield Step(report, worklist, is_indexing=True)
-
-
-def _store(context: _Context, batch: Sequence[Embedded]) -> None:
-    if context.claim is not None:
-        context.claim.take()
-
-    context.writer.submit(partial(_write, context, batch), len(batch))
-    tag = context.options.failure_tag
-    if tag is not None:
-        whole = sorted({result.job.sample_id for result in batch} - context.failed_ids)
-        context.writer.submit(partial(context.target.untag, whole, tag))
-
-
-def _write(context: _Context, batch: Sequence[Embedded]) -> list[Failed]:
-    """Write a batch to the field, and then to the index.
-
-    Returns:
-        what the database refuses to store in the field
-    """
-    refused: dict[str, str] = {}
-    if context.claim is not None:
-        refused = context.claim.store(*_columns(batch))
-
-    stored = [result for result in batch if result.part.id not in refused]
-    if context.feed is not None and stored:
-        context.feed.add(*_columns(stored))
-
-    failed: dict[tuple[str, str], tuple[Job, list[Part]]] = {}
-    for result in batch:
-        if (reason := refused.get(result.part.id)) is not None:
-            key = result.job.sample_id, reason
-            failed.setdefault(key, (result.job, []))[1].append(result.part)
-
-    return [
-        Failed(job, parts, ValueError(reason))
-        for (_, reason), (job, parts) in failed.items()
-    ]
+        self._bar.update(len(parts))
+        if not self._options.skip_failures:
+            raise EmbeddingError(
+                f"{reason}\n{KEPT}; skip_failures=True continues after failures",
+                self._report,
+            ) from result.error
 
 
 def _columns(batch: Sequence[Embedded]) -> tuple[list[str], list[Part], Embeddings]:
@@ -256,44 +286,3 @@ def _columns(batch: Sequence[Embedded]) -> tuple[list[str], list[Part], Embeddin
         [result.part for result in batch],
         np.stack([result.embedding for result in batch]),
     )
-
-
-def _warn(context: _Context, batch: Sequence[Embedded]) -> None:
-    """Report the warnings about the files of a batch, and log each file's once."""
-    for result in batch:
-        sample_id, path = result.job.sample_id, result.job.path
-        for reason in result.warnings:
-            context.report.warned.append(Notice(result.part.id, sample_id, path, reason))
-            if sample_id not in context.warned_ids:
-                logger.warning("Sample %s: %s", sample_id, reason)
-
-        if result.warnings:
-            context.warned_ids.add(sample_id)
-
-
-def _fail(context: _Context, result: Failed) -> None:
-    """Report a failure, tag the sample, and stop the run if it does not skip failures."""
-    job, parts = result.job, result.parts
-    reason = " ".join(str(result.error).split())  # ffmpeg's has several lines
-    context.report.failed += [
-        Notice(part.id, job.sample_id, job.path, reason) for part in parts
-    ]
-    where = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
-    is_whole = parts[0].id == job.sample_id
-    logger.warning(
-        "No embedding for sample %s%s: %s",
-        job.sample_id,
-        "" if is_whole else f" ({where})",
-        reason,
-    )
-    context.failed_ids.add(job.sample_id)
-    tag = context.options.failure_tag
-    if tag is not None:
-        context.writer.submit(partial(context.target.tag, [job.sample_id], tag))
-
-    context.bar.update(len(parts))
-    if not context.options.skip_failures:
-        raise EmbeddingError(
-            f"{reason}\n{KEPT}; skip_failures=True continues after failures",
-            context.report,
-        ) from result.error

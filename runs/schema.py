@@ -1,4 +1,4 @@
-"""Fields as the database knows them, whatever other processes did meanwhile."""
+"""Read and change fields in the database, whatever other processes did meanwhile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import fiftyone.core.fields as fof
 import fiftyone.core.odm as foo
 
 from ..embedding.provenance import Provenance, provenance_in
+from ..errors import invalid
 from .fiftyone_internals import dataset_id, show_field, show_info
 
 
@@ -32,17 +33,9 @@ class StoredField:
 
 
 def find_stored_field(dataset: Any, path: str) -> StoredField | None:
-    """Look up a field in the database itself.
+    """Look up a field in the database itself; None if it does not exist.
 
-    A dataset in memory does not know what other processes changed since it was
-    loaded.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-
-    Returns:
-        a :class:`StoredField`, or None if the field does not exist
+    A dataset in memory does not know what other processes changed since it was loaded.
 
     Raises:
         ValueError: if the dataset was deleted
@@ -114,16 +107,14 @@ def describe_type(field: fof.Field) -> str:
     return str((field.document_type if is_document else type(field)).__name__)
 
 
+def check_field_name(argument: str, value: object) -> None:
+    """Check that an argument can be the name of a field: that it is a non-empty string."""
+    if not isinstance(value, str) or not value:
+        raise invalid(argument, value, "expected the name of a field")
+
+
 def read_provenance(dataset: Any, path: str) -> Provenance:
-    """Read the provenance of a field from the database.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-
-    Returns:
-        a :data:`Provenance`; empty if none is recorded
-    """
+    """Read the provenance of a field from the database; empty if none is recorded."""
     field = find_stored_field(dataset, path)
     return provenance_in(field.info if field is not None else None)
 

@@ -1,12 +1,12 @@
-"""Spot checks: whether the embeddings in a field are those that a model computes.
+"""Compare a few embeddings in a field with those that a model computes, and adopt a field.
 
-The provenance in a field's info says so, but embeddings can come into the field by other
-ways: by a merge of datasets, a clone, an import, or ``compute_embeddings``.
+The provenance in a field's info tells which model computed them, but embeddings can come
+into the field by other ways: by a merge of datasets, a clone, an import, or
+``compute_embeddings``.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 from functools import partial
@@ -14,14 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from ..embedding.arguments import to_integer
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Job, Part
-from ..embedding.prefetch import Input, read_images, read_videos
+from ..embedding.prefetch import Input, read_ahead
+from .field_claim import FieldClaim
 from .fiftyone_internals import all_slices, sample_collection
 from .parts import match_embeddings, read_jobs
 from .target import Target
 
 logger = logging.getLogger(__name__)
+
+# A child of FiftyOne's own logger, whose handler and level apply to it
+_shown_logger = logging.getLogger("fiftyone.hiera")
 
 # How many samples to try for each embedding, if files cannot be read
 _SPARE = 4
@@ -38,20 +43,20 @@ _TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 
 
 def find_mismatch(target: Target, embedder: Embedder, count: int) -> str | None:
-    """Embed a few images of a field again, and compare.
+    """Find an embedding in a field that is not a model's, among a few of them.
 
     Args:
         target: the field
         embedder: the model
-        count: the number of embeddings to compare; see :func:`pick_inputs`
+        count: the number of embeddings to compare
 
     Returns:
-        a sentence about the first embedding that is not the model's, or None
+        a sentence about the first such embedding, or None
     """
     if not count or not target.find_field():
         return None
 
-    inputs = pick_inputs(target, embedder, count)
+    inputs = _pick_inputs(target, embedder, count)
     if not inputs and _first_jobs(target, 1):
         logger.warning(
             "The embeddings in %r were not checked: none of the files that were tried can "
@@ -59,10 +64,48 @@ def find_mismatch(target: Target, embedder: Embedder, count: int) -> str | None:
             target.path,
         )
 
-    return compare(target, embedder, inputs)
+    return _compare(target, embedder, inputs)
 
 
-def pick_inputs(
+def adopt(target: Target, embedder: Embedder, verify: int) -> None:
+    """Record a model's provenance for the embeddings that a field holds.
+
+    Args:
+        target: the field
+        embedder: the model
+        verify: the number of embeddings to compare with the model's, at least 1
+
+    Raises:
+        ValueError: if an embedding is not the model's, if none can be compared, or if the
+            field is read-only
+    """
+    count = to_integer("verify", verify, 1)
+    claim = FieldClaim(target, embedder.provenance)
+    held, _ = target.count_embeddings()
+    if not held:
+        raise ValueError(f"The field {target.path!r} holds no embeddings")
+
+    inputs = _pick_inputs(target, embedder, count, is_thorough=True)
+    if not inputs:
+        raise ValueError(
+            f"Cannot check the embeddings in {target.path!r}: none of the files that were "
+            "tried can be read"
+        )
+
+    mismatch = _compare(target, embedder, inputs)
+    if mismatch is not None:
+        raise ValueError(f"{mismatch} Nothing was recorded.")
+
+    claim.adopt()
+    _shown_logger.info(
+        "Adopted the %d embeddings in %r, after comparing %d of them",
+        held,
+        target.path,
+        len(inputs),
+    )
+
+
+def _pick_inputs(
     target: Target, embedder: Embedder, count: int, *, is_thorough: bool = False
 ) -> list[Input]:
     """Read some of the images whose embeddings are in a field.
@@ -77,9 +120,6 @@ def pick_inputs(
         count: the number of embeddings
         is_thorough (False): whether to look for embeddings in all samples, however many
             there are
-
-    Returns:
-        the inputs; fewer if there are fewer embeddings, or if files cannot be read
     """
     finds = (
         partial(_first_jobs, target, 1),
@@ -101,30 +141,21 @@ def pick_inputs(
     return [*inputs.values()]
 
 
-def compare(target: Target, embedder: Embedder, inputs: list[Input]) -> str | None:
-    """Compare embeddings in a field with those of a model.
-
-    Args:
-        target: the field
-        embedder: the model
-        inputs: the inputs of the embeddings
-
-    Returns:
-        see :func:`find_mismatch`
-    """
+def _compare(target: Target, embedder: Embedder, inputs: list[Input]) -> str | None:
+    """Embed inputs again and compare with a field; see :func:`find_mismatch`."""
     if not inputs:
         return None
 
     embeddings = embedder.embed([item.pixels for item in inputs])
     sample_ids = [item.job.sample_id for item in inputs]
     held = target.read(sample_ids, [item.part for item in inputs])
-    dtype = embedder.provenance["dtype"]
+    tolerance = _TOLERANCES[embedder.provenance["dtype"]]
     for item, embedding in zip(inputs, embeddings, strict=True):
         stored = held.get(item.part.id)
         if stored is None:
             continue  # deleted meanwhile
 
-        difference = _differ(stored, embedding, _TOLERANCES[dtype])
+        difference = _differ(stored, embedding, tolerance)
         if difference is not None:
             return (
                 f"The embedding of {item.part.id} ({item.job.path!r}) in the field "
@@ -179,10 +210,12 @@ def _pick_part(job: Job, index: int, *, is_video: bool) -> Part:
 
 
 def _read(job: Job, part: Part, embedder: Embedder) -> object:
-    read = read_images if part.frame_number is None else read_videos
     jobs = [Job(job.sample_id, job.path, [part])]
-    reads = read(jobs, embedder.preprocessing, num_workers=0, ahead=1)
-    return next(itertools.chain.from_iterable(reads))
+    is_video = part.frame_number is not None
+    reads = read_ahead(
+        jobs, embedder.preprocessing, is_video=is_video, num_workers=0, ahead=1
+    )
+    return next(reads)
 
 
 def _differ(held: Any, embedding: Any, tolerance: float) -> str | None:

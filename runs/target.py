@@ -1,4 +1,4 @@
-"""The field that a run writes its embeddings to: on samples, frames or labels."""
+"""Read and write the embeddings in a field of samples, frames or labels."""
 
 from __future__ import annotations
 
@@ -14,33 +14,30 @@ import fiftyone.core.view as fov
 import numpy as np
 from fiftyone.core.odm.utils import validate_field_name
 
-from ..embedding.jobs import Part
-from ..embedding.results import Embeddings
-from ..errors import OptionError
+from ..embedding.jobs import Embeddings, Part
+from ..errors import invalid
 from .fiftyone_internals import (
     all_slices,
     dataset_of,
     flatten_dynamic_groups,
     frame_collection,
-    is_generated,
     label_path,
     sample_collection,
     schema_lock,
     show_field,
 )
+from .patches_fields import check_patches_field
 from .refused import MOST_BYTES, document_size, refused_ids
-from .schema import add_field, describe_type, find_stored_field
-from .views import changes, check_groups, check_videos, unhide_field
+from .schema import add_field, check_field_name, describe_type, find_stored_field
+from .views import changes, check_groups, check_videos, is_generated, unhide_field
 
 logger = logging.getLogger(__name__)
 
 _FRAMES = "frames."
-PATCH_TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
-"""The types of labels whose patches can be embedded."""
 
 
 class Target:
-    """A field of embeddings, and the samples that they are computed for.
+    """A field of embeddings and the samples that they are computed for.
 
     Args:
         samples: a :class:`fiftyone.core.collections.SampleCollection`
@@ -72,7 +69,7 @@ class Target:
         patches_field: str | None = None,
     ) -> None:
         if embeddings_field is not None:
-            _check_name("embeddings_field", embeddings_field)
+            check_field_name("embeddings_field", embeddings_field)
 
         grouped, samples = samples, _flatten(samples)
         self.media_type = _media_type(samples)
@@ -304,8 +301,7 @@ class Target:
         return (
             f"The document of {kind} {document_id} has {size:,} bytes, and an embedding of "
             f"{embedding.nbytes:,} bytes would pass the {MOST_BYTES:,} that MongoDB "
-            f"stores: "
-            f"{advice}"
+            f"stores: {advice}"
         )
 
     def _check_is_name(self, embeddings_field: str | None) -> None:
@@ -319,9 +315,7 @@ class Target:
         if self.patches_field and name and path in labels:
             expected = f"it is an attribute of the labels, pass {name!r}"
 
-        raise OptionError(
-            "embeddings_field", f"Invalid embeddings_field {embeddings_field!r}: {expected}"
-        )
+        raise invalid("embeddings_field", embeddings_field, expected)
 
     def _check_field(self) -> None:
         field = self.dataset.get_field(self.path)
@@ -334,58 +328,6 @@ class Target:
                 f"The field {self.path!r} is of type {describe_type(field)}, not "
                 "VectorField: choose another name for the embeddings"
             )
-
-
-def find_patches_fields(samples: foc.SampleCollection) -> list[str]:
-    """Return the label fields whose patches can be embedded.
-
-    Args:
-        samples: the samples
-
-    Returns:
-        their names, without ``"frames."`` for videos
-    """
-    schema = (
-        samples.get_frame_field_schema()
-        if samples.media_type == fom.VIDEO
-        else samples.get_field_schema()
-    )
-    return [
-        name
-        for name, field in schema.items()
-        if isinstance(field, fof.EmbeddedDocumentField)
-        and issubclass(field.document_type, PATCH_TYPES)
-    ]
-
-
-def check_patches_field(samples: foc.SampleCollection, patches_field: str | None) -> None:
-    """Check that the patches of a field can be embedded.
-
-    Args:
-        samples: the samples
-        patches_field: the name of the field; None is always valid
-
-    Raises:
-        ValueError: if the field is not one of :func:`find_patches_fields`
-    """
-    if patches_field is None:
-        return
-
-    _check_name("patches_field", patches_field)
-    prefix = _FRAMES if samples.media_type == fom.VIDEO else ""
-    name = patches_field.removeprefix(prefix)
-    valid = find_patches_fields(samples)
-    if name in valid:
-        return
-
-    field = samples.get_field(prefix + name)
-    found = "does not exist" if field is None else f"is of type {describe_type(field)}"
-    types = ", ".join(label.__name__ for label in PATCH_TYPES)
-    raise OptionError(
-        "patches_field",
-        f"Invalid patches_field {patches_field!r}: the field {found}. Valid are the fields "
-        f"of type {types}: {valid or 'there are none'}",
-    )
 
 
 def _flatten(samples: foc.SampleCollection) -> foc.SampleCollection:
@@ -421,13 +363,6 @@ def _media_type(samples: foc.SampleCollection) -> str:
         )
 
     return str(media_type)
-
-
-def _check_name(argument: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise OptionError(
-            argument, f"Invalid {argument} {value!r}: expected the name of a field"
-        )
 
 
 def _pair(ids: Any, values: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the stages of views do: which can be paged, and which change what is embedded."""
+"""Tell which views are copies, can be paged, or change what is embedded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import fiftyone as fo
+from fiftyone.core.clips import ClipsView
+from fiftyone.core.patches import EvaluationPatchesView, PatchesView
+from fiftyone.core.video import FramesView
 
 from .fiftyone_internals import dataset_of, stages_of
 
@@ -72,6 +75,19 @@ _KEEP_SOME = {
 }
 
 
+_PATCHES = (PatchesView, EvaluationPatchesView)
+
+
+def is_generated(samples: Any) -> bool:
+    """Return whether samples are copies: a view of patches, frames or clips of others."""
+    return isinstance(samples, (*_PATCHES, FramesView, ClipsView))
+
+
+def is_patches(samples: Any) -> bool:
+    """Return whether samples are a view of patches."""
+    return isinstance(samples, _PATCHES)
+
+
 def can_be_paged(samples: Any) -> bool:
     """Return whether each page of a dataset or view can be read by itself."""
     names = [type(stage).__name__ for stage in stages_of(samples)]
@@ -89,12 +105,7 @@ def add_stages(view: Any, samples: Any) -> Any:
 
 
 def changes(samples: Any, paths: Sequence[str]) -> bool:
-    """Return whether a dataset or view may show other values than those stored.
-
-    Args:
-        samples: the samples
-        paths: the paths of the values
-    """
+    """Return whether samples may show other values of some paths than those stored."""
     keeping = _KEEP_ALL | _KEEP_SOME
     return any(_may_change(stage, samples, paths, keeping) for stage in stages_of(samples))
 
@@ -145,10 +156,6 @@ def unhide_field(samples: Any, path: str) -> Any:
     """Return samples that show a field which a view of theirs may hide.
 
     A field that does not exist yet will be shown, too.
-
-    Args:
-        samples: a dataset or view
-        path: the path of the field
     """
     if not hides_fields(samples):
         return samples
@@ -180,9 +187,8 @@ def _may_change(
         return False  # the stages are those of flatten(), which may be any
 
     edited = _paths(stage.get_edited_fields, samples)
-    return not edited or _overlap(
-        edited, paths
-    )  # mongo(), concat() and others may edit all
+    # mongo(), concat() and others may edit all
+    return not edited or _overlap(edited, paths)
 
 
 def _paths(get_fields: Callable[..., Any], samples: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Worklist: what a run embeds, looked up page by page while it is embedded."""
+"""List what a run embeds, page by page while it is embedded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fiftyone.core.collections as foc
@@ -15,7 +16,7 @@ from bson import ObjectId
 from pymongo.errors import ExecutionTimeout
 
 from ..embedding.jobs import Job, Part
-from ..images.refusals import check_is_file
+from ..images.opening import check_is_file
 from .fiftyone_internals import pipeline_of, sample_collection
 from .index_feed import IndexFeed
 from .paging import Pages, in_shard
@@ -32,14 +33,13 @@ _SAMPLED = 1000
 
 _FRAME_COUNT = "metadata.total_frame_count"
 
-
 _Snapshot = Mapping[str, Set[str]]
 """The IDs of parts by those of their samples; none for whole images."""
 
 
 @dataclass(frozen=True)
 class _Page:
-    """Some of the work.
+    """A page of jobs.
 
     Args:
         jobs: the jobs
@@ -51,7 +51,7 @@ class _Page:
 
 
 class Worklist:
-    """What a run embeds.
+    """Lists what a run embeds.
 
     It is about the samples that exist when it is made. They are listed in the order of
     their IDs. Of views with stages such as ``limit``, ``take`` or ``sort_by``, the IDs are
@@ -62,12 +62,13 @@ class Worklist:
     Args:
         target: the samples and the field
         overwrite: whether to include what has an embedding already
-        shard: the (index, count) of the part of the samples; None is all
+        shard: the (index, count) of the shard; None is all samples
         index (None): where the embeddings are, if the target has no field
 
     Attributes:
+        is_estimate: whether :attr:`total` is an estimate
         skipped: the number of existing embeddings found so far, complete when
-            :meth:`read_jobs` is exhausted
+            :meth:`list_jobs` is exhausted
     """
 
     def __init__(
@@ -79,66 +80,50 @@ class Worklist:
         index: IndexFeed | None = None,
     ) -> None:
         self._target = target
-        self._index = index
         # Without a field, all is listed, and then looked up in the index
-        self._is_in_index = index is not None and not overwrite
-        overwrite = overwrite or index is not None
-        self._overwrite = overwrite
+        self._overwrite = overwrite or index is not None
         self._shard = shard
         self._page_size = _PAGE_SIZE[target.media_type]
-        self._pending = {} if overwrite else {target.path: None}
+        self._pending = {} if self._overwrite else {target.path: None}
         self._shown: dict[str, tuple[str, Part]] = {}  # paths and parts by the parts' IDs
         self._listed = 0
-        self._is_complete = False
         self.skipped = 0
-        if can_be_paged(target.samples):
-            self._pages = self._page_parts() if target.has_parts else self._page_images()
-        else:
-            pages = self._page_snapshot(self._take_snapshot())
-            self._pages = map(self._as_shown, pages) if self._shown else pages
-
-        self._expected, self._is_exact = self._count()
-        if changes(target.samples, [target.path]):
-            self._is_exact = False  # it was counted as the view shows it
-        if self._is_in_index and index is not None and (held := index.count()):
-            self._expected, self._is_exact = max(0, self._expected - held), False
+        self._pages = self._read_pages()
+        self._expected, is_exact = self._count()
+        # It was counted as the view shows it
+        self.is_estimate = not is_exact or changes(target.samples, [target.path])
+        if index is not None and not overwrite:
+            self._pages = map(partial(_without_indexed, index), self._pages)
+            if held := index.count():
+                self._expected, self.is_estimate = max(0, self._expected - held), True
 
     @property
     def total(self) -> int:
         """The number of embeddings to compute, at first as counted or estimated."""
-        return self._listed if self._is_complete else max(self._expected, self._listed)
+        return max(self._expected, self._listed)
 
-    @property
-    def is_estimate(self) -> bool:
-        """Whether :attr:`total` is an estimate."""
-        return not (self._is_exact or self._is_complete)
-
-    def read_jobs(self) -> Iterator[Job]:
-        """Look up the jobs, the next page of them while the caller works on one.
+    def list_jobs(self) -> Iterator[Job]:
+        """List the jobs, the next page of them while the caller works on one.
 
         Yields:
             a :class:`Job` for each sample that has something to embed
         """
-        pages = (
-            map(self._without_indexed, self._pages) if self._is_in_index else self._pages
-        )
         with ThreadPoolExecutor(1, thread_name_prefix="hiera-list") as pool:
-            following = pool.submit(next, pages, None)
+            following = pool.submit(next, self._pages, None)
             while (page := following.result()) is not None:
-                following = pool.submit(next, pages, None)
+                following = pool.submit(next, self._pages, None)
                 self._listed += sum(len(job.parts) for job in page.jobs)
                 self.skipped += page.skipped
                 yield from page.jobs
 
-        self._is_complete = True
+        self._expected, self.is_estimate = self._listed, False
 
-    def _without_indexed(self, page: _Page) -> _Page:
-        """Return a page without what is in the index already."""
-        assert self._index is not None
-        existing = self._index.existing([p.id for job in page.jobs for p in job.parts])
-        rest = ((job, [p for p in job.parts if p.id not in existing]) for job in page.jobs)
-        jobs = [Job(job.sample_id, job.path, parts) for job, parts in rest if parts]
-        return _Page(jobs, page.skipped + len(existing))
+    def _read_pages(self) -> Iterator[_Page]:
+        if can_be_paged(self._target.samples):
+            return self._page_parts() if self._target.has_parts else self._page_images()
+
+        pages = self._page_snapshot(self._take_snapshot())
+        return map(self._as_shown, pages) if self._shown else pages
 
     def _page_images(self) -> Iterator[_Page]:
         pages = Pages(self._target.samples, self._shard)
@@ -204,7 +189,7 @@ class Worklist:
         return snapshot
 
     def _as_shown(self, page: _Page) -> _Page:
-        """Return a page with the paths and parts that the view shows."""
+        """Replace the paths and parts of a page by those that the view shows."""
         jobs: list[Job] = []
         for job in page.jobs:
             parts: dict[str, list[Part]] = {}
@@ -222,13 +207,7 @@ class Worklist:
         samples: foc.SampleCollection,
         wanted: _Snapshot | None,
     ) -> _Page:
-        """Look up the parts of samples.
-
-        Args:
-            ids: the IDs of the samples
-            samples: the samples; stages that keep some of their parts apply
-            wanted: the IDs of the parts to keep by sample; None keeps all
-        """
+        """Look up the parts of samples that the stages of a view and a snapshot keep."""
         target = self._target
         frameless = self._add_frames(ids) if target.frames_prefix else []
         view = add_stages(target.select(ids), samples)
@@ -318,8 +297,16 @@ class Worklist:
         return round(share * collection.estimated_document_count()), False
 
 
+def _without_indexed(index: IndexFeed, page: _Page) -> _Page:
+    """Return a page without what is in an index already."""
+    existing = index.existing([part.id for job in page.jobs for part in job.parts])
+    rest = ((job, [p for p in job.parts if p.id not in existing]) for job in page.jobs)
+    jobs = [Job(job.sample_id, job.path, parts) for job, parts in rest if parts]
+    return _Page(jobs, page.skipped + len(existing))
+
+
 def _part_ids(target: Target, view: foc.SampleCollection) -> dict[str, set[str]]:
-    """Return the IDs of parts by sample; those of a sample that is there twice together."""
+    """Return the IDs of parts by sample, also of one that the view shows twice."""
     found: dict[str, set[str]] = {}
     for id, parts in zip(*view.values(["id", f"{target.parts_prefix}id"]), strict=True):
         found.setdefault(id, set()).update(_flatten(parts))

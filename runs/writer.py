@@ -1,4 +1,4 @@
-"""A thread that writes to the database while the next batches are embedded."""
+"""Write to the database in a thread while the next batches are embedded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from ..embedding.results import Failed
+from ..embedding.jobs import Failed
 from .report import EmbeddingError
 
 Write = Callable[[], Sequence[Failed] | None]

@@ -25,8 +25,7 @@ def oldest() -> list[str]:
     for extra in sorted(extras.keys() - _TOOLS):
         requirements += extras[extra]
 
-    # Constraints name no extras
-    pattern = r"([\w-]+)(?:\[\w+\])?>=([\d.]+),<[\d.]+"
+    pattern = r"([\w-]+)>=([\d.]+),<[\d.]+"
     return [re.sub(pattern, r"\1==\2", requirement) for requirement in requirements]
 
 

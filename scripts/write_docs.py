@@ -80,7 +80,7 @@ def _models_table(checkpoints: Iterable[Checkpoint]) -> str:
             str(one.embedding_dim),
             f"{one.parameters / 1e6:.1f} M",
             f"{one.size_bytes / 1e6:.0f} MB"
-            if isinstance(one.weights, HubFile)
+            if isinstance(one.file, HubFile)
             else "in this repository",
             one.license,
         ]
@@ -91,7 +91,7 @@ def _models_table(checkpoints: Iterable[Checkpoint]) -> str:
 
 def _pins_table(checkpoints: Iterable[Checkpoint]) -> str:
     rows = [
-        [f"`{one.name}`", *(_shorten(pin) for pin in (one.revision, one.weights.sha256))]
+        [f"`{one.name}`", *(_shorten(pin) for pin in (one.file.revision, one.file.sha256))]
         for one in checkpoints
     ]
     return _markdown(["name", "revision", "sha256"], rows)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from index_servers import configured
 
-from fiftyone_hiera.indexes.table import open_table, read_rows
+from fiftyone_hiera.indexes.backends import open_table
+from fiftyone_hiera.indexes.table import VectorTable
 
 KEY = "hiera_sim"
 
@@ -59,7 +60,7 @@ def rows(samples: Any, key: str = KEY) -> dict[str, np.ndarray]:
     with loaded(samples, key) as index:
         patches_field = index.config.patches_field
         path = "id" if patches_field is None else f"{patches_field}.detections.id"
-        return read_rows(index, samples.values(path, unwind=True))
+        return VectorTable(index).read(samples.values(path, unwind=True))
 
 
 def count(samples: Any, key: str = KEY) -> int:

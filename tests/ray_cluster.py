@@ -17,7 +17,7 @@ from waiting import LIMIT
 import fiftyone_hiera
 
 SOURCES = str(Path(fiftyone_hiera.__file__).absolute().parents[1])
-ENCODER = "MapWorker(MapBatches(EncodeBlocks))"
+ENCODER = "EncoderActor"
 
 _HOOK = str(Path(__file__).parent / "ray_hook")
 _NODE: dict[str, Any] = {"object_store_memory": 200 * 2**20, "include_dashboard": False}

@@ -111,7 +111,7 @@ def test_registry_has_the_same_file() -> None:
     from birder.net import hiera  # noqa: F401  # registers it
 
     entry = REGISTRY_MANIFEST["hiera_abswin_base_mim"]
-    weights = CHECKPOINTS[NAME].weights
+    weights = CHECKPOINTS[NAME].file
     assert entry["formats"]["safetensors"]["sha256"] == weights.sha256
     assert entry["url"].endswith(f"{weights.repo_id}/resolve/main")
     assert entry["resolution"] == (224, 224)

@@ -19,7 +19,7 @@ from transformers import HieraForPreTraining, HieraModel
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.hiera.autoencoder import make_masks
-from fiftyone_hiera.models.reconstruction import HieraAutoencoderModel
+from fiftyone_hiera.models.heatmap import HieraAutoencoderModel
 
 _DECODER: dict[str, Any] = {
     "num_query_pool": 2,

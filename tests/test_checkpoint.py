@@ -29,9 +29,9 @@ from transformers import HieraModel
 from waiting import LIMIT
 
 import fiftyone_hiera
-from fiftyone_hiera.hiera.checkpoint_kinds import class_names, expected_shapes
+from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
 from fiftyone_hiera.hiera.configuration import read_configuration
-from fiftyone_hiera.hiera.encoder import load_encoder
+from fiftyone_hiera.hiera.encoder import Encoder
 from fiftyone_hiera.hiera.user_checkpoint import (
     _REQUIRED_KEYS,
     find_checkpoint,
@@ -56,14 +56,14 @@ def _edit(folder: Path, **changes: Any) -> None:
 def test_folder_and_file(folder: Path) -> None:
     for checkpoint in (folder, folder / "model.safetensors"):
         local = open_checkpoint(str(checkpoint))
-        assert local.weights == folder / "model.safetensors"
+        assert local.path == folder / "model.safetensors"
         assert local.config.depths == (1, 1, 2, 1)
         assert local.preprocessing == for_image_size((64, 64))
 
 
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert open_checkpoint("~/checkpoint").weights == folder / "model.safetensors"
+    assert open_checkpoint("~/checkpoint").path == folder / "model.safetensors"
 
 
 def test_preprocessor_config_is_read(folder: Path) -> None:
@@ -130,8 +130,8 @@ def test_other_processors_are_refused(
 def test_fine_tuned_classifier(tmp_path: Path) -> None:
     model = make_classifier(make_config(image_size=(96, 64)))
     local = open_checkpoint(str(save_checkpoint(tmp_path, model)))
-    file = WeightsFile(local.weights, expected_shapes(local.config))
-    encoder = load_encoder(local.config, file, local.preprocessing)
+    file = WeightsFile(local.path, expected_shapes(local.config))
+    encoder = Encoder(local.config, file, local.preprocessing)
     pixels = torch.randint(0, 256, (2, 3, 96, 64), dtype=torch.uint8)
     expected = model.hiera(encoder.normalize(pixels)).last_hidden_state
     assert expected.shape == (2, 6, 128)
@@ -235,7 +235,7 @@ def test_labels_of_a_classifier(
 ) -> None:
     _edit(folder, **_AS_CLASSIFIER, **changes)
     config = open_checkpoint(str(folder)).config
-    assert class_names(config) == names
+    assert config.class_names == names
     assert config.problem_type == problem_type
 
     # Nothing else has labels
@@ -360,7 +360,7 @@ _SCRIPT = """
 import sys
 from fiftyone_hiera.hiera.user_checkpoint import open_checkpoint
 local = open_checkpoint(sys.argv[1])
-print(local.config.depths, local.preprocessing.crop_size, local.weights)
+print(local.config.depths, local.preprocessing.crop_size, local.path)
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,14 @@ from transformers import HieraForImageClassification
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.hiera.imagenet import imagenet_classes
-from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.images.preprocessing import for_image_size
 from fiftyone_hiera.models.classification import HieraClassifierModel, LabelFilter
 
 pytestmark = pytest.mark.samples(21)
 
 _NAMES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
-
-_takes_classes = pytest.mark.skipif(
-    "classes" not in inspect.signature(fo.Dataset.apply_model).parameters,
-    reason="FiftyOne 1.10 knows no such argument",
-)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +110,8 @@ def test_logits_are_stored_only_if_asked_for(
     "options",
     [
         {"confidence_thresh": 0.5},
-        pytest.param({"classes": ["ant", "cat", "fox"]}, marks=_takes_classes),
-        pytest.param(
-            {"classes": ["bee"], "confidence_thresh": 0.3, "store_logits": True},
-            marks=_takes_classes,
-        ),
+        {"classes": ["ant", "cat", "fox"]},
+        {"classes": ["bee"], "confidence_thresh": 0.3, "store_logits": True},
         {},
     ],
     ids=str,
@@ -148,7 +139,6 @@ def test_filters_equal_fiftyones_own_classifiers(
     assert not classifier.store_logits
 
 
-@_takes_classes
 @pytest.mark.parametrize("classes", [["cow", "dgo"], "cat", []], ids=str)
 def test_only_unknown_classes_are_refused(
     samples: fo.Dataset, classifier: HieraClassifierModel, classes: Any
@@ -165,7 +155,6 @@ def test_only_unknown_classes_are_refused(
     assert not samples.has_sample_field("predicted")
 
 
-@_takes_classes
 @pytest.mark.parametrize("classes", ["c1", "ant"])
 def test_a_string_is_not_taken_as_letters(
     monkeypatch: pytest.MonkeyPatch,
@@ -193,14 +182,13 @@ def test_a_string_is_not_taken_as_letters(
 def test_invalid_confidences_are_refused(
     classifier: HieraClassifierModel, thresh: Any
 ) -> None:
-    # What apply_model() does first; since FiftyOne 1.11, the error reaches the user
+    # What apply_model() does first
     with pytest.raises(ValueError, match=r"confidence_thresh: .* Valid are 0 to 1"):
         classifier.config.confidence_thresh = thresh
 
     assert classifier.config.confidence_thresh is None
 
 
-@_takes_classes
 def test_unknown_classes_beside_known_ones_are_logged(
     samples: fo.Dataset,
     classifier: HieraClassifierModel,
@@ -319,10 +307,9 @@ def test_names_of_imagenet() -> None:
 
 def test_entries_know_their_classes(tmp_path: Path) -> None:
     from fiftyone_hiera.checkpoints import CHECKPOINTS
-    from fiftyone_hiera.hiera.checkpoint_kinds import class_names
 
     config = CHECKPOINTS["facebook/hiera-tiny-224-in1k-hf"].config
-    assert class_names(config) == imagenet_classes()
+    assert config.class_names == imagenet_classes()
     assert config.to_transformers().num_labels == 1000
 
 

@@ -29,7 +29,7 @@ from fiftyone_hiera.config import (
     Settings,
     parse_settings,
 )
-from fiftyone_hiera.embedding import provenance
+from fiftyone_hiera.embedding.provenance import RECORDED_OPTIONS
 from fiftyone_hiera.embedding.version import VERSION
 from fiftyone_hiera.errors import OptionError
 from fiftyone_hiera.hiera import engines
@@ -66,7 +66,7 @@ def test_benchmarks_have_the_layouts_of_the_table() -> None:
     from network import LAYOUTS
 
     expected = {v: CHECKPOINTS[f"facebook/hiera-{v}-224-hf"] for v in VARIANTS}
-    layouts = {v: (e.depths, e.embed_dim, e.num_heads) for v, e in expected.items()}
+    layouts = {v: (e.depths, e.embed_dim, e.config.num_heads) for v, e in expected.items()}
     assert layouts == LAYOUTS
 
 
@@ -79,25 +79,25 @@ def test_names_and_files_are_unique() -> None:
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=list(CHECKPOINTS))
 def test_weights_are_pinned(checkpoint: Checkpoint) -> None:
-    if isinstance(checkpoint.weights, BundledFile):
-        content = checkpoint.weights.path.read_bytes()
+    if isinstance(checkpoint.file, BundledFile):
+        content = checkpoint.file.path.read_bytes()
         assert len(content) < 3_000_000
-        assert hashlib.sha256(content).hexdigest() == checkpoint.weights.sha256
+        assert hashlib.sha256(content).hexdigest() == checkpoint.file.sha256
         return
 
-    revision, sha256 = checkpoint.weights.revision, checkpoint.weights.sha256
+    revision, sha256 = checkpoint.file.revision, checkpoint.file.sha256
     assert revision or sha256
     assert revision is None or re.fullmatch("[0-9a-f]{40}", revision)
     assert sha256 is None or re.fullmatch("[0-9a-f]{64}", sha256)
     name = "hiera_abswin_base_mim" if checkpoint.name == BIRDER else "model"
-    assert checkpoint.weights.filename == f"{name}.safetensors"
+    assert checkpoint.file.filename == f"{name}.safetensors"
 
 
 def test_cls_entries_share_the_weights() -> None:
     for variant in VARIANTS:
         plain = CHECKPOINTS[f"facebook/hiera-{variant}-224-hf"]
         cls = CHECKPOINTS[f"facebook/hiera-{variant}-224-hf-cls"]
-        assert plain.weights == cls.weights
+        assert plain.file == cls.file
         assert (plain.pooling, cls.pooling) == (None, "cls")
 
 
@@ -257,9 +257,8 @@ def test_options_describe_themselves() -> None:
 
 
 def test_provenance_has_every_option_that_changes_embeddings() -> None:
-    recorded = [*provenance.OPTIONS, *provenance.PREPROCESSING_OPTIONS]
-    others = ["device", "output", "heatmap_basis", "num_masks"]
-    assert sorted([*recorded, *others, "checkpoint"]) == sorted(OPTIONS)
+    others = ["device", "output", "heatmap_basis", "num_masks", "checkpoint"]
+    assert sorted([*RECORDED_OPTIONS, *others]) == sorted(OPTIONS)
 
 
 def test_options_are_not_changed() -> None:
@@ -354,8 +353,10 @@ def _pretend(
     monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, has_openvino: bool
 ) -> None:
     """Pretend to be on a machine with a GPU, and perhaps with the others."""
-    monkeypatch.setattr(config, "has_bfloat16", lambda device="cpu": has_bfloat16)
-    monkeypatch.setattr(config, "has_openvino", lambda: has_openvino)
+    for module in (config, engines):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device="cpu": has_bfloat16)
+
+    monkeypatch.setattr(engines, "has_openvino", lambda: has_openvino)
     monkeypatch.setattr(config, "_available_devices", lambda: ["cpu", "cuda"])
 
 

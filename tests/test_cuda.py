@@ -78,7 +78,7 @@ def test_out_of_memory_halves_the_batch(pixels: torch.Tensor, exact: Any) -> Non
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
-    largest = model.embedder._embed_in_parts._largest
+    largest = model.embedder._embed_batch._largest
     assert largest is not None
     assert largest < len(pixels)
     assert np.abs(embeddings - exact).max() < 1e-4

@@ -30,8 +30,10 @@ from fiftyone_hiera.config import OPTIONS
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.models.classification import HieraClassifierModel
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
-from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel
-from fiftyone_hiera.models.reconstruction import HieraAutoencoderModel
+from fiftyone_hiera.models.heatmap import (
+    HieraAutoencoderModel,
+    HieraFeatureHeatmapModel,
+)
 from fiftyone_hiera.plugin.compute_params import _OTHER_NAMES, EmbeddingParams
 
 ROOT = Path(__file__).parents[1]
@@ -267,7 +269,7 @@ def test_dependencies_are_explained() -> None:
     text = read("CONTRIBUTING.md").partition("## Dependencies")[2].partition("\n## ")[0]
     project = tomllib.loads(read("pyproject.toml"))["project"]
     extras = project["optional-dependencies"]
-    names = ("lancedb", "milvus", "openvino", "pgvector", "ray")
+    names = ("files", "lancedb", "milvus", "openvino", "pgvector", "ray")
     optional = [requirement for name in names for requirement in extras[name]]
     for requirement in [*project["dependencies"], *optional]:
         name = re.split(r"[<>=]", requirement)[0]

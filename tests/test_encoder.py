@@ -23,7 +23,7 @@ from transformers import HieraConfig, HieraModel
 
 from fiftyone_hiera.checkpoints import CHECKPOINTS, Checkpoint
 from fiftyone_hiera.hiera.checkpoint_kinds import expected_shapes
-from fiftyone_hiera.hiera.encoder import Encoder, load_encoder
+from fiftyone_hiera.hiera.encoder import Encoder
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.hiera.weights_file import WeightsFile
 from fiftyone_hiera.images.preprocessing import for_image_size
@@ -58,7 +58,7 @@ def config(variant: Checkpoint) -> HieraConfig:
     return HieraConfig(
         depths=variant.depths if small else (1, 1, 2, 1),
         embed_dim=variant.embed_dim,
-        num_heads=variant.num_heads,
+        num_heads=variant.config.num_heads,
     )
 
 
@@ -74,7 +74,7 @@ def encoder(
     path = save_weights(tmp_path_factory.mktemp("weights") / "model.safetensors", hiera)
     own = configuration(config)
     file = WeightsFile(path, expected_shapes(own))
-    return load_encoder(own, file, for_image_size((224, 224)))
+    return Encoder(own, file, for_image_size((224, 224)))
 
 
 @pytest.fixture(scope="module")
@@ -218,9 +218,8 @@ def test_layout_is_the_authors(
     monkeypatch.setattr(hiera, "Hiera", dict)
     name = variant.name.removeprefix("facebook/").removesuffix("-hf").replace("-", "_")
     layout = getattr(hiera, name)()
-    heads = tuple(layout["num_heads"] * 2**stage for stage in range(4))
-    assert (layout["stages"], heads) == (variant.depths, variant.num_heads)
-    assert layout["embed_dim"] == variant.embed_dim
+    expected = variant.depths, variant.embed_dim, variant.num_heads
+    assert tuple(layout[name] for name in ("stages", "embed_dim", "num_heads")) == expected
 
 
 @pytest.fixture
@@ -231,7 +230,7 @@ def weights(tmp_path: Path) -> Path:
 def _load(path: Path, config: HieraConfig | None = None, **kwargs: Any) -> Encoder:
     own = configuration(config or make_config())
     file = WeightsFile(path, expected_shapes(own))
-    return load_encoder(own, file, for_image_size((64, 64)), **kwargs)
+    return Encoder(own, file, for_image_size((64, 64)), **kwargs)
 
 
 def test_missing_tensor_is_refused(weights: Path) -> None:
@@ -321,7 +320,7 @@ def test_other_sizes_equal_transformers(weights: Path, size: tuple[int, int]) ->
     hiera = make_hiera(make_config())
     config = configuration(make_config())
     file = WeightsFile(weights, expected_shapes(config))
-    encoder = load_encoder(config, file, for_image_size((64, 64)).at(size))
+    encoder = Encoder(config, file, for_image_size((64, 64)).at(size))
     pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     inputs = encoder.normalize(pixels)
     expected = hiera(inputs, interpolate_pos_encoding=True).last_hidden_state

@@ -27,7 +27,6 @@ from fiftyone_hiera.checkpoints import CHECKPOINTS
 from fiftyone_hiera.embedding import loading
 from fiftyone_hiera.hiera import engines
 from fiftyone_hiera.hiera.backbone import Backbone
-from fiftyone_hiera.hiera.configuration import at_size, grid_size
 from fiftyone_hiera.hiera.engines import run_torch
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from photographs import write_photographs
@@ -150,7 +149,7 @@ def test_fidelity_on_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("openvino")
     torch.manual_seed(51)
     layout = CHECKPOINTS["facebook/hiera-tiny-224-hf"].config
-    config = at_size(layout, (_VIEW, _VIEW))
+    config = layout.at_size((_VIEW, _VIEW))
     checkpoint = str(save_checkpoint(tmp_path, HieraModel(config.to_transformers())))
     exact = _load(monkeypatch, "torch", "float32", checkpoint=checkpoint)
     views = write_photographs(tmp_path / "views", 500)
@@ -361,7 +360,7 @@ def test_memory_does_not_grow_with_the_square_of_the_tokens(dtype: torch.dtype) 
     size = (768, 512)
     config = make_config(image_size=size)
     own = configuration(config)
-    down, across = grid_size(own, 3)
+    down, across = own.grid_size(3)
     backbone = Backbone(own).eval()
     backbone.load_state_dict(make_hiera(config).state_dict(), strict=False)
     run = run_torch(backbone, dtype, size)

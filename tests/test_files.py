@@ -22,7 +22,7 @@ from waiting import LIMIT
 
 import fiftyone_hiera
 from digits import Digit
-from fiftyone_hiera.files.atomic import written_aside
+from fiftyone_hiera.hiera.atomic import written_aside
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pa = pytest.importorskip("pyarrow")
@@ -182,41 +182,44 @@ def test_float16(
 
 
 def test_too_large_for_float16(paths: list[str], tmp_path: Path) -> None:
-    from fiftyone_hiera.embedding.jobs import Job, Part
-    from fiftyone_hiera.embedding.results import Embedded
-    from fiftyone_hiera.files.layout import Format, Layout
+    from fiftyone_hiera.embedding.jobs import Embedded, Job, Part
     from fiftyone_hiera.files.manifest import Manifest
+    from fiftyone_hiera.files.output_folder import OutputFolder
+    from fiftyone_hiera.files.output_rows import RowFormat
+    from fiftyone_hiera.files.pending_output import PendingOutput
     from fiftyone_hiera.files.report import FilesReport
-    from fiftyone_hiera.files.sink import Sink
 
     manifest = Manifest(_write(tmp_path / "manifest.parquet", paths[:2]))
-    layout, format = Layout(tmp_path / "out"), Format(pa.int64(), "float16", 2)
-    sink = Sink(manifest, layout, format, 10, None, FilesReport())
-    jobs = [*sink.read_jobs()]
+    folder, format = OutputFolder(tmp_path / "out"), RowFormat(pa.int64(), "float16", 2)
+    output = PendingOutput(manifest, folder, format, FilesReport(), part_size=10)
+    jobs = [*output.read_jobs()]
     assert jobs == [Job(str(n), paths[n], [Part(str(n), str(n))]) for n in range(2)]
     vectors = np.array([[1.0, 70_000.0], [1.0, 65_000.0]], np.float32)
-    sink.add([Embedded(job, job.parts[0], v) for job, v in zip(jobs, vectors, strict=True)])
-    sink.close()
-    rows = pq.read_table(layout.folder).to_pylist()
+    output.add(
+        [Embedded(job, job.parts[0], v) for job, v in zip(jobs, vectors, strict=True)]
+    )
+    output.close()
+    rows = pq.read_table(folder.path).to_pylist()
     assert rows[0]["vector"] is None
     assert "too large for float16" in rows[0]["error"]
     assert rows[1]["vector"] == [1.0, 64992.0]
 
 
 def test_missing_results_are_noticed(paths: list[str], tmp_path: Path) -> None:
-    from fiftyone_hiera.files.layout import Format, Layout
     from fiftyone_hiera.files.manifest import Manifest
+    from fiftyone_hiera.files.output_folder import OutputFolder
+    from fiftyone_hiera.files.output_rows import RowFormat
+    from fiftyone_hiera.files.pending_output import PendingOutput
     from fiftyone_hiera.files.report import FilesReport
-    from fiftyone_hiera.files.sink import Sink
 
     manifest = Manifest(_write(tmp_path / "manifest.parquet", paths[:2]))
-    format = Format(pa.int64(), "float32", 2)
-    sink = Sink(manifest, Layout(tmp_path / "out"), format, 10, None, FilesReport())
-    assert len([*sink.read_jobs()]) == 2
+    folder, format = OutputFolder(tmp_path / "out"), RowFormat(pa.int64(), "float32", 2)
+    output = PendingOutput(manifest, folder, format, FilesReport(), part_size=10)
+    assert len([*output.read_jobs()]) == 2
     with pytest.raises(
         RuntimeError, match="2 files have no result, the first has the ID '0'"
     ):
-        sink.close()
+        output.close()
 
 
 def test_shards(
@@ -315,19 +318,19 @@ def test_invalid_manifests(paths: list[str], tmp_path: Path) -> None:
 
 
 def test_duplicates_by_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fiftyone_hiera.files import ids
+    from fiftyone_hiera.files import unique_ids
     from fiftyone_hiera.files.manifest import Manifest
 
-    monkeypatch.setattr(ids, "_BUCKET_ROWS", 1000)
+    monkeypatch.setattr(unique_ids, "_BUCKET_ROWS", 1000)
     path = tmp_path / "manifest.parquet"
     for names in ([*range(20_000)], [f"{n:x}" for n in range(20_000)]):
         table = pa.table({"id": names, "uri": [""] * 20_000})
         pq.write_table(table, path, row_group_size=3000)
-        ids.check_ids(Manifest(path), tmp_path)
+        unique_ids.check_unique_ids(Manifest(path), tmp_path)
         table = pa.table({"id": [*names[:-1], names[4321]], "uri": [""] * 20_000})
         pq.write_table(table, path, row_group_size=3000)
         with pytest.raises(ValueError, match="in rows 4321 and 19999"):
-            ids.check_ids(Manifest(path), tmp_path)
+            unique_ids.check_unique_ids(Manifest(path), tmp_path)
 
     assert [*tmp_path.iterdir()] == [path]
 
@@ -341,6 +344,7 @@ def test_duplicates_by_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"num_workers": -1}, "Invalid num_workers -1"),
         ({"shard": (2, 2)}, r"Invalid shard \(2, 2\)"),
         ({"retry_failed": 1}, "Invalid retry_failed 1: expected True or False"),
+        ({"progress": "no"}, "Invalid progress 'no': expected True, False, None or a func"),
         ({"poling": "cls"}, "Unknown option 'poling'"),
     ],
 )
@@ -354,9 +358,9 @@ def test_invalid_options(
 
 
 _EMBED = """
-    from fiftyone_hiera.files import sink
+    from fiftyone_hiera.files import output_file
 
-    sink._CHUNK_ROWS = 16
+    output_file._CHUNK_ROWS = 16
     stayed = []
 
     def stay(bar):
@@ -579,8 +583,8 @@ def test_no_cluster(manifest: Path, tmp_path: Path) -> None:
     assert _embed(manifest, tmp_path / "out", pooling="cls", shard=(3, 4)).embedded == 20
 
 
-def test_shard_without_parts_is_warned_of(
+def test_shard_without_files_is_warned_of(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _embed(manifest, tmp_path / "out", part_size=_COUNT, shard=(3, 8))
-    assert "Shard 3 of 8 has nothing to do: the output has 1 parts" in caplog.text
+    assert "Shard 3 of 8 has nothing to do: the output has 1 files" in caplog.text

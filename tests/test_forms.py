@@ -124,7 +124,7 @@ def test_each_checkpoint_is_offered_once(samples: Any) -> None:
 def test_cached_weights_are_on_disk(
     samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = CHECKPOINTS[TINY].weights
+    tiny = CHECKPOINTS[TINY].file
     assert isinstance(tiny, HubFile)
     snapshot = tmp_path / "models--facebook--hiera-tiny-224-hf" / "snapshots"
     cached = snapshot / str(tiny.revision) / tiny.filename
@@ -442,7 +442,7 @@ def test_plugin_file(plugin: Any) -> None:
     assert plugin.author == "The fiftyone-hiera authors"
     assert plugin.url.endswith("/fiftyone-hiera")
     assert plugin.license == CHECKPOINTS[NANO].license == "Apache 2.0"
-    assert "embeddings" in getattr(plugin, "tags", ["embeddings"])  # not in FiftyOne 1.10
+    assert "embeddings" in plugin.tags
     registered = {
         operator.name
         for operator in foo.list_operators()

@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 import fiftyone_hiera
 from fiftyone_hiera.hiera.pca import fit_basis
 from fiftyone_hiera.images.preprocessing import Preprocessing
-from fiftyone_hiera.models.drawing import make_heatmap
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
-from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel
+from fiftyone_hiera.models.heatmap import HieraFeatureHeatmapModel, make_heatmap
 
 NANO = "hiera-nano-digits"
 

@@ -13,9 +13,10 @@ from index_rows import IS_NEW_BRAIN, KEY, check, database, neighbors
 from index_servers import Postgres, configured
 
 import fiftyone_hiera
-from fiftyone_hiera.indexes import backends, brain_run
-from fiftyone_hiera.indexes.table import open_table
+from fiftyone_hiera.indexes import backends, brain_index
+from fiftyone_hiera.indexes.backends import open_table
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
+from fiftyone_hiera.runs.report import EmbeddingError
 
 pytestmark = pytest.mark.samples(4)
 
@@ -121,28 +122,15 @@ def test_settings(samples: Any, model: HieraEmbeddingModel, pgvector: str) -> No
             samples, "hiera", brain_key=KEY, backend_kwargs={"metric": "cosine"}
         )
 
-    with pytest.raises(
-        ValueError, match=r"table_name 'my_vectors' .* exists and has 4 rows"
-    ):
-        model.embed_samples(
-            samples,
-            "hiera",
-            brain_key="second",
-            backend=pgvector,
-            backend_kwargs={"table_name": "my_vectors"},
-        )
+    same_table: Any = {"backend": pgvector, "backend_kwargs": {"table_name": "my_vectors"}}
+    with pytest.raises(ValueError, match=r"name 'my_vectors' .* exists and has 4 rows"):
+        model.embed_samples(samples, "hiera", brain_key="second", **same_table)
 
     assert samples.list_brain_runs() == [KEY]
     exact: Any = {"dtype": "float32", "engine": "torch"}
     small = fiftyone_hiera.load_model("hiera-nano-digits", stage=2, **exact)
     with pytest.raises(ValueError, match=r"has vectors of 192 dimensions, and this .* 48"):
-        small.embed_samples(
-            samples,
-            "small",
-            brain_key="third",
-            backend=pgvector,
-            backend_kwargs={"table_name": "my_vectors"},
-        )
+        small.embed_samples(samples, "small", brain_key="third", **same_table)
 
     assert samples.list_brain_runs() == [KEY]
     assert "small" not in samples.get_field_schema()
@@ -297,6 +285,17 @@ def test_overwrite_changes_the_backend(
     assert postgres.fetch(query, table) == [(0,)]
 
 
+def _find_late(monkeypatch: pytest.MonkeyPatch, misses: int) -> None:
+    """Have an index found only after some look-ups, as if another process made it then."""
+    find, calls = brain_index.find_config, []
+
+    def find_late(*given: Any) -> Any:
+        calls.append(given)
+        return find(*given) if len(calls) > misses else None
+
+    monkeypatch.setattr(brain_index, "find_config", find_late)
+
+
 def test_run_of_another_process_is_kept(
     samples: Any,
     model: HieraEmbeddingModel,
@@ -304,16 +303,46 @@ def test_run_of_another_process_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
-    find, calls = brain_run.find_config, []
-
-    def find_late(*given: Any) -> Any:
-        calls.append(given)
-        return find(*given) if len(calls) > 3 else None
-
-    monkeypatch.setattr(brain_run, "find_config", find_late)
+    _find_late(monkeypatch, 2)
     with pytest.raises(ValueError, match="Cannot open the index"):
         model.embed_samples(samples, "hiera", brain_key=KEY, backend=pgvector)
 
     monkeypatch.undo()
     assert samples.list_brain_runs() == [KEY]
     check(samples)
+
+
+def test_run_of_another_process_is_checked(
+    samples: Any,
+    model: HieraEmbeddingModel,
+    other: HieraEmbeddingModel,
+    pgvector: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model.embed_samples(samples, brain_key=KEY, backend=pgvector)
+    _find_late(monkeypatch, 1)
+    with pytest.raises(ValueError, match="differ in pooling"):
+        other.embed_samples(samples, brain_key=KEY, backend=pgvector)
+
+
+def test_run_of_another_process_is_not_replaced(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.embed_samples(samples, "hiera", brain_key=KEY)
+    _find_late(monkeypatch, 2)
+    given: Any = {"brain_key": KEY, "backend_kwargs": {"metric": "euclidean"}}
+    with pytest.raises(EmbeddingError, match="has metric 'cosine', not 'euclidean'"):
+        model.embed_samples(samples, "hiera", **given)
+
+    assert samples.get_brain_info(KEY).config.metric == "cosine"
+
+
+def test_rebuilt_with_its_own_backend(
+    samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.embed_samples(samples, "hiera", brain_key=KEY, backend="sklearn")
+    monkeypatch.setattr(fob.brain_config, "default_similarity_backend", "pgvector")
+    given: Any = {"brain_key": KEY, "backend_kwargs": {"metric": "euclidean"}}
+    model.embed_samples(samples, "hiera", overwrite=True, **given)
+    config = samples.get_brain_info(KEY).config
+    assert (config.method, config.metric) == ("sklearn", "euclidean")

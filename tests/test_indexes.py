@@ -17,10 +17,10 @@ from index_servers import Postgres
 from PIL import Image
 
 from digits import Digit
-from fiftyone_hiera.indexes import brain_run
+from fiftyone_hiera.indexes import brain_index
 from fiftyone_hiera.indexes.backends import get_backend
-from fiftyone_hiera.indexes.brain_run import read_record
-from fiftyone_hiera.indexes.table import IndexTable
+from fiftyone_hiera.indexes.brain_run import table_provenance
+from fiftyone_hiera.indexes.table import VectorTable
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytestmark = pytest.mark.samples(40)
@@ -64,7 +64,7 @@ def test_fed_while_embedding(
 
     config = samples.get_brain_info(KEY).config
     assert (config.metric, config.embeddings_field) == ("cosine", "hiera")
-    assert read_record(config) == {
+    assert table_provenance(config) == {
         name: value for name, value in model.embedder.provenance.items()
     }
 
@@ -100,7 +100,7 @@ def test_by_fiftyones_class_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(brain_run, "open_table", IndexTable)
+    monkeypatch.setattr(brain_index, "open_table", VectorTable)
     report = model.embed_samples(
         samples[:30], "hiera", brain_key=KEY, backend=backend, batch_size=8
     )
@@ -199,7 +199,7 @@ def test_overwrite_rebuilds(
     other.embed_samples(samples, "hiera", brain_key=KEY, overwrite=True)
     check(samples)
     rebuilt = samples.get_brain_info(KEY).config
-    assert read_record(rebuilt)["pooling"] == "cls"
+    assert table_provenance(rebuilt)["pooling"] == "cls"
     assert {**rebuilt.serialize(), "hiera": None} == {**table, "hiera": None}
 
 

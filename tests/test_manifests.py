@@ -17,7 +17,7 @@ from other_process import OtherProcess
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.files.report import FilesError
-from fiftyone_hiera.images.uris import to_local
+from fiftyone_hiera.images.opening import to_local
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

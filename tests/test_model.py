@@ -18,8 +18,8 @@ from transformers import HieraModel
 
 import fiftyone_hiera
 from fiftyone_hiera.checkpoints import CHECKPOINTS
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.hiera.hub import DownloadError
-from fiftyone_hiera.hiera.normalization import Normalization
 from fiftyone_hiera.hiera.pooling import POOLINGS
 from fiftyone_hiera.images.decoding import read_image
 from fiftyone_hiera.images.pickling import import_package
@@ -347,7 +347,7 @@ def test_changed_weights_of_this_source_are_refused(
     changed = tmp_path / "changed.safetensors"
     changed.write_bytes(nano.read_bytes()[:-1] + b"x")
     entry = CHECKPOINTS["hiera-nano-digits"]
-    entry = replace(entry, weights=replace(entry.weights, path=changed))
+    entry = replace(entry, file=replace(entry.file, path=changed))
     monkeypatch.setitem(CHECKPOINTS, entry.name, entry)
     destination = tmp_path / "source" / "hiera-nano-digits.safetensors"
     with pytest.raises(DownloadError, match=r"changed\.safetensors: expected sha256"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -16,30 +16,12 @@ import pytest
 import yaml
 from oldest import oldest
 
+import fiftyone_hiera
 from fiftyone_hiera.__main__ import main
 from fiftyone_hiera.embedding.version import VERSION
 from sandbox import served_archive
 
 ROOT = Path(__file__).parents[1]
-
-# As FiftyOne 1.10 registers a plugin that it downloaded
-_REGISTER = """
-import importlib.util
-import sys
-
-spec = importlib.util.spec_from_file_location("@owner.plugin", sys.argv[1] + "/__init__.py")
-module = importlib.util.module_from_spec(spec)
-sys.modules["@owner.plugin"] = module
-spec.loader.exec_module(module)
-
-class Plugin(list):
-    register = list.append
-
-plugin = Plugin()
-module.register(plugin)
-model = module.load_model("hiera-nano-digits")
-print(len(plugin), "nano" if model.embedding_dim == 192 else "?")
-"""
 
 
 def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
@@ -57,17 +39,6 @@ def test_archive_unpacks_inside_its_folder(tmp_path: Path) -> None:
         ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True
     ).stdout
     assert not [line for line in tracked.splitlines() if line.startswith("120000")]
-
-
-@pytest.mark.slow
-def test_plugin_as_older_fiftyones_name_it(tmp_path: Path) -> None:
-    folder = tmp_path / "@owner" / "plugin"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "docs", "tests"))
-    done = subprocess.run(
-        [sys.executable, "-c", _REGISTER, str(folder)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["5", "nano"]  # two by their old URI
 
 
 def _read(name: str) -> str:
@@ -94,6 +65,37 @@ def test_command_line_shows_the_version(capsys: pytest.CaptureFixture[str]) -> N
 
     assert end.value.code == 0
     assert capsys.readouterr().out == f"fiftyone-hiera {VERSION}\n"
+
+
+_NAMES = """
+import sys
+
+import fiftyone_hiera
+
+print(fiftyone_hiera.__version__)
+assert not {"fiftyone", "numpy", "torch"} & {*sys.modules}
+from fiftyone_hiera import *
+assert {*fiftyone_hiera.__all__} <= {*globals()}
+assert issubclass(EmbeddingError, RuntimeError) and issubclass(FilesError, RuntimeError)
+assert "torch" not in sys.modules
+"""
+
+
+def test_public_names() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", _NAMES],
+        env={**os.environ, "PYTHONPATH": str(Path(fiftyone_hiera.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (printed.stdout, printed.stderr) == (f"{VERSION}\n", "")
+    table = _read("docs/README.md").partition("| name | what it is |")[2]
+    listed = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", table, re.M)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert listed == {*fiftyone_hiera.__all__}
 
 
 def test_changelog_links_every_release() -> None:
@@ -154,6 +156,13 @@ def test_oldest_packages_are_the_lower_ends() -> None:
     assert constraints["ray"] == "2.55"
     assert constraints.keys() >= {_name(one) for one in _project()["dependencies"]}
     assert not constraints.keys() & {"pytest", "scikit-learn"}
+
+
+def test_errors_name_the_requirements() -> None:
+    extras = _project()["optional-dependencies"]
+    for extra, module in [("ray", "cluster/options.py"), ("files", "files/arrow.py")]:
+        (requirement,) = extras[extra]
+        assert requirement in _read(module)
 
 
 def _name(requirement: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import pickle
 import threading
@@ -18,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
-from torch.utils.data import IterableDataset
 
 from fiftyone_hiera.models.datasets import PatchesDataset
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
@@ -162,18 +160,3 @@ def test_other_sources_are_refused(
     )
     with pytest.raises(TypeError, match=r"path or the bytes of an image file, found \w+"):
         dataset._extract_patches(source, np.array([[0, 0, 1, 1]]))
-
-
-def test_fiftyones_class_is_the_one_that_ours_extends() -> None:
-    """PatchesDataset overrides a private method, which nothing promises to stay."""
-    own = fout.TorchImagePatchesDataset
-    parameters = [*inspect.signature(own._extract_patches).parameters]
-    assert parameters == ["self", "image_path", "patches"], "_extract_patches has changed"
-    assert not issubclass(own, IterableDataset), "TorchImagePatchesDataset is iterable"
-    call = "self._extract_patches(image_path, patches)"
-    assert call in inspect.getsource(own.__getitem__), "nothing calls _extract_patches"
-    taken = inspect.signature(fom._make_patch_data_loader)
-    assert "transform=model.transforms" in inspect.getsource(fom._make_patch_data_loader)
-    assert "model" in taken.parameters
-    dataset = own(image_paths=[], patches=[], transform=repr, alpha=0.5, force_square=True)
-    assert (dataset.transform, dataset.alpha, dataset.force_square) == (repr, 0.5, True)

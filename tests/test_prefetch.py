@@ -14,7 +14,7 @@ import pytest
 from digits import Digit
 from fiftyone_hiera.embedding import prefetch
 from fiftyone_hiera.embedding.jobs import Job, Part
-from fiftyone_hiera.embedding.prefetch import Input, read_images
+from fiftyone_hiera.embedding.prefetch import Input, read_ahead
 from fiftyone_hiera.images.decoding import read_image
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
@@ -60,10 +60,8 @@ def test_each_image_is_decoded_once(
 
     monkeypatch.setattr(prefetch, "read_image", read)
     files = [*jobs[:2], bad, *jobs[2:]]
-    options = {"num_workers": num_workers, "ahead": 16}
-    reads = [
-        one for some in read_images(files, model.transforms, **options) for one in some
-    ]
+    options = {"is_video": False, "num_workers": num_workers, "ahead": 16}
+    reads = [*read_ahead(files, model.transforms, **options)]
     assert sorted(decoded) == sorted(job.path for job in files)
     assert most <= num_workers + 4
     assert not any(one() is not None for one in held)
@@ -76,6 +74,6 @@ def test_each_image_is_decoded_once(
     monkeypatch.undo()
     for job in (jobs[0], jobs[-1]):
         last = Job(job.sample_id, job.path, job.parts[-1:])
-        ((alone,),) = read_images([last], model.transforms, num_workers=0, ahead=1)
+        (alone,) = read_ahead([last], model.transforms, **{**options, "num_workers": 0})
         (among,) = (one for one in inputs if one.part == last.parts[0])
         assert np.array_equal(among.pixels, alone.pixels)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pil_processor import META, PilProcessor
 
-from fiftyone_hiera.hiera.normalization import Normalization
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.images.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,

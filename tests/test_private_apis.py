@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import eta.core.video as etav
 import fiftyone as fo
 import fiftyone.brain.internal.core.utils as fbu
 import fiftyone.core.models as fom
+import fiftyone.utils.torch as fout
+import numpy as np
 import pytest
 import torch
 from cpu_kinds import COMPUTES_BFLOAT16, ORIGINALS, say_truth
 from fiftyone.brain import similarity, visualization
 from fiftyone.brain.internal.core import representativeness, uniqueness
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from digits import Digit
+from fiftyone_hiera.hiera import hub
 from fiftyone_hiera.hiera.engines import has_bfloat16
 from fiftyone_hiera.models import callers
+from fiftyone_hiera.plugin import maps
 from fiftyone_hiera.runs import fiftyone_internals as internals
 from fiftyone_hiera.runs.schema import add_field
 
 _ROOT = Path(__file__).parents[1]
 
-# The module that uses each private attribute of other packages
+# The module that uses each private attribute or argument of other packages, or patches them
 _USED_IN = {
     "_dataset": "runs/fiftyone_internals.py",
-    "_root_dataset": "runs/fiftyone_internals.py",
-    "_is_generated": "runs/fiftyone_internals.py",
-    "_is_patches": "runs/fiftyone_internals.py",
     "_is_dynamic_groups": "runs/fiftyone_internals.py",
     "_get_label_field_path": "runs/fiftyone_internals.py",
     "_serialize": "runs/fiftyone_internals.py",
@@ -47,9 +52,19 @@ _USED_IN = {
     "_pipeline": "runs/fiftyone_internals.py",
     "_sample_collection": "runs/fiftyone_internals.py",
     "_frame_collection": "runs/fiftyone_internals.py",
+    "_raw": "runs/fiftyone_internals.py",
+    "_allow_mixed": "runs/fiftyone_internals.py",
+    "_allow_missing": "runs/views.py",
+    "__init__": "models/datasets.py",
+    "__class__": "models/datasets.py",
     "_stream_info": "embedding/prefetch.py",
     "_is_avx512_bf16_supported": "hiera/engines.py",
     "_dynamo": "hiera/engines.py",
+    "__mro__": "hiera/hub.py",
+    "f_back": "models/callers.py",
+    "f_code": "models/callers.py",
+    "f_globals": "models/callers.py",
+    "f_locals": "models/callers.py",
     "fp": "images/decoding.py",
     "decoderconfig": "images/decoding.py",
 }
@@ -85,31 +100,35 @@ def _own_names() -> set[str]:
     return names
 
 
-def test_private_attributes_are_used_in_one_module_each() -> None:
+def _given_or_patched(path: Path) -> Iterator[str]:
+    """Yield the private arguments that a module gives, and the methods that it replaces."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.keyword) and (node.arg or "").startswith("_"):
+            yield str(node.arg)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield from {node.attr} & {"__class__", "__init__"}
+
+
+def test_private_names_are_used_in_one_module_each() -> None:
     own = _own_names()
     used: dict[str, set[str]] = {}
     for path in _sources():
+        for name in _given_or_patched(path):
+            used.setdefault(name, set()).add(str(path.relative_to(_ROOT)))
+
         for owner, name in _attributes(path):
             is_private = name.startswith("_") and not name.startswith("__")
             is_other = owner not in ("self", "cls", "super()") and name not in own
-            if (is_private and is_other) or (name in _USED_IN and name[0] != "_"):
+            is_listed = name in _USED_IN and (name[0] != "_" or name.startswith("__"))
+            if (is_private and is_other) or is_listed:
                 used.setdefault(name, set()).add(str(path.relative_to(_ROOT)))
 
     assert used == {name: {module} for name, module in _USED_IN.items()}
 
 
-@pytest.mark.parametrize(
-    "name", ["_dataset", "_root_dataset", "_is_generated", "_is_patches"]
-)
-def test_attributes_of_views_and_datasets(dataset: Any, name: str) -> None:
-    for samples in (dataset, dataset.view()):
-        assert hasattr(samples, name), f"FiftyOne's {type(samples).__name__} lost {name}"
-
-
 def test_dataset_of(dataset: Any) -> None:
     for samples in (dataset, dataset.view(), dataset.limit(1)):
         assert internals.dataset_of(samples) is dataset
-        assert internals.root_dataset_of(samples) is dataset
 
 
 @pytest.fixture
@@ -119,16 +138,6 @@ def labeled(dataset: Any, digits: list[Digit]) -> Any:
     parts = fo.Detections(detections=[box])
     dataset.add_sample(fo.Sample(filepath=str(digits[0].path), parts=parts))
     return dataset
-
-
-def test_patches(labeled: Any) -> None:
-    patches = labeled.to_patches("parts")
-    assert internals.is_patches(patches)
-    assert internals.is_generated(patches)
-    assert internals.root_dataset_of(patches) is labeled
-    for samples in (labeled, labeled.view()):
-        assert not internals.is_patches(samples)
-        assert not internals.is_generated(samples)
 
 
 def test_label_path(labeled: Any) -> None:
@@ -256,6 +265,29 @@ def test_callers_of_a_model() -> None:
         assert names <= {*code.co_varnames}, f"{code.co_name} renamed one of {names}"
 
 
+def test_dataset_of_patches() -> None:
+    own = fout.TorchImagePatchesDataset
+    parameters = [*inspect.signature(own._extract_patches).parameters]
+    assert parameters == ["self", "image_path", "patches"], "_extract_patches has changed"
+    assert not issubclass(own, IterableDataset), "TorchImagePatchesDataset is iterable"
+    call = "self._extract_patches(image_path, patches)"
+    assert call in inspect.getsource(own.__getitem__), "nothing calls _extract_patches"
+    taken = inspect.signature(fom._make_patch_data_loader)
+    assert "transform=model.transforms" in inspect.getsource(fom._make_patch_data_loader)
+    assert "model" in taken.parameters
+    dataset = own(image_paths=[], patches=[], transform=repr, alpha=0.5, force_square=True)
+    assert (dataset.transform, dataset.alpha, dataset.force_square) == (repr, 0.5, True)
+
+
+def test_stored_umap() -> None:
+    fitted = SimpleNamespace(embedding_=np.arange(6.0).reshape(3, 2))
+    kept = maps._keep_fitted(  # of a map to which a fourth point was added
+        visualization._pickle_reducer(fitted), np.array([True, False, True, False])
+    )
+    points = visualization._unpickle_reducer(kept).embedding_
+    assert points.tolist() == [[0, 1], [4, 5]]
+
+
 def test_pillow(digits: list[Digit], tmp_path: Path) -> None:
     Image.open(digits[0].path).convert("RGB").save(tmp_path / "image.jpg")
     with Image.open(tmp_path / "image.jpg") as image:
@@ -276,6 +308,17 @@ def test_eta() -> None:
     assert Reader()._stream_info.stream_info == {"width": 4}
     names = etav.FFmpegVideoReader.__init__.__code__.co_names
     assert "_stream_info" in names, "eta's FFmpegVideoReader has no _stream_info"
+
+
+def test_huggingface_hub() -> None:
+    error = HfHubHTTPError.__mro__[1]
+    assert error in hub._ERRORS
+    package = error.__module__.partition(".")[0]
+    assert package != "huggingface_hub", "HfHubHTTPError is not its HTTP client's error"
+    client = importlib.import_module(package)
+    # In httpx and its successors, and in requests
+    broken = getattr(client, "ConnectError", None) or client.ConnectionError
+    assert issubclass(broken, hub._ERRORS), f"{package}'s errors have no common base"
 
 
 def test_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pil_processor import META, CLIPProcessor, PilProcessor, ViTProcessor
 
-from fiftyone_hiera.hiera.normalization import Normalization
+from fiftyone_hiera.hiera.encoder import Normalization
 from fiftyone_hiera.images.preprocessing import for_image_size
 from fiftyone_hiera.images.processor_config import parse_processor
 

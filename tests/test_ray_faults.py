@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,13 @@ import pytest
 from other_process import OtherProcess
 from PIL import Image
 from random_hiera import make_config, make_hiera, save_checkpoint
-from waiting import LIMIT
+from waiting import LIMIT, wait_until
 
 import fiftyone_hiera
 from digits import Digit
 from fiftyone_hiera.cluster.options import RayOptions
-from fiftyone_hiera.embedding.jobs import Job, Part
-from fiftyone_hiera.embedding.results import Embedded, Failed, Result
+from fiftyone_hiera.embedding.jobs import Embedded, Failed, Job, Part, Result
+from fiftyone_hiera.embedding.local import embed_locally
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytest.importorskip("ray")
@@ -55,11 +58,14 @@ def _embed(
     model: HieraEmbeddingModel,
     address: str | None = None,
     block_size: int = 16,
+    is_video: bool = False,
 ) -> Iterator[list[Result]]:
-    from fiftyone_hiera.cluster.source import embed_on_ray
+    from fiftyone_hiera.cluster.driver import embed_on_ray
 
     options = RayOptions(address, block_size=block_size)
-    return embed_on_ray(iter(jobs), model.embedder, options, batch_size=16)
+    return embed_on_ray(
+        iter(jobs), model.embedder, options, is_video=is_video, batch_size=16
+    )
 
 
 def _check(
@@ -99,17 +105,13 @@ def test_node_removed(
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray
-
-    from fiftyone_hiera.cluster import source
 
     jobs = _make_jobs([digit.path for digit in digits[:400]])
     results: list[Result] = []
     before = processes(ENCODER)
     removed = False
-    monkeypatch.setattr(source, "_PATIENCE", 4)
     try:
         for some in _embed(jobs, model, ray_cluster.address):
             results += some
@@ -183,17 +185,99 @@ def test_encoder_killed(
     _check(results, jobs, expected)
 
 
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffmpeg")
+def test_encoder_killed_while_videos_wait(
+    ray_job: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
+) -> None:
+    video = tmp_path / "video.mp4"
+    pattern = str(digits[0].path.parent / "*.png")
+    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
+    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "120", str(video)]
+    subprocess.run(command, check=True)
+    jobs = [
+        Job(name, str(video), [Part(f"{name}{n}", name, n) for n in range(1, 121)])
+        for name in "abcd"
+    ]
+    expected: dict[str, np.ndarray] = {}
+    for some in embed_locally(
+        jobs[:1], model.embedder, is_video=True, batch_size=16, num_workers=0
+    ):
+        for one in some:
+            assert isinstance(one, Embedded)
+            expected[one.part.id[1:]] = one.embedding
+
+    found: set[str] = set()
+    before = processes(ENCODER)
+    killed = False
+    for some in _embed(jobs, model, block_size=8, is_video=True):
+        for one in some:
+            assert isinstance(one, Embedded)
+            assert one.part.id not in found
+            found.add(one.part.id)
+            assert np.abs(one.embedding - expected[one.part.id[1:]]).max() < 1e-4
+
+        if found and not killed:
+            (encoder,) = processes(ENCODER) - before
+            encoder.kill()
+            killed = True
+
+    assert len(found) == 480
+
+
+def test_encoders_that_die_as_they_start(
+    ray_job: None, digits: list[Digit], model: HieraEmbeddingModel
+) -> None:
+    before = processes(ENCODER)
+    with pytest.raises(RuntimeError, match="Ray stopped: The actor died"):
+        for some in _embed(_make_jobs([digits[0].path]), model):
+            assert not some
+            for encoder in processes(ENCODER) - before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    encoder.kill()
+
+
+def test_other_jobs_hold_the_cluster(
+    ray_job: None,
+    digits: list[Digit],
+    model: HieraEmbeddingModel,
+    expected: _Vectors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from fiftyone_hiera.cluster import encoders
+
+    jobs = _make_jobs([digit.path for digit in digits[:20]])
+    hold: Any = ray.remote(num_cpus=1)(lambda: time.sleep(LIMIT))
+    held = [hold.remote() for _ in range(3)]
+    before = processes(ENCODER)
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders, "_START_SECONDS", 1)
+        with pytest.raises(RuntimeError, match="No encoder could be started within 1 s"):
+            list(_embed(jobs, model))
+
+    # A run that waits for them goes on when they end
+    results: list[Result] = []
+    for some in _embed(jobs, model):
+        results += some
+        for task in held:
+            ray.cancel(task, force=True)
+
+        held.clear()
+
+    _check(results, jobs, expected)
+    psutil.wait_procs(processes(ENCODER) - before, timeout=LIMIT)
+    assert processes(ENCODER) <= before
+
+
 def test_killer_slow_and_bad_files(
     ray_job: None,
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fiftyone_hiera.cluster import source
-    from fiftyone_hiera.cluster.ledger import Ledger
-
     paths = [digit.path for digit in digits[:200]]
     names = {3: "killer3.png", 40: "slow.png", 150: "killer150.png"}
     for number, name in names.items():
@@ -205,28 +289,14 @@ def test_killer_slow_and_bad_files(
     paths[99].write_bytes(b"no image")
     jobs = _make_jobs(paths)
 
-    # The slow file waits until nothing else comes, and the run counts it as lost
-    others = 200 - 3 * 16
+    # The slow file waits until nothing else comes than its block of 16
     results: list[Result] = []
-    counted: list[int] = []
-    make_room = Ledger.make_room
-
-    def make_room_and_count(ledger: Ledger) -> None:
-        counted.append(len(results))
-        make_room(ledger)
-
-    monkeypatch.setattr(source, "_PATIENCE", 2)
-    monkeypatch.setattr(Ledger, "make_room", make_room_and_count)
     for some in _embed(jobs, model):
         results += some
-        if others in counted:
+        if len(results) == 200 - 16:
             (tmp_path / "go").touch()
 
     _check(results, jobs, expected, lost=(3, 150))
-
-    # Its block of 16 comes back before those of the killers, which are read again
-    block = {result.job.sample_id for result in results[others : others + 16]}
-    assert block == {str(number) for number in range(32, 48)}
 
 
 def test_few_files_are_on_their_way(
@@ -234,11 +304,9 @@ def test_few_files_are_on_their_way(
     digits: list[Digit],
     model: HieraEmbeddingModel,
     expected: _Vectors,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fiftyone_hiera.cluster import source
+    from fiftyone_hiera.cluster.driver import most_blocks
     from fiftyone_hiera.cluster.session import plan_actors
-    from fiftyone_hiera.cluster.source import most_blocks
 
     sent, most = 0, 0
     jobs = _make_jobs([digit.path for digit in digits[:400]])
@@ -250,14 +318,12 @@ def test_few_files_are_on_their_way(
             yield job
 
     results: list[Result] = []
-    monkeypatch.setattr(source, "_PATIENCE", LIMIT)
     for some in _embed(send(), model, block_size=8):
         results += some
         most = max(most, sent - len(results))
 
-    # One block more waits for room, and one is on its way through this loop
     actors = plan_actors(RayOptions(), {"CPU": 3})
-    assert 8 < most <= 8 * (most_blocks(actors) + 2) < len(jobs) / 2
+    assert 8 < most <= 8 * most_blocks(actors) < len(jobs) / 2
     _check(results, jobs, expected)
 
 
@@ -321,10 +387,10 @@ def test_driver_stopped(
         ray = fiftyone_hiera.RayOptions({ray_cluster.address!r}, block_size=4)
         model.embed_samples(dataset, "hiera", batch_size=4, progress=stay_at(40), ray=ray)
     """
-    before = processes("MapWorker")
+    before = processes(ENCODER)
     process = OtherProcess(code, tmp_path)
     process.wait_until_stored(40)
-    workers = processes("MapWorker") - before
+    workers = processes(ENCODER) - before
     assert workers
     process.signal(number)
     status, log = process.wait()

@@ -14,7 +14,7 @@ from manifests import embed_manifest, write_manifest
 from other_process import OtherProcess
 
 from digits import Digit
-from fiftyone_hiera.files.part import OpenPart
+from fiftyone_hiera.files.output_file import OutputFile
 from fiftyone_hiera.files.report import FilesError
 
 pa = pytest.importorskip("pyarrow")
@@ -169,7 +169,7 @@ def test_cut_before_a_part_is_replaced(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(OpenPart, "_merge", fail)
+        patched.setattr(OutputFile, "_merge", fail)
         with pytest.raises(FilesError, match="No space left on device\nWhat was written"):
             _embed(manifest, out, retry_failed=True, num_workers=0)
 
@@ -184,9 +184,9 @@ def test_cut_before_a_part_is_replaced(
 
 
 _RETRY = """
-    from fiftyone_hiera.files import sink
+    from fiftyone_hiera.files import output_file
 
-    sink._CHUNK_ROWS = 4
+    output_file._CHUNK_ROWS = 4
     stayed = []
 
     def stay(bar):

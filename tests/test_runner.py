@@ -90,9 +90,9 @@ def test_batches_are_full_and_in_order_of_the_ids(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    forward = model.embedder._embed_in_parts
+    forward = model.embedder._embed_batch
     monkeypatch.setattr(
-        model.embedder, "_embed_in_parts", lambda x: sizes.append(len(x)) or forward(x)
+        model.embedder, "_embed_batch", lambda x: sizes.append(len(x)) or forward(x)
     )
     paths: list[str] = []
     monkeypatch.setattr(
@@ -762,6 +762,27 @@ def test_dynamic_groups_of_groups_are_refused(
         model.embed_samples(flat, "hiera")
 
 
+def test_views_of_copies_are_refused(dataset: Any, model: HieraEmbeddingModel) -> None:
+    digits = fo.Detections(detections=[fo.Detection(bounding_box=[0, 0, 1, 1])])
+    video = fo.Sample(filepath="/video.mp4")
+    video.frames[1] = fo.Frame(filepath="/1.png", digits=digits, others=digits)
+    dataset.add_sample(video)
+    frames = dataset.to_frames()
+    images = frames.clone()
+    images.evaluate_detections("digits", gt_field="others", eval_key="even")
+    for view in (
+        frames,
+        dataset.to_clips([[[1, 1]]]),
+        images.to_patches("digits"),
+        images.to_evaluation_patches("even"),
+    ):
+        for copies in (view, view.limit(1)):
+            with pytest.raises(ValueError, match="Views of patches, frames or clips are"):
+                model.embed_samples(copies, "hiera")
+
+    images.delete()
+
+
 def test_what_cannot_be_embedded_is_refused(
     samples: Any, other: Any, model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
@@ -931,14 +952,14 @@ def test_nan_is_never_stored(
 def test_errors_of_the_model_have_the_report(
     samples: Any, model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = model.embedder._embed_in_parts
+    forward = model.embedder._embed_batch
     batches: list[int] = []
 
     def break_down(pixels: Any) -> Any:
         batches.append(len(pixels))
         return forward(pixels) if len(batches) < 3 else [torch.ones(2, 3) @ torch.ones(2)]
 
-    monkeypatch.setattr(model.embedder, "_embed_in_parts", break_down)
+    monkeypatch.setattr(model.embedder, "_embed_batch", break_down)
     with pytest.raises(EmbeddingError, match=r"(?s)size mismatch.*resumes there") as error:
         model.embed_samples(samples, "hiera", batch_size=8)
 
@@ -987,7 +1008,7 @@ def test_batches_are_halved_natively(
 
         return forward(pixels)
 
-    monkeypatch.setattr(model.embedder, "_embed_in_parts", Halving(small))
+    monkeypatch.setattr(model.embedder, "_embed_batch", Halving(small))
     samples.compute_embeddings(model, "hiera", batch_size=32, num_workers=0)
     check_embeddings(samples, model)
 

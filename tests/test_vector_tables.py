@@ -11,15 +11,20 @@ import pytest
 from index_rows import IS_NEW_BRAIN, count, database, loaded
 from index_servers import configured
 
-from fiftyone_hiera.indexes import brain_run
+from fiftyone_hiera.embedding.provenance import OPTIONS
+from fiftyone_hiera.indexes import brain_index
 from fiftyone_hiera.indexes.backends import get_backend
-from fiftyone_hiera.indexes.brain_run import open_index, read_record
+from fiftyone_hiera.indexes.brain_index import BrainIndex
+from fiftyone_hiera.indexes.brain_run import table_provenance
 from fiftyone_hiera.indexes.options import Contents, IndexOptions
-from fiftyone_hiera.indexes.table import IndexTable, VectorTable, read_rows
+from fiftyone_hiera.indexes.table import VectorTable
 from fiftyone_hiera.runs.fiftyone_internals import dataset_id
 
 _DIM = 8
 _PAGE_SIZE = 3
+_PROVENANCE = dict.fromkeys(
+    ("sha256", "provenance_version", *OPTIONS, "preprocessing"), "x"
+)
 _BOXES = [[0, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]]
 
 pytestmark = pytest.mark.samples(4, parts=_BOXES)
@@ -55,14 +60,19 @@ class _Index:
         """The config of its brain run."""
         return self._samples.get_brain_info(self.key).config
 
-    def open(self, key: str | None = None, dim: int = _DIM, **given: Any) -> VectorTable:
+    def open(
+        self, key: str | None = None, dim: int = _DIM, rebuild: bool = False
+    ) -> VectorTable:
         """Make it, or open it in a new session."""
         self._samples.clear_cache()
         contents = Contents(
-            str(dataset_id(self._samples)), None, self._patches_field, dim, {"model": "x"}
+            str(dataset_id(self._samples)), None, self._patches_field, dim, _PROVENANCE
         )
         options = IndexOptions(key or self.key, self._backend, self.settings)
-        return open_index(self._samples, options, contents, **{"rebuild": False, **given})
+        index = BrainIndex(self._samples, options, contents, may_rebuild=rebuild)
+        table = index.open()
+        assert table is not None
+        return table
 
     def upsert(self, table: VectorTable, ids: Sequence[str]) -> None:
         """Write rows of new vectors."""
@@ -91,7 +101,7 @@ class _Index:
         """Check what the table and, in a new session, FiftyOne's class say of its rows."""
         assert table.count() == len(self.held)
         assert table.existing([*self.ids, "unknown"]) == self.held.keys()
-        if isinstance(table, IndexTable):
+        if type(table) is VectorTable:
             assert (table.dim(), table.keys()) == (None, None)
         else:
             assert table.dim() == _DIM
@@ -102,7 +112,7 @@ class _Index:
 
         assert count(self._samples, self.key) == len(self.held)
         with loaded(self._samples, self.key) as index:
-            found = read_rows(index, self.ids)
+            found = VectorTable(index).read(self.ids)
 
         assert found.keys() == self.held.keys()
         for id, vector in self.held.items():
@@ -119,6 +129,11 @@ class _Index:
             view.sort_by_similarity(query, k=1, brain_key=self.key).first().id
             for query in (id, self.held[id])
         ]
+
+
+def _check_empty(index: _Index, table: VectorTable) -> None:
+    found = (table.dim(), table.count(), table.existing(index.ids))
+    assert found == (None, 0, set())
 
 
 def _check_writes(index: _Index, table: VectorTable, first: Sequence[str]) -> None:
@@ -138,7 +153,7 @@ def _check_refusals(index: _Index, table: VectorTable, samples: Any) -> None:
     with pytest.raises(ValueError, match=rf"{name} has {len(index.held)} rows, but no"):
         index.open("second")
 
-    if not isinstance(table, IndexTable):
+    if type(table) is not VectorTable:
         with pytest.raises(ValueError, match=rf"{name} vectors of 8 dim.* computes 4"):
             index.open("second", dim=4)
 
@@ -155,8 +170,8 @@ def _without_record(config: Any) -> Mapping[str, Any]:
         ("pgvector", "PgVectorTable"),
         pytest.param("milvus", "MilvusTable", marks=pytest.mark.slow),
         pytest.param("lancedb", "LanceDBTable", marks=pytest.mark.slow),
-        pytest.param("milvus", "IndexTable", marks=pytest.mark.slow),
-        pytest.param("lancedb", "IndexTable", marks=pytest.mark.slow),
+        pytest.param("milvus", "VectorTable", marks=pytest.mark.slow),
+        pytest.param("lancedb", "VectorTable", marks=pytest.mark.slow),
     ],
 )
 def test_table(
@@ -166,10 +181,10 @@ def test_table(
     backend: str,
     kind: str,
 ) -> None:
-    # IndexTable is for the backends that have no class here, which none of these lacks
+    # VectorTable is for the backends that have no subclass, which each of these has
     with database(backend, request):
-        if kind == "IndexTable":
-            monkeypatch.setattr(brain_run, "open_table", IndexTable)
+        if kind == "VectorTable":
+            monkeypatch.setattr(brain_index, "open_table", VectorTable)
         else:
             module = importlib.import_module(f"fiftyone_hiera.indexes.{backend}")
             monkeypatch.setattr(module, "_PAGE_SIZE", _PAGE_SIZE)
@@ -179,13 +194,9 @@ def test_table(
             index = _Index(samples, backend, patches_field)
             table = index.open()
             assert type(table).__name__ == kind
-            assert (table.dim(), table.count(), table.existing(index.ids)) == (
-                None,
-                0,
-                set(),
-            )
+            _check_empty(index, table)
             table.finish()
-            if kind != "IndexTable":
+            if kind != "VectorTable":
                 table.delete(index.ids[:1])
                 assert [*(table.keys() or ())] == []
 
@@ -200,7 +211,7 @@ def test_table(
             assert index.search(index.ids[2]) == [index.ids[2]] * 2
             config, settings = index.config, index.settings
             assert {name: getattr(config, name) for name in settings} == settings
-            assert read_record(config) == {"model": "x"}
+            assert table_provenance(config) == _PROVENANCE
             _check_refusals(index, table, samples)
 
             # Built anew, it has the same settings and no rows
@@ -208,11 +219,7 @@ def test_table(
             table = index.open(rebuild=True)
             assert _without_record(index.config) == _without_record(config)
             index.held.clear()
-            assert (table.dim(), table.count(), table.existing(index.ids)) == (
-                None,
-                0,
-                set(),
-            )
+            _check_empty(index, table)
 
             # A table that FiftyOne's class made
             index.add_by_fiftyone(index.ids[:2])
@@ -251,7 +258,7 @@ def test_lancedb_indexes(samples: Any, request: pytest.FixtureRequest) -> None:
                 }
                 assert {*stats} == expected
                 assert {s.num_unindexed_rows for s in stats.values()} == {0}
-                found = read_rows(held, ids)
+                found = VectorTable(held).read(ids)
 
             for id, vector in zip(ids, vectors, strict=True):
                 np.testing.assert_array_equal(found[id], vector)

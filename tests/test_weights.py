@@ -28,9 +28,7 @@ TOKEN = "hf_secretsecretsecret"
 _SCRIPT = """
 import sys, time, traceback
 from pathlib import Path
-from fiftyone_hiera.hiera.hub import (
-    DownloadError, HubFile, fetch, link, sha256, verify_download
-)
+from fiftyone_hiera.hiera.hub import DownloadError, HubFile, link, sha256
 
 # The hub's client waits longer before each of its attempts, 23 seconds in all
 sleep = time.sleep
@@ -39,8 +37,8 @@ time.sleep = lambda seconds: sleep(seconds / 100)
 revision, pinned, destination = sys.argv[1:]
 file = HubFile("owner/name", revision or None, pinned or None)
 try:
-    cached = fetch(file, Path(destination))
-    verify_download(file, cached, sha256(cached))
+    cached = file.fetch(Path(destination))
+    file.verify(cached, sha256(cached))
     link(cached.resolve(), Path(destination))
 except DownloadError as error:
     sys.exit("".join(traceback.format_exception(error)))
@@ -217,7 +215,7 @@ def test_offline_without_cache_says_what_to_place_where(client: Client) -> None:
     assert str(client.destination) in output
     assert "HF_HUB_OFFLINE" in output
     assert output.rstrip().endswith(f"To try without a network: {hub_module._BUNDLED}")
-    assert isinstance(CHECKPOINTS[hub_module._BUNDLED].weights, BundledFile)
+    assert isinstance(CHECKPOINTS[hub_module._BUNDLED].file, BundledFile)
 
 
 def test_offline_with_cache(hub: HubServer, client: Client) -> None:

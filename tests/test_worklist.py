@@ -16,7 +16,7 @@ from fiftyone import ViewField as F
 from waiting import wait_until
 
 from digits import Digit
-from fiftyone_hiera.runs import pending_index, worklist
+from fiftyone_hiera.runs import paging, worklist
 from fiftyone_hiera.runs.fiftyone_internals import sample_collection
 from fiftyone_hiera.runs.target import Target
 from fiftyone_hiera.runs.views import can_be_paged
@@ -91,7 +91,7 @@ SNAPSHOT: dict[str, View] = {
 def _list(target: Target, **options: Any) -> tuple[list[Any], Worklist]:
     work = Worklist(target, **{"overwrite": False, "shard": None, **options})
     expected, is_exact = work.total, not work.is_estimate
-    jobs = list(work.read_jobs())
+    jobs = list(work.list_jobs())
     parts = [part.id for job in jobs for part in job.parts]
     assert work.total == len(parts)
     assert not work.is_estimate
@@ -264,7 +264,7 @@ def test_while_the_run_writes_nothing_is_listed_twice_or_left_out(samples: Any) 
     before = samples.exists("hiera", False).values("id")
     work = Worklist(target, overwrite=False, shard=None)
     listed = []
-    for job in work.read_jobs():
+    for job in work.list_jobs():
         if not listed:
             samples.add_sample(fo.Sample(filepath="/added.png"))
 
@@ -279,7 +279,7 @@ def test_while_the_run_writes_nothing_is_listed_twice_or_left_out(samples: Any) 
 def test_samples_that_leave_the_view_when_they_are_embedded(samples: Any) -> None:
     target = Target(samples.exists("hiera", False), "hiera")
     work = Worklist(target, overwrite=False, shard=None)
-    for job in work.read_jobs():
+    for job in work.list_jobs():
         target.store(job.parts, [_VECTOR])
         time.sleep(0.01)  # the next page is looked up meanwhile
 
@@ -301,8 +301,8 @@ def test_field_cleared_by_hand_is_listed_again(
 
 
 def _index(samples: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(pending_index, "_MANY", 50)
-    pending_index.add_pending_index(Target(samples, "hiera"))
+    monkeypatch.setattr(paging, "_MANY", 50)
+    paging.add_pending_index(Target(samples, "hiera"))
     wait_until(lambda: "hiera_pending" in samples.list_indexes())
     return sample_collection(samples)
 
@@ -334,7 +334,7 @@ def test_index_holds_what_is_pending(samples: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_small_datasets_get_no_index(samples: Any) -> None:
-    pending_index.add_pending_index(Target(samples, "hiera"))
+    paging.add_pending_index(Target(samples, "hiera"))
     time.sleep(0.3)
     assert "hiera_pending" not in samples.list_indexes()
 
@@ -355,7 +355,7 @@ def test_total_of_many_samples_is_estimated(
     work = Worklist(Target(dataset, "hiera"), overwrite=False, shard=None)
     assert work.is_estimate
     assert 8_000 < work.total < 12_000
-    assert len(list(itertools.islice(work.read_jobs(), 10_001))) == 10_000
+    assert len(list(itertools.islice(work.list_jobs(), 10_001))) == 10_000
     assert not work.is_estimate
     assert (work.total, work.skipped) == (10_000, 30_001)
 
@@ -368,7 +368,7 @@ def test_nothing_to_list(dataset: Any) -> None:
 def test_unfinished_list_is_closed(
     samples: Any, digits: list[Digit], tmp_path: Path
 ) -> None:
-    jobs = Worklist(Target(samples, "hiera"), overwrite=False, shard=None).read_jobs()
+    jobs = Worklist(Target(samples, "hiera"), overwrite=False, shard=None).list_jobs()
     next(jobs)
     jobs.close()
     with pytest.raises(StopIteration):

@@ -203,10 +203,10 @@ def make_zoo_user(home: Path, served: Path) -> Iterator[ZooUser]:
     """
     tiny = CHECKPOINTS[TINY]
     config = HieraConfig(
-        depths=tiny.depths, embed_dim=tiny.embed_dim, num_heads=tiny.num_heads
+        depths=tiny.depths, embed_dim=tiny.embed_dim, num_heads=tiny.config.num_heads
     )
     weights = save_weights(served / "model.safetensors", make_hiera(config))
-    revision = tiny.weights.revision
+    revision = tiny.file.revision
     files = {"model.safetensors": weights.read_bytes()}
     with served_archive(served) as url, HubServer(commit=revision, files=files) as hub:
         zoo_user = ZooUser(home, url, hub)

@@ -1,27 +1,26 @@
-"""The record beside the output: what made it, so that nothing else is mixed in."""
+"""Record what made an output, and refuse to mix in anything else."""
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..embedding.provenance import Provenance, differing
-from .layout import Layout
+from ..hiera.atomic import written_aside
+from .output_folder import OutputFolder
 
 
 @dataclass(frozen=True)
-class Record:
-    """What made an output.
+class OutputRecord:
+    """The record of what made an output.
 
     Args:
         provenance: the provenance of the embeddings
         vectors: the name of the dtype that they are stored in
         dimension: their length
-        part_size: the number of rows in a part
+        part_size: the number of rows in an output file
         rows: the number of rows of the manifest
         manifest: the digest of the manifest
     """
@@ -33,15 +32,15 @@ class Record:
     rows: int
     manifest: str
 
-    def check_same(self, made: Record, folder: Path) -> None:
+    def check_same(self, made: OutputRecord, folder: Path) -> None:
         """Check that an output can be continued.
 
         Args:
-            made: what made it
-            folder: its folder
+            made: the record of what made it
+            folder: the path of its folder
 
         Raises:
-            ValueError: if it is made otherwise; the message says how
+            ValueError: if something else made it; the message says what differs
         """
         there, here = made.provenance, self.provenance
         differences = [
@@ -61,47 +60,40 @@ class Record:
             )
 
 
-def read_record(layout: Layout) -> Record | None:
+def read_output_record(folder: OutputFolder) -> OutputRecord | None:
     """Read the record of an output, or return None if there is none.
 
     Raises:
-        ValueError: if parts have no record, or if it is none of this release
+        ValueError: if output files have no record, or if it is none of this release
     """
     try:
-        values: Any = json.loads(layout.record.read_text("utf-8"))
-        return Record(**values)
+        values: Any = json.loads(folder.record.read_text("utf-8"))
+        return OutputRecord(**values)
     except (FileNotFoundError, NotADirectoryError):
-        if not layout.find_parts():
+        if not folder.find_files():
             return None
 
         raise ValueError(
-            f"{str(layout.folder)!r} holds part-*.parquet files, and no "
-            f"{layout.record.name} that says what made them: use another folder"
+            f"{str(folder.path)!r} holds part-*.parquet files, and no "
+            f"{folder.record.name} that says what made them: use another folder"
         ) from None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{str(layout.record)!r} cannot be read: {error}") from error
+        raise ValueError(f"{str(folder.record)!r} cannot be read: {error}") from error
 
 
-def claim(record: Record, layout: Layout) -> None:
+def claim_output(folder: OutputFolder, record: OutputRecord) -> None:
     """Write a record beside the output, unless one is there.
 
     Args:
+        folder: the folder of the output
         record: the record
-        layout: the folder of the output
 
     Raises:
         ValueError: if another process wrote another record meanwhile
     """
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    aside = layout.record.with_name(f"_record-{uuid.uuid4().hex}")
-    try:
+    with written_aside(folder.record, replace=False) as aside:
         aside.write_text(json.dumps(asdict(record), indent=2) + "\n", "utf-8")
-        os.link(aside, layout.record)  # does not replace one
-    except FileExistsError:
-        pass
-    finally:
-        aside.unlink(missing_ok=True)
 
-    made = read_record(layout)
+    made = read_output_record(folder)
     if made is not None:
-        record.check_same(made, layout.folder)
+        record.check_same(made, folder.path)

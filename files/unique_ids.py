@@ -1,4 +1,4 @@
-"""The check that the IDs of a manifest are unique, in bounded memory."""
+"""Check that the IDs of a manifest are unique, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MOST_SUSPECTS = 10_000
 _Hashes = npt.NDArray[np.uint64]
 
 
-def check_ids(manifest: Manifest, folder: Path) -> None:
-    """Check that no ID is missing or there twice.
+def check_unique_ids(manifest: Manifest, folder: Path) -> None:
+    """Check that each row of a manifest has an ID of its own.
 
     Hashes of 8 bytes an ID are distributed to files, and each file is sorted by itself.
 

@@ -1,4 +1,4 @@
-"""Runs of ``embed_files``: read a manifest, embed its files, write Parquet files."""
+"""Run ``embed_files``: read a manifest, embed its files, write Parquet files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cluster.options import to_ray_options
+from ..cluster.options import RayOptions
 from ..cluster.start import start_embedding
-from ..embedding.arguments import check_boolean, to_integer, to_shard
+from ..embedding.arguments import (
+    check_progress,
+    convert_fields,
+    optional,
+    to_boolean,
+    to_integer,
+    to_shard,
+)
+from ..embedding.jobs import Result
 from ..embedding.loading import load_checkpoint
-from ..embedding.results import Result
-from ..errors import OptionError
-from .ids import check_ids
-from .layout import VECTORS, Format, Layout
+from ..errors import check_choice
 from .manifest import Manifest
-from .progress import ProgressBar
-from .record import Record, claim, read_record
-from .report import FilesError, FilesReport
-from .sink import Sink
+from .output_folder import OutputFolder
+from .output_record import OutputRecord, claim_output, read_output_record
+from .output_rows import VECTORS, RowFormat
+from .pending_output import PendingOutput
+from .report import FilesError, FilesReport, ProgressBar
+from .unique_ids import check_unique_ids
 
 _DEFAULT_BATCH_SIZE = 32
 _KEPT = "What was written is kept; the same call resumes there"
@@ -37,38 +45,34 @@ _RETRY = (
 class FileOptions:
     """The options of a run; see :func:`fiftyone_hiera.embed_files`."""
 
-    ray: Any
+    ray: RayOptions | None
     batch_size: int | None
     num_workers: int | None
     part_size: int
     vectors: str
     shard: tuple[int, int] | None
     retry_failed: bool
+    progress: bool | Callable[[Any], None]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ray", to_ray_options(self.ray))
-        check_boolean("retry_failed", self.retry_failed)
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("part_size", 1)):
-            value = getattr(self, name)
-            if value is not None or name == "part_size":
-                object.__setattr__(self, name, to_integer(name, value, least))
-
-        if self.vectors not in VECTORS:
-            raise OptionError(
-                "vectors", f"Invalid vectors: {self.vectors!r}. Valid are {[*VECTORS]}"
-            )
-
-        if self.shard is not None:
-            object.__setattr__(self, "shard", to_shard(self.shard))
+        check_progress(self.progress)
+        convert_fields(
+            self,
+            retry_failed=to_boolean,
+            batch_size=optional(partial(to_integer, least=1)),
+            num_workers=optional(partial(to_integer, least=0)),
+            part_size=partial(to_integer, least=1),
+            vectors=partial(check_choice, valid=VECTORS),
+            shard=optional(to_shard),
+        )
 
 
-def run(
+def embed_manifest(
     manifest: Path,
     out: Path,
     model: str,
     model_options: Mapping[str, Any],
     options: FileOptions,
-    progress: bool | Callable[[Any], None],
 ) -> FilesReport:
     """Embed the files of a manifest; see :func:`fiftyone_hiera.embed_files`."""
     start = time.perf_counter()
@@ -76,9 +80,9 @@ def run(
     rows = Manifest(manifest)
     _check_folder(out, rows)
     embedder = load_checkpoint(model, None, model_options).embedder
-    layout = Layout(out)
-    format = Format(rows.id_type, options.vectors, embedder.dim)
-    record = Record(
+    folder = OutputFolder(out)
+    format = RowFormat(rows.id_type, options.vectors, embedder.dim)
+    record = OutputRecord(
         embedder.provenance,
         format.vectors,
         format.dimension,
@@ -86,21 +90,21 @@ def run(
         rows.rows,
         rows.digest,
     )
-    is_new = not layout.folder.exists()
+    is_new = not out.exists()
     try:
-        has_record = _check(rows, layout, record)
-        sink = Sink(
+        has_record = _check_record(rows, folder, record)
+        output = PendingOutput(
             rows,
-            layout,
+            folder,
             format,
-            options.part_size,
-            options.shard,
             report,
+            part_size=options.part_size,
+            shard=options.shard,
             retry_failed=options.retry_failed,
         )
         workers = options.num_workers
         started = start_embedding(
-            sink.read_jobs(),
+            output.read_jobs(),
             embedder,
             options.ray,
             batch_size=options.batch_size or _DEFAULT_BATCH_SIZE,
@@ -111,18 +115,18 @@ def run(
             # The record comes after the first of them: nothing is claimed by a run that
             # finds no cluster
             first = next(results, [])
-            if sink.total or not has_record:
-                claim(record, layout)
+            if output.total or not has_record:
+                claim_output(folder, record)
 
-            _write(itertools.chain([first], results), sink, progress)
+            _write(itertools.chain([first], results), output, options.progress)
     except (MemoryError, RuntimeError, OSError) as error:
         reason = str(error) or type(error).__name__
-        kept = f"\n{_KEPT}" if layout.is_resumable else ""
+        kept = f"\n{_KEPT}" if folder.is_resumable else ""
         raise FilesError(f"{reason}{kept}", report) from error
     finally:
         report.seconds = time.perf_counter() - start
-        if not layout.record.exists():
-            layout.discard(is_new=is_new)
+        if not folder.record.exists():
+            folder.discard(is_new=is_new)
 
     if report.failed and not report.embedded and not report.skipped:
         message = f"All files failed:\n{report}\n{_RETRY}"
@@ -151,31 +155,33 @@ def _check_folder(out: Path, manifest: Manifest) -> None:
             )
 
 
-def _check(manifest: Manifest, layout: Layout, record: Record) -> bool:
+def _check_record(manifest: Manifest, folder: OutputFolder, record: OutputRecord) -> bool:
     """Check that the output was made by the same, or that the manifest is valid.
 
     Returns:
         whether the output has a record
     """
-    made = read_record(layout)
+    made = read_output_record(folder)
     if made is not None:
-        record.check_same(made, layout.folder)
+        record.check_same(made, folder.path)
         return True
 
-    layout.unfinished.mkdir(parents=True, exist_ok=True)
-    check_ids(manifest, layout.unfinished)
+    folder.unfinished.mkdir(parents=True, exist_ok=True)
+    check_unique_ids(manifest, folder.unfinished)
     return False
 
 
 def _write(
-    results: Iterable[list[Result]], sink: Sink, progress: bool | Callable[[Any], None]
+    results: Iterable[list[Result]],
+    output: PendingOutput,
+    progress: bool | Callable[[Any], None],
 ) -> None:
-    bar = ProgressBar(sink.total, progress)
+    bar = ProgressBar(output.total, progress)
     with bar, contextlib.ExitStack() as stack:
-        stack.callback(sink.flush)
+        stack.callback(output.flush)
         for some in results:
-            sink.add(some)
-            if sink.done > bar.iteration:
-                bar.update(sink.done - bar.iteration)
+            output.add(some)
+            if output.done > bar.iteration:
+                bar.update(output.done - bar.iteration)
 
-    sink.close()
+    output.close()

@@ -1,4 +1,4 @@
-"""A part of the output: chunks of rows as they come, one file in the end."""
+"""Write an output file: chunks of rows as they come, one file in the end."""
 
 from __future__ import annotations
 
@@ -11,65 +11,60 @@ from pathlib import Path
 from typing import Any
 
 from .arrow import pa, pq
-from .atomic import written_aside
-from .layout import Format, Layout, Row, reading_part
+from .output_folder import OutputFolder, reading_output
+from .output_rows import Row, RowFormat
 
 _SUFFIX = ".parquet"
+
+# A chunk is written when it has so many rows
+_CHUNK_ROWS = 4096
 
 _Place = tuple[Path, int]
 """A file, and the number of a row in it."""
 
 
-class OpenPart:
-    """A part that is not complete, or whose rows with an error are tried again.
+class OutputFile:
+    """An output file that is not complete, or whose rows with an error are tried again.
 
     What is written survives any cut: a chunk is at its path only when it is complete, and
-    so is the part, after which its chunks are removed. Several processes may write the
-    same part: it has each row once, whose ever.
+    so is the output file, after which its chunks are removed. Several processes may write
+    the same output file: it has each row once, whose ever.
 
     Args:
-        layout: the folder of the output
+        folder: the folder of the output
         format: the form of its rows
-        number: the number of the part
+        number: the number of the output file
         rows: the number of its rows
     """
 
-    def __init__(self, layout: Layout, format: Format, number: int, rows: int) -> None:
+    def __init__(
+        self, folder: OutputFolder, format: RowFormat, number: int, rows: int
+    ) -> None:
         self._format = format
-        self._path = layout.part(number)
-        self._chunks = layout.chunks(number)
+        self._path = folder.file(number)
+        self._chunks = folder.chunks(number)
         self._rows = rows
         self._waiting: list[Row] = []
 
-    @property
-    def waiting(self) -> int:
-        """The number of rows that are not written yet."""
-        return len(self._waiting)
-
-    def read_ids(self) -> tuple[set[str], set[str]]:
+    def read_ids(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
         """Read the IDs of the rows that are written.
+
+        Args:
+            ids: the IDs of the rows that the output file is to have
 
         Returns:
             those with a vector, and those with an error alone
+
+        Raises:
+            OSError: if a file cannot be read, or has another ID, as damaged files may be
+                read without an error
         """
         try:
             best, embedded = _find_best(self._find_files())
-        except FileNotFoundError:  # another process completed the part meanwhile
+        except FileNotFoundError:  # another process completed the file meanwhile
             best, embedded = _find_best([self._path])
 
-        return {*map(str, embedded)}, {*map(str, best.keys() - embedded)}
-
-    def check_ids(self, held: set[str], ids: Sequence[str]) -> None:
-        """Check that the rows that are written are rows of the part.
-
-        Args:
-            held: the IDs of the rows that are written
-            ids: the IDs of the part's rows
-
-        Raises:
-            OSError: if one is not, as damaged files may be read without an error
-        """
-        others = held.difference(ids)
+        others = {*map(str, best)}.difference(ids)
         if others:
             files = [str(path) for path in self._find_files()]
             raise OSError(
@@ -77,9 +72,13 @@ class OpenPart:
                 "in the manifest there. Delete it: embed_files writes it again"
             )
 
+        return {*map(str, embedded)}, {*map(str, best.keys() - embedded)}
+
     def add(self, row: Row) -> None:
-        """Add a row, which is written later."""
+        """Add a row, which is written now or later."""
         self._waiting.append(row)
+        if len(self._waiting) >= _CHUNK_ROWS:
+            self.flush()
 
     def flush(self) -> None:
         """Write the rows that wait as a chunk."""
@@ -87,9 +86,9 @@ class OpenPart:
             self._write_chunk()
 
     def finish(self) -> None:
-        """Write the part from its chunks, which are removed.
+        """Write the output file from its chunks, which are removed.
 
-        A part that exists is replaced; its rows keep their order.
+        A file that exists is replaced; its rows keep their order.
         """
         while self._waiting:  # until no other process removes the chunks meanwhile
             self.flush()
@@ -101,7 +100,7 @@ class OpenPart:
 
     @contextlib.contextmanager
     def _unless_complete(self) -> Iterator[None]:
-        """Ignore what fails because another process completed the part meanwhile."""
+        """Ignore what fails because another process completed the file meanwhile."""
         try:
             yield
         except FileNotFoundError:  # it removed the chunks
@@ -114,11 +113,7 @@ class OpenPart:
 
         # Sorted by time, after those of release 0.2.0, whose names are hexadecimal
         name = f"t{time.time_ns()}-{uuid.uuid4().hex}{_SUFFIX}"
-        chunk = self._chunks / name
-        with (
-            written_aside(chunk, self._chunks) as aside,
-            self._format.open(aside) as file,
-        ):
+        with self._format.writing(self._chunks / name, self._chunks) as file:
             file.write_table(self._format.to_table(self._waiting))
 
         self._waiting = []
@@ -131,15 +126,12 @@ class OpenPart:
                 f"{str(self._chunks)!r} has {len(best)} of {self._rows} rows: run again"
             )
 
-        with (
-            written_aside(self._path, self._chunks) as aside,
-            self._format.open(aside) as file,
-        ):
+        with self._format.writing(self._path, self._chunks) as file:
             for path in files:
                 start = 0
                 for table in self._read(path):
-                    found = (best.pop(id, None) for id in table["id"].to_pylist())
-                    places = [place for place in found if place is not None]
+                    ids = table["id"].to_pylist()
+                    places = [best.pop(id) for id in ids if id in best]
                     if places:
                         file.write_table(self._take(places, path, start, table))
 
@@ -169,15 +161,31 @@ class OpenPart:
         return pa.concat_tables(tables).combine_chunks().take(rows)
 
     def _read(self, path: Path) -> Iterator[pa.Table]:
-        with reading_part(path), pq.ParquetFile(path) as file:
+        with reading_output(path), pq.ParquetFile(path) as file:
             for index in range(file.num_row_groups):
                 yield file.read_row_group(index).cast(self._format.schema)
 
     def _find_files(self) -> list[Path]:
-        """Find the files with rows, oldest first: the part, if it exists, and chunks."""
-        # In this order: another process removes the chunks when the part exists
+        """Find the files with rows, oldest first: the output file, if any, and chunks."""
+        # In this order: another process removes the chunks when the output file exists
         chunks = sorted(self._chunks.glob(f"[!.]*{_SUFFIX}"))
         return [self._path, *chunks] if self._path.exists() else chunks
+
+
+def count_errors(path: Path) -> int:
+    """Count the rows of an output file that have no vector, by what its footer says.
+
+    Raises:
+        OSError: if it cannot be read
+    """
+    with reading_output(path):
+        metadata = pq.read_metadata(path)
+
+    column = metadata.schema.names.index("error")
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    return sum(
+        group.num_rows - group.column(column).statistics.null_count for group in groups
+    )
 
 
 def _find_best(files: Sequence[Path]) -> tuple[dict[Any, _Place], set[Any]]:
@@ -190,7 +198,7 @@ def _find_best(files: Sequence[Path]) -> tuple[dict[Any, _Place], set[Any]]:
     best: dict[Any, _Place] = {}
     embedded: set[Any] = set()
     for path in files:
-        with reading_part(path):
+        with reading_output(path):
             table = pq.read_table(path, columns=["id", "error"])
             ids, errors = (column.to_pylist() for column in table)
 

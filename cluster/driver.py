@@ -1,0 +1,242 @@
+"""Embed on a cluster, in place of :func:`embedding.local.embed_locally`."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from ..embedding.embedder import Embedder
+from ..embedding.jobs import Job
+from ..embedding.results import Failed, Result
+from .blocks import Block, in_blocks
+from .encoders import Encoders
+from .encoding import describe_encoder
+from .options import RayOptions
+from .reading import read_block
+from .session import Actors, connect
+
+# How long to wait for the cluster before the caller gets control
+_POLL_SECONDS = 0.2
+
+# The pieces that a task has ready before it waits for the driver to take one
+_MOST_PIECES_AHEAD = 2
+
+
+def embed_on_ray(
+    jobs: Iterable[Job],
+    embedder: Embedder,
+    options: RayOptions,
+    *,
+    is_video: bool = False,
+    batch_size: int,
+    num_workers: int = 0,
+) -> Generator[list[Result], None, None]:
+    """Embed the parts of files on a cluster.
+
+    A file that kills the process that reads it takes its block with it. What is lost is
+    read again, each file in a task of its own.
+
+    Args:
+        jobs: the files
+        embedder: the embedder of this process; the encoders of the cluster are the same
+        options: the cluster
+        is_video (False): whether the files are videos
+        batch_size: the number of images per forward pass
+        num_workers (0): the number of threads of each task that reads; with 0, its own
+
+    Yields:
+        lists of results, one for each part; an empty list while there is none
+
+    Raises:
+        ValueError: if the cluster cannot be used
+        RuntimeError: if no encoder can be loaded or can go on
+    """
+    jobs = iter(jobs)
+    first = next(jobs, None)
+    if first is None:
+        return
+
+    with connect(options) as actors:
+        read_options = {
+            "preprocessing": vars(embedder.preprocessing),
+            "is_video": is_video,
+            "num_workers": num_workers,
+            "block_size": options.block_size,
+        }
+        blocks = in_blocks(
+            itertools.chain([first], jobs), options.block_size, is_video=is_video
+        )
+        spec = describe_encoder(embedder, actors.device)
+        encoders = Encoders(spec, actors, batch_size)
+        run = _Run(blocks, read_options, encoders, most_blocks(actors), embedder)
+        try:
+            yield from run.results()
+        finally:
+            run.stop_reading()
+            encoders.stop()
+
+
+def most_blocks(actors: Actors) -> int:
+    """Return how many blocks may be on their way at once.
+
+    Enough that no reader and no encoder waits for the driver; more would only take
+    memory.
+    """
+    return 3 * actors.num_readers + 4 * actors.count + 2
+
+
+class _Run:
+    """Sends blocks to readers, what they read to encoders, and gets the results.
+
+    Args:
+        blocks: the files
+        read_options: the keyword arguments of :func:`read_block`
+        encoders: the encoders
+        most_blocks: the number of blocks that may be on their way
+        embedder: the embedder of this process
+    """
+
+    def __init__(
+        self,
+        blocks: Iterator[Sequence[Job]],
+        read_options: dict[str, Any],
+        encoders: Encoders,
+        most_blocks: int,
+        embedder: Embedder,
+    ) -> None:
+        self._blocks = blocks
+        self._read_options = read_options
+        self._encoders = encoders
+        self._most_blocks = most_blocks
+        self._dtype = embedder.settings.dtype
+        self._unread: deque[Block] = deque()
+        self._reading: dict[Any, Block] = {}
+        self._open = 0  # blocks with parts that have no result
+        self._read: Any = cast(Any, ray.remote)(
+            num_cpus=1,
+            max_retries=1,
+            scheduling_strategy="SPREAD",
+            # Ray has no public name for it, and its types do not know it
+            _generator_backpressure_num_objects=_MOST_PIECES_AHEAD,
+        )(read_block)
+
+    def results(self) -> Iterator[list[Result]]:
+        """Yield lists of results, empty ones while there is none."""
+        while True:
+            self._fill()
+            if not self._open:
+                return
+
+            done = self._wait()
+            if not done:
+                self._encoders.check()
+                yield []
+
+            for item in done:
+                if item not in self._reading:
+                    yield self._take_embeddings(item)
+                elif self._encoders.have_room:
+                    yield self._take_pixels(item)
+
+    def stop_reading(self) -> None:
+        """Stop the tasks that read."""
+        for pixels in self._reading:
+            ray.cancel(pixels, force=True)
+
+        self._reading.clear()
+
+    def _fill(self) -> None:
+        while self._open < self._most_blocks and (jobs := next(self._blocks, None)):
+            self._add(Block(jobs))
+
+        if not self._encoders.are_ready:
+            self._pause()
+            return
+
+        while self._unread:
+            block = self._unread.popleft()
+            self._reading[self._read.remote(block.jobs, **self._read_options)] = block
+
+    def _add(self, block: Block) -> None:
+        self._unread.append(block)
+        self._open += 1
+
+    def _pause(self) -> None:
+        """Read later what is being read: readers that wait may hold an encoder's CPU."""
+        blocks = [*self._reading.values()]
+        self.stop_reading()
+        for block in blocks:
+            block.is_read = True
+            self._close(block)
+
+    def _wait(self) -> list[Any]:
+        """Wait a little for embeddings and, if an encoder has room, for pixels."""
+        waiting = self._encoders.calls
+        if self._encoders.have_room:
+            waiting += self._reading
+
+        done, _ = ray.wait(waiting, timeout=_POLL_SECONDS, fetch_local=False)
+        if done:
+            done, _ = ray.wait(
+                waiting, num_returns=len(waiting), timeout=0, fetch_local=False
+            )
+
+        return done
+
+    def _take_pixels(self, pixels: Any) -> list[Result]:
+        block = self._reading[pixels]
+        try:
+            piece = next(pixels)
+            if piece == pixels.completed():
+                ray.get(piece)  # it raises why the task failed
+        except StopIteration:
+            pass
+        except RayTaskError as error:  # no loss, but a fault of ours
+            raise RuntimeError(f"Ray stopped: {error}") from error
+        except RayError:
+            block.has_killed = True
+        else:
+            self._encoders.encode(block, piece)
+            return []
+
+        del self._reading[pixels]
+        block.is_read = True
+        return self._close(block)
+
+    def _take_embeddings(self, call: Any) -> list[Result]:
+        taken = self._encoders.take(call)
+        if taken is None:
+            return []
+
+        block, piece = taken
+        return block.settle(piece, self._dtype) + self._close(block)
+
+    def _close(self, block: Block) -> list[Result]:
+        """Read what a block lost again, once no more of it comes."""
+        if block.is_open:
+            return []
+
+        self._open -= 1
+        missing = block.missing()
+        if not missing:
+            return []
+
+        if not block.has_killed:
+            self._add(Block(missing, block.is_alone, block.losses))
+            return []
+
+        if not block.is_alone:
+            for job in missing:
+                self._add(Block([job], is_alone=True))
+
+            return []
+
+        (job,) = missing
+        kind = "video" if self._read_options["is_video"] else "image"
+        message = f"Cannot read {kind} {job.path!r}: it killed each process that read it"
+        return [Failed(job, job.parts, ValueError(message))]
