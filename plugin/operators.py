@@ -222,12 +222,12 @@ def _read_params(ctx: Any, uri: str) -> Any:
 
     load_dataset(ctx)
     renamed = copy.copy(ctx)
-    # In a pipeline, FiftyOne puts the parameters of a stage into the request alone. Old
-    # releases have no pipelines
-    is_stage = getattr(ctx, "pipeline", None) is not None
-    renamed.params = rename_params(
-        (ctx.request_params.get("params") or {}) if is_stage else ctx.params
-    )
+    given = ctx.params
+    if ctx.pipeline is not None:
+        # FiftyOne puts the parameters of a stage into the request alone
+        given = ctx.request_params.get("params") or {}
+
+    renamed.params = rename_params(given)
     if not _is_from_app(ctx, uri):
         check_names(renamed.params)
 

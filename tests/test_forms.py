@@ -363,6 +363,12 @@ def test_videos(videos: Any) -> None:
     assert "to_frames" in errors["visualization"]
 
 
+def test_view_that_changes_the_paths_of_videos(videos: Any) -> None:
+    view = videos.set_field("filepath", fo.ViewField("filepath").upper())
+    request = {"view_target": "CURRENT_VIEW"}
+    assert "changes the paths of videos" in _error(view, **request)
+
+
 def test_frames_and_their_patches(videos: Any) -> None:
     sample = videos.first()
     detection = fo.Detection(bounding_box=[0, 0, 1, 1])
