@@ -1,4 +1,4 @@
-"""Embed on a cluster, in place of :func:`embedding.local.embed_locally`."""
+"""Embed the parts of files on a cluster."""
 
 from __future__ import annotations
 
