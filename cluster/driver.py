@@ -1,4 +1,4 @@
-"""Embed on a cluster, in place of :func:`embedding.local.embed_locally`."""
+"""Embed the parts of files on a cluster."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def embed_on_ray(
         )
         spec = describe_encoder(embedder, actors.device)
         encoders = Encoders(spec, actors, batch_size)
-        run = _Run(blocks, read_options, encoders, most_blocks(actors), embedder)
+        driver = _Driver(blocks, read_options, encoders, most_blocks(actors), embedder)
         try:
-            yield from run.results()
+            yield from driver.results()
         finally:
-            run.stop_reading()
+            driver.stop_reading()
             encoders.stop()
 
 
@@ -89,16 +89,8 @@ def most_blocks(actors: Actors) -> int:
     return 3 * actors.num_readers + 4 * actors.count + 2
 
 
-class _Run:
-    """Sends blocks to readers, what they read to encoders, and gets the results.
-
-    Args:
-        blocks: the files
-        read_options: the keyword arguments of :func:`read_block`
-        encoders: the encoders
-        most_blocks: the number of blocks that may be on their way
-        embedder: the embedder of this process
-    """
+class _Driver:
+    """Sends blocks to readers and what they read to encoders, and takes the results."""
 
     def __init__(
         self,
@@ -115,7 +107,7 @@ class _Run:
         self._dtype = embedder.settings.dtype
         self._unread: deque[Block] = deque()
         self._reading: dict[Any, Block] = {}
-        self._open = 0  # blocks with parts that have no result
+        self._open_blocks = 0  # that have parts without a result
         self._read: Any = cast(Any, ray.remote)(
             num_cpus=1,
             max_retries=1,
@@ -126,21 +118,12 @@ class _Run:
 
     def results(self) -> Iterator[list[Result]]:
         """Yield lists of results, empty ones while there is none."""
-        while True:
-            self._fill()
-            if not self._open:
-                return
+        results: list[Result] = []
+        while self._send():
+            yield results  # the cluster works meanwhile
+            results = self._receive()
 
-            done = self._wait()
-            if not done:
-                self._encoders.check()
-                yield []
-
-            for item in done:
-                if item not in self._reading:
-                    yield self._take_embeddings(item)
-                elif self._encoders.have_room:
-                    yield self._take_pixels(item)
+        yield results
 
     def stop_reading(self) -> None:
         """Stop the tasks that read."""
@@ -149,21 +132,24 @@ class _Run:
 
         self._reading.clear()
 
-    def _fill(self) -> None:
-        while self._open < self._most_blocks and (jobs := next(self._blocks, None)):
+    def _send(self) -> bool:
+        """Send blocks to readers, and return whether any is on its way."""
+        while self._open_blocks < self._most_blocks and (jobs := next(self._blocks, None)):
             self._add(Block(jobs))
 
         if not self._encoders.are_ready:
             self._pause()
-            return
+        else:
+            while self._unread:
+                block = self._unread.popleft()
+                pixels = self._read.remote(block.jobs, **self._read_options)
+                self._reading[pixels] = block
 
-        while self._unread:
-            block = self._unread.popleft()
-            self._reading[self._read.remote(block.jobs, **self._read_options)] = block
+        return self._open_blocks > 0
 
     def _add(self, block: Block) -> None:
         self._unread.append(block)
-        self._open += 1
+        self._open_blocks += 1
 
     def _pause(self) -> None:
         """Read later what is being read: readers that wait may hold an encoder's CPU."""
@@ -173,7 +159,7 @@ class _Run:
             block.is_read = True
             self._close(block)
 
-    def _wait(self) -> list[Any]:
+    def _receive(self) -> list[Result]:
         """Wait a little for embeddings and, if an encoder has room, for pixels."""
         waiting = self._encoders.calls
         if self._encoders.have_room:
@@ -185,7 +171,17 @@ class _Run:
                 waiting, num_returns=len(waiting), timeout=0, fetch_local=False
             )
 
-        return done
+        else:
+            self._encoders.check()
+
+        results: list[Result] = []
+        for item in done:
+            if item not in self._reading:
+                results += self._take_embeddings(item)
+            elif self._encoders.have_room:
+                results += self._take_pixels(item)
+
+        return results
 
     def _take_pixels(self, pixels: Any) -> list[Result]:
         block = self._reading[pixels]
@@ -220,7 +216,7 @@ class _Run:
         if block.is_open:
             return []
 
-        self._open -= 1
+        self._open_blocks -= 1
         missing = block.missing()
         if not missing:
             return []

@@ -45,7 +45,7 @@ class _Sent:
 
 
 class Encoders:
-    """The encoders of a run.
+    """Starts, feeds and replaces the encoders of a run.
 
     Args:
         spec: the encoder

@@ -22,7 +22,7 @@ _OPTIONS = (*RECORDED_OPTIONS, "checkpoint")
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An encoder, in plain values.
+    """Description of an encoder in plain values.
 
     Args:
         entry: the name of the entry of the zoo

@@ -24,7 +24,7 @@ from ..images.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of parts.
+    """Outcome of parts.
 
     Args:
         numbers: the numbers of the parts, one if they were read

@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "Embeddings in Parquet files need pyarrow, which is not installed: "
-        "pip install 'pyarrow>=16,<27'"
+        "pip install 'pyarrow>=26,<27'"
     ) from error
 
 __all__ = ["pa", "pq", "reading"]

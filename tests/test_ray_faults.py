@@ -322,8 +322,9 @@ def test_few_files_are_on_their_way(
         results += some
         most = max(most, sent - len(results))
 
+    # The encoder has up to three more on their way through this loop
     actors = plan_actors(RayOptions(), {"CPU": 3})
-    assert 8 < most <= 8 * most_blocks(actors) < len(jobs) / 2
+    assert 8 < most <= 8 * (most_blocks(actors) + 3) < len(jobs) / 2
     _check(results, jobs, expected)
 
 
