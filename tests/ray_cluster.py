@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def processes(title: str) -> set[psutil.Process]:
                 found.add(process)
 
     return found
+
+
+def write_video(path: Path, images: Path, frames: int) -> None:
+    """Write a video of the first PNG files of a folder."""
+    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", f"{images}/*.png"]
+    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", str(frames), str(path)]
+    subprocess.run(command, check=True)
 
 
 @contextlib.contextmanager

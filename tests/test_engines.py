@@ -222,12 +222,13 @@ import fiftyone_hiera
 from fiftyone_hiera.images.pickling import import_package
 
 # As FiftyOne imports a plugin: by its path, as modules of their own
-import_package("@owner.plugin", sys.argv[1])
-packages = fiftyone_hiera, sys.modules["@owner.plugin"]
+plugin = "fiftyone.plugins.orgs.owner.plugin"
+import_package(plugin, sys.argv[1])
+packages = fiftyone_hiera, sys.modules[plugin]
 models = [one.load_model("hiera-nano-digits", engine="openvino") for one in packages]
 if "drop" in sys.argv:
     packages = ()
-    for name in [name for name in sys.modules if name.startswith("@owner")]:
+    for name in [name for name in sys.modules if name.startswith(plugin)]:
         del sys.modules[name]
 
 thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))

@@ -466,6 +466,20 @@ def test_folder_that_another_process_removes(
         pass
 
 
+def test_file_of_another_process_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    with written_aside(path, replace=False) as aside:
+        aside.write_text("ours")
+        path.write_text("theirs")
+
+    assert path.read_text() == "theirs"
+    assert [*tmp_path.iterdir()] == [path]
+    with written_aside(path) as aside:
+        aside.write_text("ours")
+
+    assert path.read_text() == "ours"
+
+
 def test_disk_lost(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 

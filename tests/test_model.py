@@ -309,7 +309,7 @@ def test_unpickles_where_the_package_cannot_be_imported(
     path = tmp_path / "image.png"
     images[0].save(path)
     # As FiftyOne imports a plugin: by its path, under another name
-    name = "@owner.plugin"
+    name = "fiftyone.plugins.orgs.owner.plugin"
     import_package(name, str(Path(__file__).parents[1]))
     as_plugin = sys.modules[name].load_model("hiera-nano-digits")
     script = (
@@ -318,7 +318,7 @@ def test_unpickles_where_the_package_cannot_be_imported(
         f"pixels = get_item({{'filepath': {str(path)!r}}})\n"
         "sys.stdout.buffer.write(pixels.numpy().tobytes())\n"
         "assert type(transforms).__module__ == 'fiftyone_hiera.images.preprocessing'\n"
-        "assert type(as_plugin).__module__ == '@owner.plugin.models.datasets'\n"
+        f"assert type(as_plugin).__module__ == '{name}.models.datasets'\n"
         f"assert as_plugin({{'filepath': {str(path)!r}}}).equal(pixels)\n"
     )
     pickled = (model.transforms, model.build_get_item(), as_plugin.build_get_item())
@@ -327,7 +327,7 @@ def test_unpickles_where_the_package_cannot_be_imported(
         input=pickle.dumps(pickled),
         capture_output=True,
     )
-    for module in [module for module in sys.modules if module.startswith("@owner")]:
+    for module in [module for module in sys.modules if module.startswith(name)]:
         del sys.modules[module]
 
     assert result.returncode == 0, result.stderr.decode()

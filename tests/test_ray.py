@@ -283,11 +283,10 @@ def test_images_patches_uris_and_bad_files(
 def test_frames(
     ray_job: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
+    from ray_cluster import write_video
+
     video = tmp_path / "video.mp4"
-    pattern = str(digits[0].path.parent / "*.png")
-    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
-    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "70", str(video)]
-    subprocess.run(command, check=True)
+    write_video(video, digits[0].path.parent, 70)
     jobs = [
         Job(name, path, [Part(f"{name}{n}", name, n) for n in range(1, count)])
         for name, path, count in [

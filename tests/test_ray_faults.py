@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 
 pytest.importorskip("ray")
 
-from ray_cluster import ENCODER, RayCluster, processes
+from ray_cluster import ENCODER, RayCluster, processes, write_video
 
 # On one worker, which starts the cluster that they share
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.samples(400)]
@@ -190,10 +189,7 @@ def test_encoder_killed_while_videos_wait(
     ray_job: None, digits: list[Digit], model: HieraEmbeddingModel, tmp_path: Path
 ) -> None:
     video = tmp_path / "video.mp4"
-    pattern = str(digits[0].path.parent / "*.png")
-    command = ["ffmpeg", "-v", "error", "-pattern_type", "glob", "-i", pattern]
-    command += ["-vf", "scale=64:64,format=yuv420p", "-frames:v", "120", str(video)]
-    subprocess.run(command, check=True)
+    write_video(video, digits[0].path.parent, 120)
     jobs = [
         Job(name, str(video), [Part(f"{name}{n}", name, n) for n in range(1, 121)])
         for name in "abcd"
