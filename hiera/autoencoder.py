@@ -144,7 +144,8 @@ class Autoencoder:
 
     def _from_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """Join patches to images, the inverse of :meth:`_to_patches`."""
-        size = [count * self._side for count in self._grid]
+        down, across = self._grid
+        size = (down * self._side, across * self._side)
         return functional.fold(patches.transpose(1, 2), size, self._side, stride=self._side)
 
 
