@@ -139,11 +139,7 @@ class OutputFile:
     ) -> pa.Table:
         """Take the rows at some places, most of which are in a table.
 
-        Args:
-            places: the places
-            path: the file that the table is read from
-            start: the number of the table's first row there
-            table: the table
+        The table has the rows of the file at ``path`` from number ``start`` on.
         """
         tables, offsets, size = [table], {path: -start}, len(table)
         for other in {other for other, _ in places} - {path}:

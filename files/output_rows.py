@@ -75,9 +75,8 @@ class RowFormat:
             if row.vector is not None:
                 vectors[index] = row.vector
 
-        is_number = self.id_type == pa.int64()
         columns = [
-            pa.array([int(row.id) if is_number else row.id for row in rows], self.id_type),
+            pa.array([row.id for row in rows], pa.string()).cast(self.id_type),
             pa.array([row.uri for row in rows], pa.string()),
             pa.FixedSizeListArray.from_arrays(
                 pa.array(vectors.reshape(-1)),
