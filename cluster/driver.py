@@ -156,7 +156,7 @@ class _Driver:
         blocks = [*self._reading.values()]
         self.stop_reading()
         for block in blocks:
-            block.is_read = True
+            block.pending -= 1
             self._close(block)
 
     def _receive(self) -> list[Result]:
@@ -170,7 +170,6 @@ class _Driver:
             done, _ = ray.wait(
                 waiting, num_returns=len(waiting), timeout=0, fetch_local=False
             )
-
         else:
             self._encoders.check()
 
@@ -200,7 +199,7 @@ class _Driver:
             return []
 
         del self._reading[pixels]
-        block.is_read = True
+        block.pending -= 1
         return self._close(block)
 
     def _take_embeddings(self, call: Any) -> list[Result]:
@@ -213,25 +212,25 @@ class _Driver:
 
     def _close(self, block: Block) -> list[Result]:
         """Read what a block lost again, once no more of it comes."""
-        if block.is_open:
+        if block.pending:
             return []
 
         self._open_blocks -= 1
         missing = block.missing()
-        if not missing:
-            return []
+        if block.has_killed and block.is_alone:
+            kind = "video" if self._read_options["is_video"] else "image"
+            reason = "it killed each process that read it"
+            return [
+                Failed(
+                    job, job.parts, ValueError(f"Cannot read {kind} {job.path!r}: {reason}")
+                )
+                for job in missing
+            ]
 
-        if not block.has_killed:
-            self._add(Block(missing, block.is_alone, block.losses))
-            return []
-
-        if not block.is_alone:
+        if block.has_killed:
             for job in missing:
                 self._add(Block([job], is_alone=True))
+        elif missing:
+            self._add(Block(missing, block.is_alone, block.losses))
 
-            return []
-
-        (job,) = missing
-        kind = "video" if self._read_options["is_video"] else "image"
-        message = f"Cannot read {kind} {job.path!r}: it killed each process that read it"
-        return [Failed(job, job.parts, ValueError(message))]
+        return []
