@@ -25,17 +25,10 @@ class MilvusTable(VectorTable):
         return int(fields["vector"].params["dim"])
 
     def count(self) -> int:
-        if self._collection is None:
-            return 0
-
         # The collection's own number counts deleted rows, and no new ones
-        (found,) = self._query("", ["count(*)"])
-        return int(found["count(*)"])
+        return sum(int(row["count(*)"]) for row in self._query("", ["count(*)"]))
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        if self._collection is None:
-            return set()
-
         found: set[str] = set()
         for start in range(0, len(ids), _PAGE_SIZE):
             expression = _among(ids[start : start + _PAGE_SIZE])
@@ -80,6 +73,9 @@ class MilvusTable(VectorTable):
         return self._index.collection
 
     def _query(self, expression: str, fields: list[str]) -> Any:
+        if self._collection is None:
+            return []
+
         return self._collection.query(
             expression, output_fields=fields, consistency_level="Strong"
         )

@@ -56,11 +56,7 @@ class Contents:
 
 
 def check_brain_key(key: object) -> None:
-    """Check that a brain key is valid.
-
-    Raises:
-        ValueError: if it cannot
-    """
+    """Refuse a brain key that is no identifier by an :class:`OptionError`."""
     if not isinstance(key, str) or not key.isidentifier():
         raise OptionError(
             "brain_key",

@@ -86,10 +86,7 @@ class PgVectorTable(VectorTable):
             self._execute(
                 cursor,
                 "CREATE TABLE IF NOT EXISTS {table} "
-                f"(id TEXT PRIMARY KEY, sample_id TEXT, {column})",
-            )
-            self._execute(
-                cursor,
+                f"(id TEXT PRIMARY KEY, sample_id TEXT, {column}); "
                 "CREATE TEMP TABLE IF NOT EXISTS hiera_rows (LIKE {table}) "
                 "ON COMMIT DELETE ROWS",
             )
@@ -144,8 +141,7 @@ class PgVectorTable(VectorTable):
     def _fetch(self, query: str, *values: Any) -> list[Any]:
         with self._cursor() as cursor:
             self._execute(cursor, query, *values)
-            rows: list[Any] = cursor.fetchall()
-            return rows
+            return [*cursor.fetchall()]
 
     def _execute(self, cursor: Any, query: str, *values: Any) -> None:
         cursor.execute(sql.SQL(query).format(table=self._name), values)
