@@ -78,10 +78,8 @@ class Block:
         return replace(job, parts=numbered)
 
 
-def in_blocks(
-    jobs: Iterable[Job], block_size: int, *, is_video: bool
-) -> Iterator[list[Job]]:
-    """Group files to blocks of about so many parts; a video is a block, however long.
+def in_blocks(jobs: Iterable[Job], block_size: int) -> Iterator[list[Job]]:
+    """Group files to blocks of at least so many parts.
 
     No file is in two blocks, and so each is read once.
     """
@@ -90,7 +88,7 @@ def in_blocks(
     for job in jobs:
         block.append(job)
         size += len(job.parts)
-        if is_video or size >= block_size:
+        if size >= block_size:
             yield block
             block, size = [], 0
 

@@ -40,13 +40,8 @@ def embed_on_ray(
     A file that kills the process that reads it takes its block with it. What is lost is
     read again, each file in a task of its own.
 
-    Args:
-        jobs: the files
-        embedder: the embedder of this process; the encoders of the cluster are the same
-        options: the cluster
-        is_video (False): whether the files are videos
-        batch_size: the number of images per forward pass
-        num_workers (0): the number of threads of each task that reads; with 0, its own
+    The arguments are those of :func:`fiftyone_hiera.cluster.start.start_embedding`, where
+    ``num_workers`` (0) is its ``task_workers``; with 0, the tasks' own threads read.
 
     Yields:
         lists of results, one for each part; an empty list while there is none
@@ -67,9 +62,8 @@ def embed_on_ray(
             "num_workers": num_workers,
             "block_size": options.block_size,
         }
-        blocks = in_blocks(
-            itertools.chain([first], jobs), options.block_size, is_video=is_video
-        )
+        jobs = itertools.chain([first], jobs)
+        blocks = in_blocks(jobs, 1 if is_video else options.block_size)
         spec = describe_encoder(embedder, actors.device)
         encoders = Encoders(spec, actors, batch_size)
         driver = _Driver(blocks, read_options, encoders, most_blocks(actors), embedder)

@@ -84,12 +84,7 @@ class Encoders:
         return not self._unsent and self._least_busy() is not None
 
     def encode(self, block: Block, pixels: Any) -> None:
-        """Send a piece to the encoder that has the least to do.
-
-        Args:
-            block: the block of the piece
-            pixels: a reference to the piece
-        """
+        """Send a piece of a block, by a reference, to the encoder with the least to do."""
         block.pending += 1
         self._unsent.append(_Sent(block, pixels))
         self._send()

@@ -58,9 +58,6 @@ class Actors:
 def connect(options: RayOptions) -> Iterator[Actors]:
     """Connect to a cluster, or start one, for as long as the context lasts.
 
-    Args:
-        options: the options
-
     Yields:
         the :class:`Actors` that the cluster has room for
 
@@ -89,7 +86,7 @@ def plan_actors(options: RayOptions, resources: dict[str, float]) -> Actors:
     """Decide how many encoders there are, and what each of them takes.
 
     Args:
-        options: the options
+        options: what is wanted
         resources: the resources of the cluster by name
 
     Raises:
