@@ -80,11 +80,7 @@ class Manifest:
         self.digest = digest.hexdigest()
 
     def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
-        """Read rows.
-
-        Args:
-            start: the number of the first row
-            stop: the number of the row after the last one
+        """Read the rows from one number up to another, as :func:`range` does.
 
         Returns:
             the IDs, as strings, and the URIs, empty where they are null

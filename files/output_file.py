@@ -47,13 +47,10 @@ class OutputFile:
         self._waiting: list[Row] = []
 
     def read_ids(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Read the IDs of the rows that are written.
-
-        Args:
-            ids: the IDs of the rows that the output file is to have
+        """Read which of its IDs have rows that are written.
 
         Returns:
-            those with a vector, and those with an error alone
+            the IDs with a vector, and those with an error alone
 
         Raises:
             OSError: if a file cannot be read, or has another ID, as damaged files may be

@@ -89,11 +89,7 @@ class RowFormat:
 
     @contextlib.contextmanager
     def writing(self, path: Path, folder: Path) -> Iterator[Any]:
-        """Write a file, which is at its path only when it is complete and on the disk.
-
-        Args:
-            path: the path
-            folder: the folder to write in
+        """Write a file in a folder, and move it to its path when it is on the disk.
 
         Yields:
             a :class:`pyarrow.parquet.ParquetWriter`

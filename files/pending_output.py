@@ -31,7 +31,7 @@ class PendingOutput:
     Args:
         manifest: the manifest
         folder: the folder of the output
-        record: the record of the output
+        record: its record
         report: the report, which is kept up to date
         shard (None): the (index, count) of the share of the output files; None is all
         retry_failed (False): whether to try rows with an error again
