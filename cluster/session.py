@@ -177,9 +177,10 @@ def _check_nodes() -> None:
                 f"Node {name} does not answer within {_CHECK_SECONDS} s"
             ) from error
         except (RayError, ImportError) as error:
+            reason = [type(error).__name__, *str(error).splitlines()][-1]
             raise ValueError(
                 f"Node {name} cannot import {_PACKAGE}: install version {VERSION} there. "
-                f"{_last_line(error)}"
+                f"{reason}"
             ) from error
 
         if version != VERSION:
@@ -191,7 +192,3 @@ def _check_nodes() -> None:
 
 def _get_version() -> str:
     return VERSION
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[-1]

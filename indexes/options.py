@@ -30,9 +30,8 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         check_brain_key(self.brain_key)
-        settings: object = self.settings
-        if not isinstance(settings, Mapping):
-            raise invalid("backend_kwargs", settings, "expected a dict")
+        if not isinstance(self.settings, Mapping):
+            raise invalid("backend_kwargs", self.settings, "expected a dict")
 
 
 @dataclass(frozen=True)
