@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .embedding.version import VERSION
+
 if TYPE_CHECKING:
     from os import PathLike
     from typing import Literal, Unpack
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from .runs.report import EmbeddingError as EmbeddingError
     from .runs.report import EmbeddingReport as EmbeddingReport
 
-    __version__: str
-
 __all__ = [
     "EmbeddingError",
     "EmbeddingReport",
@@ -38,6 +38,8 @@ __all__ = [
     "load_model",
 ]
 
+__version__ = VERSION
+
 # Imported when they are used: the hooks need none of them
 _MODULES = {
     "EmbeddingError": ".runs.report",
@@ -48,11 +50,6 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from .embedding.version import VERSION
-
-        return VERSION
-
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -231,10 +228,6 @@ def attach_embeddings(
 def resolve_input(model_name: str, ctx: Any) -> Any:
     """Build the form of a model's options, for the zoo's operators in the App.
 
-    Args:
-        model_name: the name of the model, as declared by the manifest
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-
     Returns:
         a :class:`fiftyone.operators.types.Property`
     """
@@ -246,11 +239,6 @@ def resolve_input(model_name: str, ctx: Any) -> Any:
 def parse_parameters(model_name: str, ctx: Any, params: dict[str, Any]) -> None:
     """Convert the form's values to options of :func:`load_model`, in place.
 
-    Args:
-        model_name: the name of the model, as declared by the manifest
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-        params: the form's values
-
     Raises:
         ValueError: if the model is not allowed, or if an option or its value is not valid
     """
@@ -260,11 +248,7 @@ def parse_parameters(model_name: str, ctx: Any, params: dict[str, Any]) -> None:
 
 
 def register(plugin: Any) -> None:
-    """Register the operators.
-
-    Args:
-        plugin: the :class:`fiftyone.plugins.context.PluginContext`
-    """
+    """Register the operators in a :class:`fiftyone.plugins.context.PluginContext`."""
     from .plugin.operators import OPERATORS
 
     for operator in OPERATORS:

@@ -121,10 +121,6 @@ def _parse_basis(name: str, value: object) -> str:
     return str(value)
 
 
-def _parse_checkpoint(name: str, value: object) -> str:
-    return find_checkpoint(str(value))
-
-
 # Each once; "embeddings" stands for no label
 _OUTPUTS = dict.fromkeys(name for one in ARCHITECTURES.values() for name in one.outputs)
 
@@ -222,7 +218,7 @@ class Settings:
         "Checkpoint",
         "Your own weights instead of the model's: a folder, a .safetensors file or "
         "<owner>/<name>@<revision> on the Hugging Face hub",
-        parse=_parse_checkpoint,
+        parse=lambda name, value: find_checkpoint(str(value)),
     )
 
     def apply(self, preprocessing: Preprocessing) -> Preprocessing:
@@ -307,26 +303,18 @@ def _parse(name: str, value: Any) -> Any:
 
 
 def default_pooling(checkpoint: Checkpoint, options: Mapping[str, Any]) -> str:
-    """Return the default pooling of an entry of the zoo.
-
-    Args:
-        checkpoint: the entry
-        options: the options that were given
-    """
+    """Return the default pooling of an entry of the zoo with the given options."""
     has_norm = options.get("stage", LAST_STAGE) == LAST_STAGE
     return next(name for name in checkpoint.poolings if has_norm or name != "pooler")
 
 
 def fit_settings(settings: Settings, options: Mapping[str, Any], stages: int) -> Settings:
-    """Return the options for a checkpoint of the user's own, once its stages are known.
+    """Fit settings to a checkpoint of the user's own, once its stages are known.
 
     Args:
-        settings: the options
-        options: the options that were given
+        settings: the settings
+        options: the options that were given; without a stage, it is the last one
         stages: the number of stages
-
-    Returns:
-        a :class:`Settings` whose stage is by default the last
 
     Raises:
         ValueError: if there is no such stage, or if it has no LayerNorm for the pooling
@@ -359,14 +347,7 @@ _FOR_OUTPUT = {"heatmap_basis": "heatmap", "num_masks": "reconstruction_error"}
 
 
 def choose_output(settings: Settings, architecture: Architecture) -> str:
-    """Return what ``apply_model`` computes, once the kind of checkpoint is known.
-
-    Args:
-        settings: the options
-        architecture: the kind of checkpoint
-
-    Returns:
-        one of its outputs
+    """Choose what ``apply_model`` computes, of the outputs of a kind of checkpoint.
 
     Raises:
         ValueError: if an option does not fit the kind of checkpoint
@@ -376,8 +357,7 @@ def choose_output(settings: Settings, architecture: Architecture) -> str:
     check_choice("output", output, architecture.outputs, kind)
     check_choice("pooling", settings.pooling, architecture.poolings, kind)
     for option, meant_for in _FOR_OUTPUT.items():
-        is_given = getattr(settings, option) != getattr(Settings, option)
-        if is_given and output != meant_for:
+        if output != meant_for and getattr(settings, option) != getattr(Settings, option):
             raise OptionError(
                 option,
                 f"Invalid {option}: it is for output {meant_for!r}, and this is {output!r}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def load(
     loaded = load_checkpoint(name, weights_path, options)
     embedder = loaded.embedder
     output = choose_output(embedder.settings, get_architecture(loaded.config))
-    model = _MODELS[output](loaded)
+    model = _make_model(output, loaded)
     # Last, as it releases the weights that an engine copied
     stages = {embedder.settings.stage}
     if output == "classification":
@@ -38,28 +38,29 @@ def load(
     return model
 
 
-def _make_classifier(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
+def _make_model(output: str, loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
+    """Make the model whose ``apply_model`` computes an output."""
     embedder = loaded.embedder
-    classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
-    model = _CLASSIFIERS[loaded.config.problem_type]
-    return model(classifier, loaded.config.class_names, embedder)
-
-
-def _make_autoencoder(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
-    embedder = loaded.embedder
-    autoencoder = Autoencoder(
-        loaded.config,
-        loaded.weights,
-        embedder.preprocessing,
-        embedder.settings.num_masks,
-        embedder.encoder.device,
-    )
-    return HieraAutoencoderModel(autoencoder, embedder)
-
-
-def _make_heatmap_model(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
-    basis = loaded.embedder.settings.heatmap_basis
-    return HieraFeatureHeatmapModel(Path(basis) if basis else None, loaded.embedder)
+    settings = embedder.settings
+    match output:
+        case "classification":
+            classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
+            model = _CLASSIFIERS[loaded.config.problem_type]
+            return model(classifier, loaded.config.class_names, embedder)
+        case "reconstruction_error":
+            autoencoder = Autoencoder(
+                loaded.config,
+                loaded.weights,
+                embedder.preprocessing,
+                settings.num_masks,
+                embedder.encoder.device,
+            )
+            return HieraAutoencoderModel(autoencoder, embedder)
+        case "heatmap":
+            basis = settings.heatmap_basis
+            return HieraFeatureHeatmapModel(Path(basis) if basis else None, embedder)
+        case _:
+            return HieraEmbeddingModel(embedder)
 
 
 _CLASSIFIERS: dict[str, type[HieraClassifierModel]] = {
@@ -68,11 +69,3 @@ _CLASSIFIERS: dict[str, type[HieraClassifierModel]] = {
     REGRESSION: HieraRegressionModel,
 }
 """Models of a fine-tuned checkpoint, by what it was trained for."""
-
-_MODELS: dict[str, Callable[[LoadedCheckpoint], HieraEmbeddingModel]] = {
-    "embeddings": lambda loaded: HieraEmbeddingModel(loaded.embedder),
-    "classification": _make_classifier,
-    "reconstruction_error": _make_autoencoder,
-    "heatmap": _make_heatmap_model,
-}
-"""Builders of models, by what ``apply_model`` computes."""

@@ -207,7 +207,7 @@ def _measure_files(count: int, folder: Path) -> dict[str, float]:
     from fiftyone_hiera.embedding.jobs import Embedded
     from fiftyone_hiera.files.manifest import Manifest
     from fiftyone_hiera.files.output_folder import OutputFolder
-    from fiftyone_hiera.files.output_rows import RowFormat
+    from fiftyone_hiera.files.output_record import OutputRecord
     from fiftyone_hiera.files.pending_output import PendingOutput
     from fiftyone_hiera.files.report import FilesReport
 
@@ -222,8 +222,8 @@ def _measure_files(count: int, folder: Path) -> dict[str, float]:
         out = OutputFolder(folder / dtype)
         manifest = Manifest(folder / "manifest.parquet")
         report = FilesReport()
-        form = RowFormat(manifest.id_type, dtype, _DIM)
-        output = PendingOutput(manifest, out, form, report, part_size=50_000)
+        record = OutputRecord({}, dtype, _DIM, 50_000, count, manifest.digest)
+        output = PendingOutput(manifest, out, record, report)
         start = time.perf_counter()
         for job in output.read_jobs():
             vector = vectors[report.embedded % len(vectors)]

@@ -19,8 +19,8 @@ class Block:
 
     Attributes:
         jobs: the files, whose parts have numbers for IDs
-        is_read: whether its task has ended
-        pieces: the number of pieces that are being embedded
+        pending: the number of pieces that are being embedded, and one for its task until
+            that has ended
         has_killed: whether its task died, each time that Ray tried
     """
 
@@ -31,14 +31,8 @@ class Block:
         self.jobs = [self._number(job) for job in jobs]
         self.is_alone = is_alone
         self.losses = losses
-        self.is_read = False
-        self.pieces = 0
+        self.pending = 1
         self.has_killed = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more of it may come."""
-        return not self.is_read or self.pieces > 0
 
     def settle(self, piece: Piece, dtype: str) -> list[Result]:
         """Strike off the parts of a piece.
@@ -84,10 +78,8 @@ class Block:
         return replace(job, parts=numbered)
 
 
-def in_blocks(
-    jobs: Iterable[Job], block_size: int, *, is_video: bool
-) -> Iterator[list[Job]]:
-    """Group files to blocks of about so many parts; a video is a block, however long.
+def in_blocks(jobs: Iterable[Job], block_size: int) -> Iterator[list[Job]]:
+    """Group files to blocks of at least so many parts.
 
     No file is in two blocks, and so each is read once.
     """
@@ -96,7 +88,7 @@ def in_blocks(
     for job in jobs:
         block.append(job)
         size += len(job.parts)
-        if is_video or size >= block_size:
+        if size >= block_size:
             yield block
             block, size = [], 0
 

@@ -40,13 +40,8 @@ def embed_on_ray(
     A file that kills the process that reads it takes its block with it. What is lost is
     read again, each file in a task of its own.
 
-    Args:
-        jobs: the files
-        embedder: the embedder of this process; the encoders of the cluster are the same
-        options: the cluster
-        is_video (False): whether the files are videos
-        batch_size: the number of images per forward pass
-        num_workers (0): the number of threads of each task that reads; with 0, its own
+    The arguments are those of :func:`fiftyone_hiera.cluster.start.start_embedding`, where
+    ``num_workers`` (0) is its ``task_workers``; with 0, the tasks' own threads read.
 
     Yields:
         lists of results, one for each part; an empty list while there is none
@@ -67,9 +62,8 @@ def embed_on_ray(
             "num_workers": num_workers,
             "block_size": options.block_size,
         }
-        blocks = in_blocks(
-            itertools.chain([first], jobs), options.block_size, is_video=is_video
-        )
+        jobs = itertools.chain([first], jobs)
+        blocks = in_blocks(jobs, 1 if is_video else options.block_size)
         spec = describe_encoder(embedder, actors.device)
         encoders = Encoders(spec, actors, batch_size)
         driver = _Driver(blocks, read_options, encoders, most_blocks(actors), embedder)
@@ -156,7 +150,7 @@ class _Driver:
         blocks = [*self._reading.values()]
         self.stop_reading()
         for block in blocks:
-            block.is_read = True
+            block.pending -= 1
             self._close(block)
 
     def _receive(self) -> list[Result]:
@@ -170,7 +164,6 @@ class _Driver:
             done, _ = ray.wait(
                 waiting, num_returns=len(waiting), timeout=0, fetch_local=False
             )
-
         else:
             self._encoders.check()
 
@@ -200,7 +193,7 @@ class _Driver:
             return []
 
         del self._reading[pixels]
-        block.is_read = True
+        block.pending -= 1
         return self._close(block)
 
     def _take_embeddings(self, call: Any) -> list[Result]:
@@ -213,25 +206,25 @@ class _Driver:
 
     def _close(self, block: Block) -> list[Result]:
         """Read what a block lost again, once no more of it comes."""
-        if block.is_open:
+        if block.pending:
             return []
 
         self._open_blocks -= 1
         missing = block.missing()
-        if not missing:
-            return []
+        if block.has_killed and block.is_alone:
+            kind = "video" if self._read_options["is_video"] else "image"
+            reason = "it killed each process that read it"
+            return [
+                Failed(
+                    job, job.parts, ValueError(f"Cannot read {kind} {job.path!r}: {reason}")
+                )
+                for job in missing
+            ]
 
-        if not block.has_killed:
-            self._add(Block(missing, block.is_alone, block.losses))
-            return []
-
-        if not block.is_alone:
+        if block.has_killed:
             for job in missing:
                 self._add(Block([job], is_alone=True))
+        elif missing:
+            self._add(Block(missing, block.is_alone, block.losses))
 
-            return []
-
-        (job,) = missing
-        kind = "video" if self._read_options["is_video"] else "image"
-        message = f"Cannot read {kind} {job.path!r}: it killed each process that read it"
-        return [Failed(job, job.parts, ValueError(message))]
+        return []

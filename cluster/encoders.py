@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,6 @@ _NOTHING = Piece([], np.empty(0))
 class _Encoder:
     actor: Any
     is_ready: bool = False
-    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,8 @@ class Encoders:
         return not self._unsent and self._least_busy() is not None
 
     def encode(self, block: Block, pixels: Any) -> None:
-        """Send a piece to the encoder that has the least to do.
-
-        Args:
-            block: the block of the piece
-            pixels: a reference to the piece
-        """
-        block.pieces += 1
+        """Send a piece of a block, by a reference, to the encoder with the least to do."""
+        block.pending += 1
         self._unsent.append(_Sent(block, pixels))
         self._send()
 
@@ -109,7 +103,6 @@ class Encoders:
             RuntimeError: if an encoder cannot be loaded or fails, or if too much is lost
         """
         encoder, sent = self._calls.pop(call)
-        encoder.calls -= 1
         answer: Any = _NOTHING
         try:
             answer = ray.get(call)
@@ -132,7 +125,7 @@ class Encoders:
         if sent is None:
             return None
 
-        sent.block.pieces -= 1
+        sent.block.pending -= 1
         if answer is not _NOTHING:
             self._deaths = sent.block.losses = 0
 
@@ -163,7 +156,7 @@ class Encoders:
         encoder = _Encoder(self._actor_class.remote(*self._arguments))
         self._encoders.append(encoder)
         for method in (encoder.actor.start, encoder.actor.load):
-            self._add_call(encoder, method.remote())
+            self._calls[method.remote()] = encoder, None
 
     def _replace(self, encoder: _Encoder, error: RayError) -> None:
         if encoder not in self._encoders:
@@ -188,17 +181,11 @@ class Encoders:
     def _send(self) -> None:
         while self._unsent and (encoder := self._least_busy()) is not None:
             sent = self._unsent.popleft()
-            self._add_call(encoder, encoder.actor.encode.remote(sent.pixels), sent)
-
-    def _add_call(self, encoder: _Encoder, call: Any, sent: _Sent | None = None) -> None:
-        encoder.calls += 1
-        self._calls[call] = encoder, sent
+            self._calls[encoder.actor.encode.remote(sent.pixels)] = encoder, sent
 
     def _least_busy(self) -> _Encoder | None:
         """Return the encoder with the least to do; None if none takes another piece."""
-        free = [
-            encoder
-            for encoder in self._encoders
-            if encoder.is_ready and encoder.calls < _MOST_CALLS
-        ]
-        return min(free, key=lambda encoder: encoder.calls, default=None)
+        calls = Counter(encoder for encoder, _ in self._calls.values())
+        ready = [encoder for encoder in self._encoders if encoder.is_ready]
+        encoder = min(ready, key=lambda encoder: calls[encoder], default=None)
+        return None if encoder is None or calls[encoder] >= _MOST_CALLS else encoder

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class EncoderSpec:
     """
 
     entry: str
-    weights: str | None
+    weights: Path | None
     options: Mapping[str, Any]
     provenance: Provenance
 
@@ -58,7 +59,7 @@ def describe_encoder(embedder: Embedder, device: str) -> EncoderSpec:
     options = {name: getattr(settings, name) for name in _OPTIONS}
     return EncoderSpec(
         embedder.entry,
-        str(embedder.weights_path) if embedder.weights_path else None,
+        embedder.weights_path,
         {**options, "device": device},
         embedder.provenance,
     )
@@ -78,7 +79,6 @@ class EncoderActor:
         torch.set_num_threads(min(num_threads, os.cpu_count() or 1))
         self._spec = spec
         self._batch_size = batch_size
-        self._loaded: Embedder | None = None
 
     def start(self) -> None:
         """Return as soon as the process has started."""
@@ -92,22 +92,16 @@ class EncoderActor:
             ValueError: if it cannot be loaded, or if its embeddings differ; the message
                 names the node and what differs
         """
-        self._load()
+        _ = self._embedder
 
     def encode(self, piece: Piece) -> Piece:
-        """Embed a piece.
-
-        Args:
-            piece: the piece, with pixels
-
-        Returns:
-            the piece, with embeddings instead
+        """Replace the pixels of a piece by their embeddings.
 
         Raises:
             ValueError: see :meth:`load`
             RuntimeError: if the encoder fails; the message names the node
         """
-        embedder = self._load()
+        embedder = self._embedder
         # A copy, as torch wants to be able to write
         batches = torch.from_numpy(piece.rows.copy()).split(self._batch_size)
         try:
@@ -118,19 +112,14 @@ class EncoderActor:
         nothing = np.empty((0, embedder.dim), np.float32)
         return Piece(piece.answers, np.concatenate([nothing, *rows]))
 
-    def _load(self) -> Embedder:
-        if self._loaded is None:
-            self._loaded = _load_encoder(self._spec)
-
-        return self._loaded
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return _load_encoder(self._spec)
 
 
 def _load_encoder(spec: EncoderSpec) -> Embedder:
     node = socket.gethostname()
-    weights = Path(spec.weights) if spec.weights else None
-    if weights is not None and not weights.is_file():
-        weights = None
-
+    weights = spec.weights if spec.weights and spec.weights.is_file() else None
     try:
         embedder = load_checkpoint(spec.entry, weights, spec.options).embedder
     except Exception as error:

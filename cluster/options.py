@@ -12,9 +12,6 @@ from typing import Any
 from ..embedding.arguments import convert_fields, optional, to_integer
 from ..errors import invalid
 
-REQUIREMENT = "ray>=2.55,<3"
-"""What must be installed, here and on each node."""
-
 
 @dataclass(frozen=True)
 class RayOptions:
@@ -78,10 +75,7 @@ def to_ray_options(ray: Any) -> RayOptions | None:
         raise invalid("ray", ray, "expected True, an address, RayOptions or None")
 
     if importlib.util.find_spec("ray") is None:
-        raise ImportError(
-            f"ray={ray!r} needs Ray: pip install '{REQUIREMENT}'",
-            name="ray",
-        )
+        raise ImportError(f"ray={ray!r} needs Ray: pip install 'ray>=2.55,<3'", name="ray")
 
     return options
 

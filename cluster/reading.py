@@ -72,25 +72,16 @@ def read_block(
     Yields:
         pieces with pixels
     """
-    prepare = Preprocessing(**preprocessing)
     reads = read_ahead(
         jobs,
-        prepare,
+        Preprocessing(**preprocessing),
         is_video=is_video,
         num_workers=num_workers,
         ahead=2 * block_size,
     )
     while some := [*itertools.islice(reads, block_size)]:
-        yield _to_piece(some, prepare.crop_size)
-
-
-def _to_piece(reads: Sequence[Read], size: tuple[int, int]) -> Piece:
-    inputs = [read for read in reads if isinstance(read, Input)]
-    pixels = np.empty((len(inputs), 3, *size), np.uint8)
-    for row, item in zip(pixels, inputs, strict=True):
-        row[...] = item.pixels
-
-    return Piece([*map(_to_answer, reads)], pixels)
+        pixels = [read.pixels for read in some if isinstance(read, Input)]
+        yield Piece([*map(_to_answer, some)], np.array(pixels, np.uint8))
 
 
 def _to_answer(read: Read) -> Answer:

@@ -58,9 +58,6 @@ class Actors:
 def connect(options: RayOptions) -> Iterator[Actors]:
     """Connect to a cluster, or start one, for as long as the context lasts.
 
-    Args:
-        options: the options
-
     Yields:
         the :class:`Actors` that the cluster has room for
 
@@ -89,7 +86,7 @@ def plan_actors(options: RayOptions, resources: dict[str, float]) -> Actors:
     """Decide how many encoders there are, and what each of them takes.
 
     Args:
-        options: the options
+        options: what is wanted
         resources: the resources of the cluster by name
 
     Raises:
@@ -180,9 +177,10 @@ def _check_nodes() -> None:
                 f"Node {name} does not answer within {_CHECK_SECONDS} s"
             ) from error
         except (RayError, ImportError) as error:
+            reason = [type(error).__name__, *str(error).splitlines()][-1]
             raise ValueError(
                 f"Node {name} cannot import {_PACKAGE}: install version {VERSION} there. "
-                f"{_last_line(error)}"
+                f"{reason}"
             ) from error
 
         if version != VERSION:
@@ -194,7 +192,3 @@ def _check_nodes() -> None:
 
 def _get_version() -> str:
     return VERSION
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[-1]

@@ -27,8 +27,8 @@ from ..embedding.loading import load_checkpoint
 from ..errors import check_choice
 from .manifest import Manifest
 from .output_folder import OutputFolder
-from .output_record import OutputRecord, claim_output, read_output_record
-from .output_rows import VECTORS, RowFormat
+from .output_record import OutputRecord
+from .output_rows import VECTORS
 from .pending_output import PendingOutput
 from .report import FilesError, FilesReport, ProgressBar
 from .unique_ids import check_unique_ids
@@ -81,24 +81,26 @@ def embed_manifest(
     _check_folder(out, rows)
     embedder = load_checkpoint(model, None, model_options).embedder
     folder = OutputFolder(out)
-    format = RowFormat(rows.id_type, options.vectors, embedder.dim)
     record = OutputRecord(
         embedder.provenance,
-        format.vectors,
-        format.dimension,
+        options.vectors,
+        embedder.dim,
         options.part_size,
         rows.rows,
         rows.digest,
     )
     is_new = not out.exists()
     try:
-        has_record = _check_record(rows, folder, record)
+        has_record = record.check_same(folder)
+        if not has_record:
+            folder.unfinished.mkdir(parents=True, exist_ok=True)
+            check_unique_ids(rows, folder.unfinished)
+
         output = PendingOutput(
             rows,
             folder,
-            format,
+            record,
             report,
-            part_size=options.part_size,
             shard=options.shard,
             retry_failed=options.retry_failed,
         )
@@ -116,7 +118,7 @@ def embed_manifest(
             # finds no cluster
             first = next(results, [])
             if output.total or not has_record:
-                claim_output(folder, record)
+                record.claim(folder)
 
             _write(itertools.chain([first], results), output, options.progress)
     except (MemoryError, RuntimeError, OSError) as error:
@@ -155,33 +157,18 @@ def _check_folder(out: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_record(manifest: Manifest, folder: OutputFolder, record: OutputRecord) -> bool:
-    """Check that the output was made by the same, or that the manifest is valid.
-
-    Returns:
-        whether the output has a record
-    """
-    made = read_output_record(folder)
-    if made is not None:
-        record.check_same(made, folder.path)
-        return True
-
-    folder.unfinished.mkdir(parents=True, exist_ok=True)
-    check_unique_ids(manifest, folder.unfinished)
-    return False
-
-
 def _write(
     results: Iterable[list[Result]],
     output: PendingOutput,
     progress: bool | Callable[[Any], None],
 ) -> None:
-    bar = ProgressBar(output.total, progress)
-    with bar, contextlib.ExitStack() as stack:
-        stack.callback(output.flush)
-        for some in results:
-            output.add(some)
-            if output.done > bar.iteration:
-                bar.update(output.done - bar.iteration)
+    with ProgressBar(output.total, progress) as bar:
+        try:
+            for some in results:
+                output.add(some)
+                if output.done > bar.iteration:
+                    bar.update(output.done - bar.iteration)
+        finally:
+            output.flush()
 
     output.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Manifest:
         self.files = _find_files(path)
         self.rows = 0
         self._groups: list[_RowGroup] = []
-        self._kept: tuple[_RowGroup, pa.Table] | None = None
+        self._read_group = lru_cache(maxsize=1)(_read_group)
         digest = hashlib.sha256()
         id_types = {}
         for file in self.files:
@@ -79,11 +80,7 @@ class Manifest:
         self.digest = digest.hexdigest()
 
     def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
-        """Read rows.
-
-        Args:
-            start: the number of the first row
-            stop: the number of the row after the last one
+        """Read the rows from one number up to another, as :func:`range` does.
 
         Returns:
             the IDs, as strings, and the URIs, empty where they are null
@@ -124,25 +121,21 @@ class Manifest:
                     yield start, rows.column(0).cast(self.id_type)
                     start += len(rows)
 
-    def _read_group(self, group: _RowGroup) -> Any:
-        if self._kept is None or self._kept[0] != group:
-            with pq.ParquetFile(group.path) as file:
-                rows = file.read_row_group(group.index, columns=[*_COLUMNS])
 
-            self._kept = group, rows
-
-        return self._kept[1]
+def _read_group(group: _RowGroup) -> Any:
+    with pq.ParquetFile(group.path) as file:
+        return file.read_row_group(group.index, columns=[*_COLUMNS])
 
 
 def _find_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        if not path.is_file():
-            raise ValueError(
-                f"The manifest {str(path)!r} does not exist: pass the path of a Parquet "
-                "file, or of a folder of them"
-            )
-
+    if path.is_file():
         return [path]
+
+    if not path.is_dir():
+        raise ValueError(
+            f"The manifest {str(path)!r} does not exist: pass the path of a Parquet file, "
+            "or of a folder of them"
+        )
 
     found = sorted(
         file

@@ -47,13 +47,10 @@ class OutputFile:
         self._waiting: list[Row] = []
 
     def read_ids(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Read the IDs of the rows that are written.
-
-        Args:
-            ids: the IDs of the rows that the output file is to have
+        """Read which of its IDs have rows that are written.
 
         Returns:
-            those with a vector, and those with an error alone
+            the IDs with a vector, and those with an error alone
 
         Raises:
             OSError: if a file cannot be read, or has another ID, as damaged files may be
@@ -139,11 +136,7 @@ class OutputFile:
     ) -> pa.Table:
         """Take the rows at some places, most of which are in a table.
 
-        Args:
-            places: the places
-            path: the file that the table is read from
-            start: the number of the table's first row there
-            table: the table
+        The table has the rows of the file at ``path`` from number ``start`` on.
         """
         tables, offsets, size = [table], {path: -start}, len(table)
         for other in {other for other, _ in places} - {path}:

@@ -20,9 +20,6 @@ class OutputFolder:
 
     Its files are ``part-00000.parquet`` and so on. What Parquet readers have to ignore
     begins with an underscore, as they expect.
-
-    Args:
-        path: the path of the folder
     """
 
     path: Path
@@ -62,11 +59,7 @@ class OutputFolder:
         return sorted(self.path.glob(_FILES))
 
     def discard(self, *, is_new: bool) -> None:
-        """Remove the folders of a run that did not begin.
-
-        Args:
-            is_new: whether it made the folder
-        """
+        """Remove the folders of a run that did not begin; the output, if it is new."""
         with contextlib.suppress(OSError):  # another run's are not empty
             self.unfinished.rmdir()
             if is_new:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..embedding.provenance import Provenance, differing
 from ..hiera.atomic import written_aside
 from .output_folder import OutputFolder
+
+_COMPARED = ("vectors", "dimension", "part_size", "rows", "manifest")
 
 
 @dataclass(frozen=True)
@@ -32,32 +33,44 @@ class OutputRecord:
     rows: int
     manifest: str
 
-    def check_same(self, made: OutputRecord, folder: Path) -> None:
+    def check_same(self, folder: OutputFolder) -> bool:
         """Check that an output can be continued.
 
-        Args:
-            made: the record of what made it
-            folder: the path of its folder
+        Returns:
+            whether it has a record
 
         Raises:
             ValueError: if something else made it; the message says what differs
         """
-        there, here = made.provenance, self.provenance
-        differences = [
-            f"{name}: {there.get(name)} there, {here[name]} here"
-            for name in differing(there, here)
-        ]
-        differences += [
-            f"{name}: {getattr(made, name)} there, {getattr(self, name)} here"
-            for name in ("vectors", "dimension", "part_size", "rows", "manifest")
-            if getattr(made, name) != getattr(self, name)
-        ]
-        if differences:
+        made = read_output_record(folder)
+        if made is None:
+            return False
+
+        names = differing(made.provenance, self.provenance)
+        names += [name for name in _COMPARED if getattr(made, name) != getattr(self, name)]
+        if names:
+            there, here = ({**vars(it), **it.provenance} for it in (made, self))
+            differences = [
+                f"{name}: {there.get(name)} there, {here[name]} here" for name in names
+            ]
             raise ValueError(
-                f"The output {str(folder)!r} was made with other settings or of another "
-                "manifest. Use another folder, or what made it:\n  "
+                f"The output {str(folder.path)!r} was made with other settings or of "
+                "another manifest. Use another folder, or what made it:\n  "
                 + "\n  ".join(differences)
             )
+
+        return True
+
+    def claim(self, folder: OutputFolder) -> None:
+        """Write the record beside the output, unless one is there.
+
+        Raises:
+            ValueError: if another process wrote another record meanwhile
+        """
+        with written_aside(folder.record, replace=False) as aside:
+            aside.write_text(json.dumps(asdict(self), indent=2) + "\n", "utf-8")
+
+        self.check_same(folder)
 
 
 def read_output_record(folder: OutputFolder) -> OutputRecord | None:
@@ -79,21 +92,3 @@ def read_output_record(folder: OutputFolder) -> OutputRecord | None:
         ) from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{str(folder.record)!r} cannot be read: {error}") from error
-
-
-def claim_output(folder: OutputFolder, record: OutputRecord) -> None:
-    """Write a record beside the output, unless one is there.
-
-    Args:
-        folder: the folder of the output
-        record: the record
-
-    Raises:
-        ValueError: if another process wrote another record meanwhile
-    """
-    with written_aside(folder.record, replace=False) as aside:
-        aside.write_text(json.dumps(asdict(record), indent=2) + "\n", "utf-8")
-
-    made = read_output_record(folder)
-    if made is not None:
-        record.check_same(made, folder.path)

@@ -75,9 +75,8 @@ class RowFormat:
             if row.vector is not None:
                 vectors[index] = row.vector
 
-        is_number = self.id_type == pa.int64()
         columns = [
-            pa.array([int(row.id) if is_number else row.id for row in rows], self.id_type),
+            pa.array([row.id for row in rows], pa.string()).cast(self.id_type),
             pa.array([row.uri for row in rows], pa.string()),
             pa.FixedSizeListArray.from_arrays(
                 pa.array(vectors.reshape(-1)),
@@ -90,11 +89,7 @@ class RowFormat:
 
     @contextlib.contextmanager
     def writing(self, path: Path, folder: Path) -> Iterator[Any]:
-        """Write a file, which is at its path only when it is complete and on the disk.
-
-        Args:
-            path: the path
-            folder: the folder to write in
+        """Write a file in a folder, and move it to its path when it is on the disk.
 
         Yields:
             a :class:`pyarrow.parquet.ParquetWriter`

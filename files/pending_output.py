@@ -12,6 +12,7 @@ from ..embedding.jobs import Embedded, Job, Part, Result
 from .manifest import Manifest
 from .output_file import OutputFile, count_errors
 from .output_folder import OutputFolder
+from .output_record import OutputRecord
 from .output_rows import VECTORS, Row, RowFormat
 from .report import FilesReport
 
@@ -30,9 +31,8 @@ class PendingOutput:
     Args:
         manifest: the manifest
         folder: the folder of the output
-        format: the form of its rows
+        record: its record
         report: the report, which is kept up to date
-        part_size: the number of rows in an output file
         shard (None): the (index, count) of the share of the output files; None is all
         retry_failed (False): whether to try rows with an error again
 
@@ -44,34 +44,33 @@ class PendingOutput:
         self,
         manifest: Manifest,
         folder: OutputFolder,
-        format: RowFormat,
+        record: OutputRecord,
         report: FilesReport,
         *,
-        part_size: int,
         shard: tuple[int, int] | None = None,
         retry_failed: bool = False,
     ) -> None:
         self._manifest = manifest
         self._folder = folder
-        self._format = format
+        self._format = RowFormat(manifest.id_type, record.vectors, record.dimension)
         self._report = report
-        self._part_size = part_size
+        self._part_size = record.part_size
         self._retry_failed = retry_failed
 
         # An empty manifest has an empty output file, so that the output has a schema
-        self._count = max(1, -(-manifest.rows // part_size))
+        self._count = max(1, -(-manifest.rows // record.part_size))
         first, step = shard or (0, 1)
         mine = range(first, self._count, step)
         self._numbers = [number for number in mine if not self._skip(number)]
         self.total = sum(map(self._size, self._numbers))
-        self._complete = sum(map(self._size, mine)) - self.total
+        self._complete = report.skipped + report.failed
         if not mine:
             logger.warning(
                 "Shard %s of %s has nothing to do: the output has %d files of %d rows. "
                 "Pass a smaller part_size to all shards",
                 *shard or (),
                 self._count,
-                part_size,
+                record.part_size,
             )
 
         self._open: dict[str, OutputFile] = {}
@@ -99,7 +98,8 @@ class PendingOutput:
             file = OutputFile(self._folder, self._format, number, size)
             embedded, failed = file.read_ids(ids)
             kept = embedded if self._retry_failed else embedded | failed
-            self._count_rows(len(embedded), len(kept) - len(embedded))
+            self._report.skipped += len(embedded)
+            self._report.failed += len(kept) - len(embedded)
             pending = {id: uri for id, uri in zip(ids, uris, strict=True) if id not in kept}
             if not pending:
                 file.finish()
@@ -111,11 +111,7 @@ class PendingOutput:
                 yield Job(id, uri, [Part(id, id)])
 
     def add(self, results: Sequence[Result]) -> None:
-        """Add results, and write what is complete or has waited long.
-
-        Args:
-            results: the results, perhaps none
-        """
+        """Add results, if any, and write what is complete or has waited long."""
         for result in results:
             row = self._to_row(result)
             if row.error is None:
@@ -168,17 +164,12 @@ class PendingOutput:
             return False
 
         errors = count_errors(path)
-        is_retried = errors or self._folder.chunks(number).exists()
-        if self._retry_failed and is_retried:
+        if self._retry_failed and (errors or self._folder.chunks(number).exists()):
             return False
 
-        self._count_rows(self._size(number) - errors, errors)
+        self._report.skipped += self._size(number) - errors
+        self._report.failed += errors
         return True
-
-    def _count_rows(self, embedded: int, failed: int) -> None:
-        """Count rows of earlier runs."""
-        self._report.skipped += embedded
-        self._report.failed += failed
 
     def _to_row(self, result: Result) -> Row:
         id, uri = result.job.sample_id, result.job.path

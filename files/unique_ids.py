@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from pandas.util import hash_array
 
-from .arrow import pa
 from .manifest import Manifest
 
 # IDs whose hashes are sorted at once
@@ -41,10 +40,8 @@ def check_unique_ids(manifest: Manifest, folder: Path) -> None:
         paths = [Path(buckets, str(index)) for index in range(count)]
         _distribute(manifest, paths)
         for path in paths:
-            hashes = np.fromfile(path, np.uint64)
-            hashes.sort()
-            doubled = hashes[1:][hashes[1:] == hashes[:-1]]
-            suspects.append(np.unique(doubled)[:_MOST_SUSPECTS])
+            hashes, counts = np.unique(np.fromfile(path, np.uint64), return_counts=True)
+            suspects.append(hashes[counts > 1][:_MOST_SUSPECTS])
 
     found = np.concatenate(suspects)[:_MOST_SUSPECTS]
     if len(found):
@@ -83,9 +80,5 @@ def _refuse_duplicates(manifest: Manifest, suspects: _Hashes) -> None:
 
 
 def _hash(ids: Any) -> _Hashes:
-    values = ids.to_numpy(zero_copy_only=False)
-    if ids.type != pa.int64():
-        values = values.astype(object)
-
-    hashes: _Hashes = hash_array(values, categorize=False)
+    hashes: _Hashes = hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
     return hashes

@@ -32,6 +32,9 @@ _PACKAGES = {
     "redis": ("redis", "redis"),
 }
 
+# The classes of those with a table of their own, in modules that import the packages
+_TABLES = {"lancedb": "LanceDBTable", "milvus": "MilvusTable", "pgvector": "PgVectorTable"}
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -49,11 +52,6 @@ class Backend:
     settings: Sequence[str]
     credentials: Sequence[str]
     configured: Mapping[str, Any]
-
-    @property
-    def has_table(self) -> bool:
-        """Whether the backend keeps the vectors by itself."""
-        return self.name != SKLEARN
 
     @property
     def table_setting(self) -> str | None:
@@ -138,13 +136,7 @@ def missing_package(name: str) -> str | None:
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """Look up a similarity backend.
-
-    Args:
-        name (None): its name; None is FiftyOne's default backend
-
-    Returns:
-        a :class:`Backend`
+    """Look up a similarity backend, by default FiftyOne's default one.
 
     Raises:
         ValueError: if there is none of that name
@@ -174,23 +166,13 @@ def open_table(index: Any) -> VectorTable:
     Args:
         index: the :class:`fiftyone.brain.similarity.SimilarityIndex`
     """
-    method = index.config.method
-    if method == "pgvector":
-        from .pgvector import PgVectorTable
+    name = index.config.method
+    table_class: type[VectorTable] = VectorTable
+    if name in _TABLES:
+        module = importlib.import_module(f".{name}", __package__)
+        table_class = getattr(module, _TABLES[name])
 
-        return PgVectorTable(index)
-
-    if method == "milvus":
-        from .milvus import MilvusTable
-
-        return MilvusTable(index)
-
-    if method == "lancedb":
-        from .lancedb import LanceDBTable
-
-        return LanceDBTable(index)
-
-    return VectorTable(index)
+    return table_class(index)
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import fiftyone.brain as fob
 
 from ..embedding.provenance import differing
 from ..errors import OptionError
-from .backends import Backend, get_backend, open_table
+from .backends import SKLEARN, Backend, get_backend, open_table
 from .brain_run import (
     RECORD,
     config_record,
@@ -51,13 +51,13 @@ class BrainIndex:
             ValueError: if an option is not valid, or if the brain key is another run's
             ImportError: if the package of the backend is not installed
         """
-        self._look_up()
+        self._config = find_config(self.dataset, self._key)
         if self._config is not None:
             self._check_kind()
 
         backend = self._backend
         backend.check(self.options.settings)
-        if not backend.has_table and self.contents.embeddings_field is None:
+        if backend.name == SKLEARN and self.contents.embeddings_field is None:
             raise ValueError(
                 f"Backend {backend.name!r} reads the vectors from a field: give an "
                 "embeddings_field, or another backend"
@@ -84,7 +84,7 @@ class BrainIndex:
         if self._config is None:
             self.check()  # another process may have made it meanwhile
 
-        if not self._backend.has_table:
+        if self._backend.name == SKLEARN:
             return None
 
         index = self._load()
@@ -118,15 +118,12 @@ class BrainIndex:
 
     def advise_on_credentials(self) -> str | None:
         """Say how sessions get the given credentials; None if they have them."""
-        self._look_up()
+        self._config = find_config(self.dataset, self._key)
         return advise(self._key, self._config, self._given_credentials())
 
     @property
     def _key(self) -> str:
         return self.options.brain_key
-
-    def _look_up(self) -> None:
-        self._config = find_config(self.dataset, self._key)
 
     @property
     def _backend(self) -> Backend:
@@ -175,34 +172,28 @@ class BrainIndex:
 
     def _check_same(self) -> None:
         conflict = self._find_conflict()
+        found = table_provenance(self._config)
+        names = differing(found, self.contents.provenance) if found else []
         if conflict is not None:
-            raise OptionError(
-                "overwrite", f"The index {self._key!r} has {conflict}: {REBUILD}"
-            )
-
-        if not self._is_owner:
+            reason = f"has {conflict}"
+        elif not self._is_owner:
             raise ValueError(
                 f"The index {self._key!r} belongs to the dataset that this one is a copy "
                 "of. Delete the brain run of this copy, or choose another brain_key"
             )
-
-        found = table_provenance(self._config)
-        if not found and self.contents.embeddings_field is None:
-            raise OptionError(
-                "overwrite",
-                f"The index {self._key!r} has no recorded provenance, and no field that "
-                f"says what its vectors are: {REBUILD}",
+        elif names:
+            reason = (
+                "holds embeddings computed with different settings. They differ in "
+                f"{', '.join(names)}. Embeddings must not be mixed"
             )
-
-        # Of a table that has none, the field's provenance says it
-        names = differing(found, self.contents.provenance) if found else []
-        if names:
-            raise OptionError(
-                "overwrite",
-                f"The index {self._key!r} holds embeddings computed with different "
-                f"settings. They differ in {', '.join(names)}. Embeddings must not be "
-                f"mixed: {REBUILD}",
+        elif not found and self.contents.embeddings_field is None:
+            reason = (
+                "has no recorded provenance, and no field that says what its vectors are"
             )
+        else:
+            return  # of a table that has none, the field's provenance says it
+
+        raise OptionError("overwrite", f"The index {self._key!r} {reason}: {REBUILD}")
 
     def _find_conflict(self) -> str | None:
         """Return which setting of the index is not as given; None if all are."""

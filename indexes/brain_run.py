@@ -26,11 +26,11 @@ def find_config(dataset: Any, brain_key: str) -> Any:
 
 def make_record(method: str, contents: Contents) -> dict[str, Any]:
     """Make what the config of a run records about its vectors."""
-    record = {"dataset_id": contents.dataset_id, "run": str(uuid.uuid4())}
-    if method == SKLEARN:
-        return record  # the field has the provenance
+    record: dict[str, Any] = {"dataset_id": contents.dataset_id, "run": str(uuid.uuid4())}
+    if method != SKLEARN:  # whose field has the provenance
+        record["provenance"] = contents.provenance
 
-    return {**record, "provenance": contents.provenance}
+    return record
 
 
 def config_record(config: Any) -> dict[str, Any]:

@@ -16,11 +16,6 @@ def save_config(dataset: Any, brain_key: str, config: Any) -> None:
     """Save the config of an index, with the path of its database if that is a local one.
 
     FiftyOne's classes read the path from there, but before brain 0.26 do not store it.
-
-    Args:
-        dataset: the dataset
-        brain_key: the brain key of the index
-        config: the :class:`fiftyone.brain.similarity.SimilarityConfig`
     """
     path = _find_path(_read_uri(config))
     if path is not None:
@@ -48,11 +43,6 @@ def is_elsewhere(config: Any, uri: str | None) -> bool:
 
 def advise(brain_key: str, config: Any, given: Mapping[str, Any]) -> str | None:
     """Say how other sessions get the credentials of an index that a run was given.
-
-    Args:
-        brain_key: the brain key of the index
-        config: its stored config
-        given: the credentials
 
     Returns:
         the advice, without their values; None if sessions have them

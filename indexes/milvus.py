@@ -17,25 +17,18 @@ class MilvusTable(VectorTable):
     rows_at_once = 1
 
     def dim(self) -> int | None:
-        if self._collection is None:
+        if self._index.collection is None:
             return None
 
-        fields = {field.name: field for field in self._collection.schema.fields}
-        check_columns(self._collection.name, fields, ("pk", "vector", "sample_id"))
+        fields = {field.name: field for field in self._index.collection.schema.fields}
+        check_columns(self._index.collection.name, fields, ("pk", "vector", "sample_id"))
         return int(fields["vector"].params["dim"])
 
     def count(self) -> int:
-        if self._collection is None:
-            return 0
-
         # The collection's own number counts deleted rows, and no new ones
-        (found,) = self._query("", ["count(*)"])
-        return int(found["count(*)"])
+        return sum(int(row["count(*)"]) for row in self._query("", ["count(*)"]))
 
     def existing(self, ids: Sequence[str]) -> set[str]:
-        if self._collection is None:
-            return set()
-
         found: set[str] = set()
         for start in range(0, len(ids), _PAGE_SIZE):
             expression = _among(ids[start : start + _PAGE_SIZE])
@@ -44,10 +37,10 @@ class MilvusTable(VectorTable):
         return found
 
     def keys(self) -> Iterator[Keys]:
-        if self._collection is None:
+        if self._index.collection is None:
             return
 
-        rows = self._collection.query_iterator(
+        rows = self._index.collection.query_iterator(
             batch_size=_PAGE_SIZE,
             expr='pk > ""',
             output_fields=["pk", "sample_id"],
@@ -61,26 +54,25 @@ class MilvusTable(VectorTable):
     def upsert(
         self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors
     ) -> None:
-        if self._collection is None:
+        if self._index.collection is None:
             # FiftyOne's class makes the collection with the first rows
             self._add(ids, sample_ids, vectors)
         else:
-            self._collection.upsert([[*ids], [*vectors], [*sample_ids]])
+            self._index.collection.upsert([[*ids], [*vectors], [*sample_ids]])
 
     def delete(self, ids: Sequence[str]) -> None:
-        if ids and self._collection is not None:
-            self._collection.delete(_among(ids))
+        if ids and self._index.collection is not None:
+            self._index.collection.delete(_among(ids))
 
     def finish(self) -> None:
-        if self._collection is not None:
-            self._collection.flush()
-
-    @property
-    def _collection(self) -> Any:
-        return self._index.collection
+        if self._index.collection is not None:
+            self._index.collection.flush()
 
     def _query(self, expression: str, fields: list[str]) -> Any:
-        return self._collection.query(
+        if self._index.collection is None:
+            return []
+
+        return self._index.collection.query(
             expression, output_fields=fields, consistency_level="Strong"
         )
 

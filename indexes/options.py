@@ -30,9 +30,8 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         check_brain_key(self.brain_key)
-        settings: object = self.settings
-        if not isinstance(settings, Mapping):
-            raise invalid("backend_kwargs", settings, "expected a dict")
+        if not isinstance(self.settings, Mapping):
+            raise invalid("backend_kwargs", self.settings, "expected a dict")
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,7 @@ class Contents:
 
 
 def check_brain_key(key: object) -> None:
-    """Check that a brain key is valid.
-
-    Raises:
-        ValueError: if it cannot
-    """
+    """Refuse a brain key that is no identifier by an :class:`OptionError`."""
     if not isinstance(key, str) or not key.isidentifier():
         raise OptionError(
             "brain_key",

@@ -14,7 +14,6 @@ from psycopg2 import sql
 from .table import Keys, Vectors, VectorTable, check_columns
 
 _PAGE_SIZE = 10_000
-_VECTOR = "embedding_vector"
 
 # https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY-FORMAT
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -45,9 +44,9 @@ class PgVectorTable(VectorTable):
         if not columns:
             return None
 
-        expected = ("id", "sample_id", _VECTOR)
+        expected = ("id", "sample_id", "embedding_vector")
         check_columns(self._index.config.table_name, columns, expected)
-        return int(columns[_VECTOR])
+        return int(columns["embedding_vector"])
 
     def count(self) -> int:
         if self.dim() is None:
@@ -81,15 +80,12 @@ class PgVectorTable(VectorTable):
         rows = io.BytesIO(
             b"".join([_HEADER, *self._encode(ids, sample_ids, vectors), _TRAILER])
         )
-        column = f"{_VECTOR} {self._type}({vectors.shape[1]:d})"
+        column = f"embedding_vector {self._type}({vectors.shape[1]:d})"
         with self._cursor() as cursor:
             self._execute(
                 cursor,
                 "CREATE TABLE IF NOT EXISTS {table} "
-                f"(id TEXT PRIMARY KEY, sample_id TEXT, {column})",
-            )
-            self._execute(
-                cursor,
+                f"(id TEXT PRIMARY KEY, sample_id TEXT, {column}); "
                 "CREATE TEMP TABLE IF NOT EXISTS hiera_rows (LIKE {table}) "
                 "ON COMMIT DELETE ROWS",
             )
@@ -144,8 +140,7 @@ class PgVectorTable(VectorTable):
     def _fetch(self, query: str, *values: Any) -> list[Any]:
         with self._cursor() as cursor:
             self._execute(cursor, query, *values)
-            rows: list[Any] = cursor.fetchall()
-            return rows
+            return [*cursor.fetchall()]
 
     def _execute(self, cursor: Any, query: str, *values: Any) -> None:
         cursor.execute(sql.SQL(query).format(table=self._name), values)

@@ -55,7 +55,7 @@ class VectorTable:
         """Read the vectors of those of some IDs that have a row, by ID."""
         found = self._index.get_embeddings(**{self._id_argument: [*ids]})
         vectors, sample_ids, label_ids = found
-        found_ids = sample_ids if self._is_of_images else label_ids
+        found_ids = label_ids if self._id_argument == "label_ids" else sample_ids
         return dict(zip(map(str, found_ids), vectors, strict=True))
 
     def upsert(
@@ -82,13 +82,9 @@ class VectorTable:
         """Close the connections."""
 
     @property
-    def _is_of_images(self) -> bool:
-        return self._index.config.patches_field is None
-
-    @property
     def _id_argument(self) -> str:
         """The argument by which the methods of FiftyOne's classes take IDs of rows."""
-        return "sample_ids" if self._is_of_images else "label_ids"
+        return "label_ids" if self._index.config.patches_field else "sample_ids"
 
     def _add(self, ids: Sequence[str], sample_ids: Sequence[str], vectors: Vectors) -> None:
         """Add rows by FiftyOne's class."""

@@ -184,13 +184,16 @@ def test_too_large_for_float16(paths: list[str], tmp_path: Path) -> None:
     from fiftyone_hiera.embedding.jobs import Embedded, Job, Part
     from fiftyone_hiera.files.manifest import Manifest
     from fiftyone_hiera.files.output_folder import OutputFolder
-    from fiftyone_hiera.files.output_rows import RowFormat
+    from fiftyone_hiera.files.output_record import OutputRecord
     from fiftyone_hiera.files.pending_output import PendingOutput
     from fiftyone_hiera.files.report import FilesReport
 
     manifest = Manifest(_write(tmp_path / "manifest.parquet", paths[:2]))
-    folder, format = OutputFolder(tmp_path / "out"), RowFormat(pa.int64(), "float16", 2)
-    output = PendingOutput(manifest, folder, format, FilesReport(), part_size=10)
+    folder, record = (
+        OutputFolder(tmp_path / "out"),
+        OutputRecord({}, "float16", 2, 10, 2, ""),
+    )
+    output = PendingOutput(manifest, folder, record, FilesReport())
     jobs = [*output.read_jobs()]
     assert jobs == [Job(str(n), paths[n], [Part(str(n), str(n))]) for n in range(2)]
     vectors = np.array([[1.0, 70_000.0], [1.0, 65_000.0]], np.float32)
@@ -207,13 +210,16 @@ def test_too_large_for_float16(paths: list[str], tmp_path: Path) -> None:
 def test_missing_results_are_noticed(paths: list[str], tmp_path: Path) -> None:
     from fiftyone_hiera.files.manifest import Manifest
     from fiftyone_hiera.files.output_folder import OutputFolder
-    from fiftyone_hiera.files.output_rows import RowFormat
+    from fiftyone_hiera.files.output_record import OutputRecord
     from fiftyone_hiera.files.pending_output import PendingOutput
     from fiftyone_hiera.files.report import FilesReport
 
     manifest = Manifest(_write(tmp_path / "manifest.parquet", paths[:2]))
-    folder, format = OutputFolder(tmp_path / "out"), RowFormat(pa.int64(), "float32", 2)
-    output = PendingOutput(manifest, folder, format, FilesReport(), part_size=10)
+    folder, record = (
+        OutputFolder(tmp_path / "out"),
+        OutputRecord({}, "float32", 2, 10, 2, ""),
+    )
+    output = PendingOutput(manifest, folder, record, FilesReport())
     assert len([*output.read_jobs()]) == 2
     with pytest.raises(
         RuntimeError, match="2 files have no result, the first has the ID '0'"

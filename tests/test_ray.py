@@ -183,14 +183,16 @@ def test_actors() -> None:
 
 @has_ray
 @pytest.mark.parametrize(
-    ("is_video", "expected"), [(False, [[3, 9], [300], [5, 1, 1, 1], [2]]), (True, None)]
+    ("block_size", "expected"), [(8, [[3, 9], [300], [5, 1, 1, 1], [2]]), (1, None)]
 )
-def test_no_file_is_in_two_blocks(is_video: bool, expected: list[list[int]] | None) -> None:
+def test_no_file_is_in_two_blocks(
+    block_size: int, expected: list[list[int]] | None
+) -> None:
     from fiftyone_hiera.cluster.blocks import in_blocks
 
     counts = [3, 9, 300, 5, 1, 1, 1, 2]
     jobs = [Job("id", "path", [Part("id", "id")] * count) for count in counts]
-    blocks = [*in_blocks(iter(jobs), 8, is_video=is_video)]
+    blocks = [*in_blocks(iter(jobs), block_size)]
     sizes = [[len(job.parts) for job in block] for block in blocks]
     assert sizes == (expected or [[count] for count in counts])
 
