@@ -14,12 +14,11 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
-import numpy as np
 from pymongo.errors import PyMongoError
 
 from ..cluster.start import start_embedding
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Embedded, Embeddings, Failed, Part
+from ..embedding.jobs import Embedded, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_model import update_index_models
@@ -203,18 +202,10 @@ class _Run:
             self.writer.submit(partial(self.target.untag, whole, tag))
 
     def _write(self, batch: Sequence[Embedded]) -> list[Failed]:
-        """Write a batch to the field, and then to the index.
-
-        Returns:
-            what the database refuses to store in the field
-        """
-        refused: dict[str, str] = {}
-        if self.claim is not None:
-            refused = self.claim.store(*_columns(batch))
-
-        stored = [result for result in batch if result.part.id not in refused]
-        if self.feed is not None and stored:
-            self.feed.add(*_columns(stored))
+        """Write a batch to the field and the index; return what the field refuses."""
+        refused = self.claim.store(batch) if self.claim is not None else {}
+        if self.feed is not None:
+            self.feed.add([result for result in batch if result.part.id not in refused])
 
         failed: dict[tuple[str, str], list[Embedded]] = {}
         for result in batch:
@@ -271,12 +262,3 @@ class _Run:
                 f"{reason}\n{KEPT}; skip_failures=True continues after failures",
                 self.report,
             ) from result.error
-
-
-def _columns(batch: Sequence[Embedded]) -> tuple[list[str], list[Part], Embeddings]:
-    """Return the samples' IDs, the parts, and the embeddings of shape (N, D)."""
-    return (
-        [result.job.sample_id for result in batch],
-        [result.part for result in batch],
-        np.stack([result.embedding for result in batch]),
-    )
