@@ -169,9 +169,8 @@ def _find_rows(
                 if places:
                     columns = ["uri", "vector", "error"]
                     table = file.read_row_group(index, columns=columns).take(places)
-                    for place, (uri, vector, error) in zip(
-                        places, _to_rows(table), strict=True
-                    ):
+                    rows = zip(places, _to_rows(table), strict=True)
+                    for place, (uri, vector, error) in rows:
                         for id in wanted.pop(keys[place], []):
                             job = Job(id, uri, [Part(id, id)])
                             yield Embedded(job, job.parts[0], vector), error

@@ -238,16 +238,15 @@ class FieldClaim:
     def _refuse(self, option: str, reason: str) -> NoReturn:
         found, ours = self._found, self._provenance
         names = differing(found, ours) if found else []
-        if not names:
-            raise OptionError(option, reason)
+        if names:
+            reason += (
+                f" They differ in {', '.join(names)}."
+                f"\n  The field: {_describe(found, ours, names)}."
+                f"\n  This run: {_describe(ours, found, names)}."
+                f"{_advise(found, ours, names)}"
+            )
 
-        raise OptionError(
-            option,
-            f"{reason} They differ in {', '.join(names)}."
-            f"\n  The field: {_describe(found, ours, names)}."
-            f"\n  This run: {_describe(ours, found, names)}."
-            f"{_advise(found, ours, names)}",
-        )
+        raise OptionError(option, reason)
 
 
 def _describe(provenance: Provenance, other: Provenance, names: list[str]) -> str:

@@ -243,14 +243,9 @@ class _Run:
         self.report.failed += [
             Notice(part.id, job.sample_id, job.path, reason) for part in parts
         ]
-        where = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
-        is_whole = parts[0].id == job.sample_id
-        logger.warning(
-            "No embedding for sample %s%s: %s",
-            job.sample_id,
-            "" if is_whole else f" ({where})",
-            reason,
-        )
+        which = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
+        where = "" if parts[0].id == job.sample_id else f" ({which})"
+        logger.warning("No embedding for sample %s%s: %s", job.sample_id, where, reason)
         self.failed_ids.add(job.sample_id)
         tag = self.options.failure_tag
         if tag is not None:
