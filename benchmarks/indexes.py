@@ -162,7 +162,7 @@ def _measure(name: str, rows: int, folder: Path) -> dict[str, Any]:
 
 def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
     """Feed the same rows in small and in large batches, build the index, and grow it."""
-    from fiftyone_hiera.embedding.jobs import Part
+    from fiftyone_hiera.embedding.jobs import Embedded, Job, Part
     from fiftyone_hiera.indexes.brain_index import BrainIndex
     from fiftyone_hiera.indexes.options import Contents, IndexOptions
     from fiftyone_hiera.runs.fiftyone_internals import dataset_id
@@ -173,12 +173,16 @@ def _build_table(dataset: Any, name: str, vectors: Vectors) -> dict[str, Any]:
     contents = Contents(str(dataset_id(dataset)), "hiera", None, _DIM, {"sha256": "0"})
     options = IndexOptions(_KEY, name)
     first_rows = min(len(ids) - _GROWTH, _SMALL_BATCHES)
+    jobs = [Job(id, "", [Part(id, id)]) for id in ids]
+    batch = [
+        Embedded(job, job.parts[0], vector)
+        for job, vector in zip(jobs, vectors, strict=True)
+    ]
 
     def feed_rows(feed: Any, first: int, last: int, size: int) -> float:
         start = time.perf_counter()
         for low in range(first, last, size):
-            some = ids[low : min(low + size, last)]
-            feed.add(some, [Part(id, id) for id in some], vectors[low : low + len(some)])
+            feed.add(batch[low : min(low + size, last)])
 
         return time.perf_counter() - start
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import fiftyone.core.utils as fou
 import numpy as np
 
 from ..embedding.arguments import to_boolean
-from ..embedding.jobs import Embeddings, Part
+from ..embedding.jobs import Embedded, Embeddings, Job, Part
 from ..errors import check_choice
 from ..files.arrow import pa, pq
 from ..files.output_folder import OutputFolder, reading_output
@@ -54,25 +54,17 @@ class AttachReport:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"attached  {self.attached:>11,}",
-                f"skipped   {self.skipped:>11,}",
-                f"missing   {self.missing:>11,}",
-                f"failed    {len(self.failed):>11,}",
-                f"seconds   {self.seconds:>13,.1f}",
-            ]
+        return (
+            f"attached  {self.attached:>11,}\n"
+            f"skipped   {self.skipped:>11,}\n"
+            f"missing   {self.missing:>11,}\n"
+            f"failed    {len(self.failed):>11,}\n"
+            f"seconds   {self.seconds:>13,.1f}"
         )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of the output, for one of the samples that wait for it."""
-
-    sample_id: str
-    uri: str
-    vector: Embeddings
-    error: str | None
+_Row = tuple[Embedded, str | None]
+"""A row of the output, for one of the samples that wait for it, and its error."""
 
 
 def attach(
@@ -105,13 +97,16 @@ def attach(
     bar = fou.ProgressBar(total=total, progress=None if total else False)
     with bar, contextlib.closing(_find_rows(folder, _COLUMNS[by], wanted)) as found:
         for rows in fou.iter_batches(found, _BATCH_SIZE):
-            embedded = [row for row in rows if row.error is None]
-            refused = _store(claim, embedded) if embedded else {}
-            for row in rows:
-                id, uri = row.sample_id, row.uri
-                reason = refused.get(id) if row.error is None else row.error
+            refused: dict[str, str] = {}
+            if embedded := [result for result, error in rows if error is None]:
+                claim.take()
+                refused = claim.store(embedded)
+
+            for result, error in rows:
+                id = result.part.id
+                reason = refused.get(id) if error is None else error
                 if reason is not None:
-                    report.failed.append(Notice(id, id, uri, reason))
+                    report.failed.append(Notice(id, id, result.job.path, reason))
 
             report.attached += len(embedded) - len(refused)
             bar.update(len(rows))
@@ -138,11 +133,7 @@ def _warn_of_no_match(folder: OutputFolder, column: str, wanted: str) -> None:
 
 
 def _read_wanted(target: Target, by: str, overwrite: bool) -> dict[str, list[str]]:
-    """Read which samples wait for an embedding.
-
-    Returns:
-        a dict from IDs or paths to the IDs of samples
-    """
+    """Read the IDs of the samples that wait for an embedding, by their IDs or paths."""
     view = target.samples
     if not overwrite and target.find_field():
         view = match_embeddings(target, view, False)
@@ -178,9 +169,11 @@ def _find_rows(
                 if places:
                     columns = ["uri", "vector", "error"]
                     table = file.read_row_group(index, columns=columns).take(places)
-                    for place, row in zip(places, _to_rows(table), strict=True):
-                        for sample_id in wanted.pop(keys[place], []):
-                            yield _Row(sample_id, *row)
+                    rows = zip(places, _to_rows(table), strict=True)
+                    for place, (uri, vector, error) in rows:
+                        for id in wanted.pop(keys[place], []):
+                            job = Job(id, uri, [Part(id, id)])
+                            yield Embedded(job, job.parts[0], vector), error
 
 
 def _to_rows(table: Any) -> Iterator[tuple[str, Embeddings, str | None]]:
@@ -189,10 +182,3 @@ def _to_rows(table: Any) -> Iterator[tuple[str, Embeddings, str | None]]:
     flat = flat.reshape(-1, vectors.type.list_size).astype(np.float32)
     uris, errors = table["uri"].to_pylist(), table["error"].to_pylist()
     return zip(uris, flat, errors, strict=True)
-
-
-def _store(claim: FieldClaim, rows: Sequence[_Row]) -> dict[str, str]:
-    claim.take()
-    ids = [row.sample_id for row in rows]
-    embeddings = np.stack([row.vector for row in rows])
-    return claim.store(ids, [Part(id, id) for id in ids], embeddings)

@@ -7,10 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import numpy as np
-import numpy.typing as npt
-
-from ..embedding.jobs import Part
+from ..embedding.jobs import Embedded
 from ..embedding.provenance import (
     PREPROCESSING_OPTIONS,
     RECORDED_OPTIONS,
@@ -136,18 +133,8 @@ class FieldClaim:
         elif not self._matches:
             self._refuse_other_run()
 
-    def store(
-        self,
-        sample_ids: Sequence[str],
-        parts: Sequence[Part],
-        embeddings: npt.NDArray[np.float32],
-    ) -> dict[str, str]:
+    def store(self, batch: Sequence[Embedded]) -> dict[str, str]:
         """Write embeddings, unless another run took the field meanwhile.
-
-        Args:
-            sample_ids: the IDs of the samples that hold the parts
-            parts: the N parts
-            embeddings: their embeddings, of shape (N, D)
 
         Returns:
             why some are not stored, by ID; see :meth:`Target.store`
@@ -156,12 +143,14 @@ class FieldClaim:
             ValueError: if another run did
         """
         self.confirm()
-        refused = self._target.store(parts, embeddings)
+        refused = self._target.store(
+            [result.part for result in batch], [result.embedding for result in batch]
+        )
         try:
             self.confirm()
         except ValueError:
             # It removed the field's embeddings, perhaps before these were stored
-            self._target.remove(sample_ids, parts, embeddings)
+            self._target.remove(batch)
             raise
 
         return refused
@@ -199,10 +188,7 @@ class FieldClaim:
     def _record(self, provenance: Provenance, *, is_empty: bool = False) -> None:
         """Record a provenance if the field has the one found before, or this one.
 
-        Args:
-            provenance: the provenance
-            is_empty (False): whether to refuse a field that holds embeddings of another
-                provenance
+        With ``is_empty``, refuse a field that holds embeddings of another one.
         """
         before = self._found
         while True:
@@ -252,16 +238,15 @@ class FieldClaim:
     def _refuse(self, option: str, reason: str) -> NoReturn:
         found, ours = self._found, self._provenance
         names = differing(found, ours) if found else []
-        if not names:
-            raise OptionError(option, reason)
+        if names:
+            reason += (
+                f" They differ in {', '.join(names)}."
+                f"\n  The field: {_describe(found, ours, names)}."
+                f"\n  This run: {_describe(ours, found, names)}."
+                f"{_advise(found, ours, names)}"
+            )
 
-        raise OptionError(
-            option,
-            f"{reason} They differ in {', '.join(names)}."
-            f"\n  The field: {_describe(found, ours, names)}."
-            f"\n  This run: {_describe(ours, found, names)}."
-            f"{_advise(found, ours, names)}",
-        )
+        raise OptionError(option, reason)
 
 
 def _describe(provenance: Provenance, other: Provenance, names: list[str]) -> str:

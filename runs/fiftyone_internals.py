@@ -16,16 +16,10 @@ schema_lock = threading.RLock()
 
 
 def load_dataset(ctx: Any) -> Any:
-    """Load the dataset of an operator's context, which keeps it.
+    """Load the dataset of an operator's context, which keeps it; None if none is open.
 
     FiftyOne takes a dataset out of its table while it loads it again. Threads that did so
     at once would get two objects, and neither shows the fields that the other one adds.
-
-    Args:
-        ctx: the :class:`fiftyone.operators.executor.ExecutionContext`
-
-    Returns:
-        the dataset, or None if none is open
     """
     with schema_lock:
         return ctx.dataset

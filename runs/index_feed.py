@@ -10,19 +10,14 @@ from collections.abc import Iterator, Sequence
 import fiftyone.core.utils as fou
 import numpy as np
 
-from ..embedding.jobs import Embeddings, Job, Part
+from ..embedding.jobs import Embedded, Embeddings, Part
 from ..indexes.backends import one_line
 from ..indexes.table import Keys, VectorTable
-from .fiftyone_internals import all_slices, sample_collection
-from .paging import Pages
-from .parts import match_embeddings, read_jobs
+from .parts import match_embeddings, read_jobs, stored_parts
 from .report import IndexChange
 from .target import Target
 
 logger = logging.getLogger(__name__)
-
-# The numbers of samples whose rows are looked up at once
-_IMAGES, _WITH_PARTS = 5000, 500
 
 # The number of rows that are written or deleted at once
 _AT_ONCE = 1000
@@ -47,22 +42,13 @@ class IndexFeed:
         self._is_lost = False
         self._lock = threading.Lock()  # the worklist's thread reads, the writer's writes
 
-    def add(
-        self, sample_ids: Sequence[str], parts: Sequence[Part], embeddings: Embeddings
-    ) -> None:
-        """Write embeddings to the index.
-
-        Args:
-            sample_ids: the IDs of the samples that hold the parts
-            parts: the N parts
-            embeddings: their embeddings, of shape (N, D)
-        """
+    def add(self, batch: Sequence[Embedded]) -> None:
+        """Write embeddings to the index, once there are enough of them for a write."""
         if self._is_lost:
             return
 
         with self._lock:
-            ids = [part.id for part in parts]
-            self._rows += zip(ids, sample_ids, embeddings, strict=True)
+            self._rows += [(r.part.id, r.job.sample_id, r.embedding) for r in batch]
             if len(self._rows) < self._table.rows_at_once:
                 return
 
@@ -132,23 +118,23 @@ class IndexFeed:
     def _add_missing(self) -> int:
         """Add the embeddings of the field that the index lacks; return how many it has."""
         stored = 0
-        for jobs in stored_jobs(self._target):
-            pairs = [(job.sample_id, part) for job in jobs for part in job.parts]
-            stored += len(pairs)
-            existing = self._table.existing([part.id for _, part in pairs])
-            missing = [pair for pair in pairs if pair[1].id not in existing]
+        for parts in stored_parts(self._target):
+            stored += len(parts)
+            existing = self._table.existing([part.id for _, part in parts])
+            missing = [
+                (sample_id, part) for sample_id, part in parts if part.id not in existing
+            ]
             for some in fou.iter_batches(missing, _AT_ONCE):
                 self._add_from_field(some)
 
         return stored
 
-    def _add_from_field(self, pairs: Sequence[tuple[str, Part]]) -> None:
-        sample_ids, parts = zip(*pairs, strict=True)
-        held = self._target.read([*dict.fromkeys(sample_ids)], parts)
+    def _add_from_field(self, parts: Sequence[tuple[str, Part]]) -> None:
+        held = self._target.read(parts)
         self._write(
             [
                 (part.id, sample_id, held[part.id])
-                for sample_id, part in pairs
+                for sample_id, part in parts
                 if held.get(part.id) is not None  # deleted meanwhile
             ]
         )
@@ -177,23 +163,3 @@ class IndexFeed:
 
         there = {part.id for job in read_jobs(target, view) for part in job.parts}
         return (id for id, _ in keys if id not in there)
-
-
-def stored_jobs(target: Target) -> Iterator[list[Job]]:
-    """Read which samples have embeddings in a field, in the whole dataset, page by page."""
-    samples = all_slices(target.dataset)
-    pages = Pages(samples, None)
-    if not target.has_parts:
-        collection = sample_collection(target.dataset)
-        for documents, after, last in pages.read(_IMAGES, {}, []):
-            # By the indexes of IDs and of what is pending: no embedding is read
-            pending = {"_id": {"$gt": after, "$lte": last}, target.path: None}
-            without = {document["_id"] for document in collection.find(pending, ["_id"])}
-            ids = [str(d["_id"]) for d in documents if d["_id"] not in without]
-            yield [Job(id, "", [Part(id, id)]) for id in ids]
-
-        return
-
-    for documents, _, _ in pages.read(_WITH_PARTS, {}, []):
-        ids = [str(document["_id"]) for document in documents]
-        yield [*read_jobs(target, match_embeddings(target, target.select(ids), True))]

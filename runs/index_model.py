@@ -25,12 +25,7 @@ from .target import Target
 
 
 def embeddings_path(dataset: Any, config: Any) -> str | None:
-    """Return the path of the embeddings that an index is of; None if it alone has them.
-
-    Args:
-        dataset: the dataset
-        config: the config of the index
-    """
+    """Return the path of the embeddings that an index is of; None if it alone has them."""
     name: str | None = config.embeddings_field
     labels: str | None = config.patches_field
     if name is None or labels is None:
@@ -45,9 +40,7 @@ def embeddings_path(dataset: Any, config: Any) -> str | None:
 def read_index_provenance(dataset: Any, config: Any) -> Provenance:
     """Return the provenance of the vectors of an index; empty if none is recorded.
 
-    Args:
-        dataset: the dataset
-        config: the config of the index; what it records takes precedence over its field
+    What the config of the index records takes precedence over its field.
     """
     path = embeddings_path(dataset, config)
     recorded = table_provenance(config)
@@ -63,9 +56,6 @@ def update_index_models(dataset: Any) -> None:
     FiftyOne's own search by an uploaded image loads this model by its name alone. Without
     one, it refuses the search instead of comparing embeddings of different settings.
     Indexes without a provenance stay as they are.
-
-    Args:
-        dataset: the dataset, after the provenance of a field or an index was recorded
     """
     for key, config in _find_indexes(dataset):
         # A table may hold other vectors than its field by now
@@ -81,26 +71,14 @@ def update_index_models(dataset: Any) -> None:
 
 
 def keep_provenance_of_tables(target: Target, provenance: Provenance) -> None:
-    """Record in indexes what their tables hold, before their field gets other vectors.
-
-    Args:
-        target: the field
-        provenance: its provenance until now
-    """
+    """Record in indexes what their tables hold, before their field gets other vectors."""
     for key, config in find_tables(target):
         if not table_provenance(config):
             record_provenance(target.dataset, key, config, provenance)
 
 
 def find_tables(target: Target) -> Iterator[tuple[str, Any]]:
-    """Find the indexes whose tables hold the embeddings of a field.
-
-    Args:
-        target: the field
-
-    Yields:
-        tuples of a brain key and of the config of its index
-    """
+    """Find brain keys and configs of the indexes whose tables hold a field's embeddings."""
     for key, config in _find_indexes(target.dataset):
         place = (config.embeddings_field, config.patches_field)
         if place == (target.name, target.patches_field) and config.method != SKLEARN:

@@ -111,15 +111,12 @@ class Pages:
 
 
 def add_pending_index(target: Target) -> None:
-    """Add MongoDB's index of pending samples to a large dataset, in another thread.
+    """Add MongoDB's index of pending images to a large dataset, in another thread.
 
     It is called "<field>_pending" and holds the IDs and paths of the samples that have no
     embedding. MongoDB keeps it up to date, whoever writes. Without it, as where the
     database refuses it, a run that resumes reads the documents of all samples before it
     finds the first that is pending.
-
-    Args:
-        target: the field, of whole images
     """
     collection = sample_collection(target.dataset)
     if collection.estimated_document_count() < _MANY:

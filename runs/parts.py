@@ -10,8 +10,12 @@ from fiftyone import ViewField as F
 
 from ..embedding.jobs import Job, Part
 from ..embedding.patches import Box, enclosing_box, to_box
-from .fiftyone_internals import stored_values
+from .fiftyone_internals import all_slices, sample_collection, stored_values
+from .paging import Pages
 from .target import Target
+
+# The numbers of samples whose parts are looked up at once
+_IMAGES, _WITH_PARTS = 5000, 500
 
 
 def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
@@ -21,16 +25,34 @@ def read_jobs(target: Target, view: foc.SampleCollection) -> Iterator[Job]:
         yield Job(sample_id, path or "", list(_read_parts(target, sample_id, rest)))
 
 
+def stored_parts(target: Target) -> Iterator[list[tuple[str, Part]]]:
+    """Look up the parts that have embeddings in a field, in the whole dataset.
+
+    Yields:
+        pages of the parts, each with the ID of its sample
+    """
+    pages = Pages(all_slices(target.dataset), None)
+    if target.has_parts:
+        for documents, _, _ in pages.read(_WITH_PARTS, {}, []):
+            ids = [str(document["_id"]) for document in documents]
+            jobs = read_jobs(target, match_embeddings(target, target.select(ids), True))
+            yield [(job.sample_id, part) for job in jobs for part in job.parts]
+
+        return
+
+    collection = sample_collection(target.dataset)
+    for documents, after, last in pages.read(_IMAGES, {}, []):
+        # By the indexes of IDs and of what is pending: no embedding is read
+        pending = {"_id": {"$gt": after, "$lte": last}, target.path: None}
+        without = {document["_id"] for document in collection.find(pending, ["_id"])}
+        ids = [str(d["_id"]) for d in documents if d["_id"] not in without]
+        yield [(id, Part(id, id)) for id in ids]
+
+
 def match_embeddings(
     target: Target, samples: foc.SampleCollection, exists: bool
 ) -> foc.SampleCollection:
-    """Match the samples, frames or labels that have an embedding, or those without one.
-
-    Args:
-        target: the field
-        samples: the samples
-        exists: whether to match those that have one
-    """
+    """Match the samples, frames or labels that have an embedding, or those without one."""
     condition = F(target.name).exists(exists)
     if target.patches_field is not None:
         return samples.filter_labels(target.patches_field, condition)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fiftyone.core.collections as foc
-import fiftyone.core.fields as fof
 import fiftyone.core.labels as fol
 import fiftyone.core.media as fom
 
@@ -14,48 +13,35 @@ _TYPES = (fol.Detection, fol.Detections, fol.Polyline, fol.Polylines)
 
 
 def find_patches_fields(samples: foc.SampleCollection) -> list[str]:
-    """Return the label fields whose patches can be embedded.
+    """Return the label fields whose patches can be embedded, without ``"frames."``."""
+    is_video = samples.media_type == fom.VIDEO
+    get_schema = samples.get_frame_field_schema if is_video else samples.get_field_schema
+    return [*get_schema(embedded_doc_type=_TYPES)]
 
-    Args:
-        samples: the samples
+
+def check_patches_field(
+    samples: foc.SampleCollection, patches_field: str | None
+) -> str | None:
+    """Check that the patches of a field can be embedded; None is always valid.
 
     Returns:
-        their names, without ``"frames."`` for videos
-    """
-    schema = (
-        samples.get_frame_field_schema()
-        if samples.media_type == fom.VIDEO
-        else samples.get_field_schema()
-    )
-    return [
-        name
-        for name, field in schema.items()
-        if isinstance(field, fof.EmbeddedDocumentField)
-        and issubclass(field.document_type, _TYPES)
-    ]
-
-
-def check_patches_field(samples: foc.SampleCollection, patches_field: str | None) -> None:
-    """Check that the patches of a field can be embedded.
-
-    Args:
-        samples: the samples
-        patches_field: the name of the field; None is always valid
+        the path of the field, with ``"frames."`` for videos
 
     Raises:
         ValueError: if the field is not one of :func:`find_patches_fields`
     """
     if patches_field is None:
-        return
+        return None
 
     check_field_name("patches_field", patches_field)
     prefix = "frames." if samples.media_type == fom.VIDEO else ""
     name = patches_field.removeprefix(prefix)
     valid = find_patches_fields(samples)
+    path = prefix + name
     if name in valid:
-        return
+        return path
 
-    field = samples.get_field(prefix + name)
+    field = samples.get_field(path)
     found = "does not exist" if field is None else f"is of type {describe_type(field)}"
     types = ", ".join(label.__name__ for label in _TYPES)
     reason = f"the field {found}. Valid are the fields of type {types}: "

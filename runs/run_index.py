@@ -10,16 +10,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..embedding.embedder import Embedder
-from ..embedding.provenance import Provenance
 from ..errors import OptionError
 from ..indexes.backends import one_line
 from ..indexes.brain_index import REBUILD, BrainIndex
 from ..indexes.options import Contents
 from ..indexes.table import VectorTable
 from .fiftyone_internals import dataset_id, stages_of
-from .index_feed import IndexFeed, stored_jobs
+from .index_feed import IndexFeed
 from .index_model import find_tables
 from .options import RunOptions
+from .parts import stored_parts
 from .report import EmbeddingError, EmbeddingReport, IndexChange
 from .target import Target
 
@@ -37,13 +37,7 @@ NO_FRAMES = (
 
 
 class RunIndex:
-    """The similarity index of a run, or the lack of one.
-
-    Args:
-        target: the samples, and the field for their embeddings
-        embedder: the model
-        options: the options of the run
-    """
+    """The similarity index of a run, or the lack of one."""
 
     def __init__(self, target: Target, embedder: Embedder, options: RunOptions) -> None:
         self._target = target
@@ -56,7 +50,13 @@ class RunIndex:
             self._index = BrainIndex(
                 target.dataset,
                 options.index,
-                describe_contents(target, embedder.dim, embedder.provenance),
+                Contents(
+                    dataset_id=str(dataset_id(target.dataset)),
+                    embeddings_field=target.name or None,
+                    patches_field=target.patches_field,
+                    dim=embedder.dim,
+                    provenance=embedder.provenance,
+                ),
                 may_rebuild=options.overwrite and is_whole,
             )
 
@@ -106,9 +106,6 @@ class RunIndex:
 
     def reconcile(self, report: EmbeddingReport) -> IndexChange | None:
         """Reconcile the index with its field, after all is embedded.
-
-        Args:
-            report: the report of the run
 
         Returns:
             what the run did to the index; None if there is none
@@ -162,14 +159,11 @@ class RunIndex:
         """
         target = self._target
         parts = {
-            part.id: (job.sample_id, part)
-            for job in next(stored_jobs(target), [])
-            for part in job.parts
+            part.id: (sample_id, part) for sample_id, part in next(stored_parts(target), [])
         }
         existing = sorted(table.existing([*parts]))
         chosen = random.sample(existing, min(_COMPARED, len(existing)))
-        pairs = [parts[id] for id in chosen]
-        held = target.read([id for id, _ in pairs], [part for _, part in pairs])
+        held = target.read([parts[id] for id in chosen])
         for id, row in table.read(chosen).items() if chosen else ():
             # Some databases normalize, or round
             embedding = np.asarray(held[id])
@@ -180,20 +174,3 @@ class RunIndex:
                     f"The index holds another vector of {id} than the field "
                     f"{target.path!r}: {REBUILD}",
                 )
-
-
-def describe_contents(target: Target, dim: int, provenance: Provenance) -> Contents:
-    """Describe what the index of a run holds.
-
-    Args:
-        target: the samples, and the field for their embeddings
-        dim: the number of dimensions of the embeddings
-        provenance: their provenance
-    """
-    return Contents(
-        dataset_id=str(dataset_id(target.dataset)),
-        embeddings_field=target.name or None,
-        patches_field=target.patches_field,
-        dim=dim,
-        provenance=provenance,
-    )

@@ -14,12 +14,11 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.media as fom
 import fiftyone.core.utils as fou
-import numpy as np
 from pymongo.errors import PyMongoError
 
 from ..cluster.start import start_embedding
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Embedded, Embeddings, Failed, Part
+from ..embedding.jobs import Embedded, Failed
 from .field_claim import FieldClaim
 from .index_feed import IndexFeed
 from .index_model import update_index_models
@@ -203,18 +202,10 @@ class _Run:
             self.writer.submit(partial(self.target.untag, whole, tag))
 
     def _write(self, batch: Sequence[Embedded]) -> list[Failed]:
-        """Write a batch to the field, and then to the index.
-
-        Returns:
-            what the database refuses to store in the field
-        """
-        refused: dict[str, str] = {}
-        if self.claim is not None:
-            refused = self.claim.store(*_columns(batch))
-
-        stored = [result for result in batch if result.part.id not in refused]
-        if self.feed is not None and stored:
-            self.feed.add(*_columns(stored))
+        """Write a batch to the field and the index; return what the field refuses."""
+        refused = self.claim.store(batch) if self.claim is not None else {}
+        if self.feed is not None:
+            self.feed.add([result for result in batch if result.part.id not in refused])
 
         failed: dict[tuple[str, str], list[Embedded]] = {}
         for result in batch:
@@ -252,14 +243,9 @@ class _Run:
         self.report.failed += [
             Notice(part.id, job.sample_id, job.path, reason) for part in parts
         ]
-        where = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
-        is_whole = parts[0].id == job.sample_id
-        logger.warning(
-            "No embedding for sample %s%s: %s",
-            job.sample_id,
-            "" if is_whole else f" ({where})",
-            reason,
-        )
+        which = parts[0].id if len(parts) == 1 else f"{len(parts)} frames or patches"
+        where = "" if parts[0].id == job.sample_id else f" ({which})"
+        logger.warning("No embedding for sample %s%s: %s", job.sample_id, where, reason)
         self.failed_ids.add(job.sample_id)
         tag = self.options.failure_tag
         if tag is not None:
@@ -271,12 +257,3 @@ class _Run:
                 f"{reason}\n{KEPT}; skip_failures=True continues after failures",
                 self.report,
             ) from result.error
-
-
-def _columns(batch: Sequence[Embedded]) -> tuple[list[str], list[Part], Embeddings]:
-    """Return the samples' IDs, the parts, and the embeddings of shape (N, D)."""
-    return (
-        [result.job.sample_id for result in batch],
-        [result.part for result in batch],
-        np.stack([result.embedding for result in batch]),
-    )

@@ -73,12 +73,6 @@ def add_field(
     It is one update of one document. FiftyOne's own methods write the list of all fields
     as they read it a moment before, and lose those that other processes add meanwhile.
 
-    Args:
-        dataset: the dataset
-        path: the path of the field
-        ftype: its type, a subclass of :class:`fiftyone.core.fields.Field`
-        description (None): its description
-
     Raises:
         ValueError: if the field that it would be in was deleted or is read-only
     """
@@ -123,12 +117,6 @@ def replace_info(dataset: Any, path: str, field: StoredField, info: dict[str, An
     """Replace the info of a field if it is still what was read.
 
     It is one update of one document: if several processes try, one of them succeeds.
-
-    Args:
-        dataset: the dataset
-        path: the path of the field
-        field: the field as it was read
-        info: the new info
 
     Returns:
         whether the info was replaced; False if the field changed since it was read

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,7 @@ _TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 
 
 def find_mismatch(target: Target, embedder: Embedder, count: int) -> str | None:
-    """Find an embedding in a field that is not a model's, among a few of them.
-
-    Args:
-        target: the field
-        embedder: the model
-        count: the number of embeddings to compare
+    """Find an embedding in a field that is not a model's, comparing at most ``count``.
 
     Returns:
         a sentence about the first such embedding, or None
@@ -57,24 +51,23 @@ def find_mismatch(target: Target, embedder: Embedder, count: int) -> str | None:
     if not count or not target.find_field():
         return None
 
-    inputs = _pick_inputs(target, embedder, count)
-    if not inputs and _first_jobs(target):
+    if inputs := _pick_inputs(target, embedder, count):
+        return _compare(target, embedder, inputs)
+
+    if _first_jobs(target):
         logger.warning(
             "The embeddings in %r were not checked: none of the files that were tried can "
             "be read",
             target.path,
         )
 
-    return _compare(target, embedder, inputs)
+    return None
 
 
 def adopt(target: Target, embedder: Embedder, verify: int) -> None:
     """Record a model's provenance for the embeddings that a field holds.
 
-    Args:
-        target: the field
-        embedder: the model
-        verify: the number of embeddings to compare with the model's, at least 1
+    It is recorded after ``verify`` of them, at least 1, were compared with the model's.
 
     Raises:
         ValueError: if an embedding is not the model's, if none can be compared, or if the
@@ -111,30 +104,24 @@ def _pick_inputs(
 ) -> list[Input]:
     """Read some of the images whose embeddings are in a field.
 
-    They are those of the samples with the first and the last ID, and of others at random.
-    Those whose files cannot be read are left out for others. Of a view that shows other
-    inputs than those stored, they are its own.
-
-    Args:
-        target: the field
-        embedder: the model
-        count: the number of embeddings
-        is_thorough (False): whether to look for embeddings in all samples, however many
-            there are
+    They are those of the samples with the first and the last ID, and of others at random,
+    of which only some are tried if there are many, unless ``is_thorough``. Those whose
+    files cannot be read are left out for others. Of a view that shows other inputs than
+    those stored, they are its own.
     """
-    finds = (
-        partial(_first_jobs, target),
-        partial(_last_jobs, target),
-        partial(_random_jobs, target, _SPARE * count, is_thorough=is_thorough),
+    found = (
+        _first_jobs(target),
+        _last_jobs(target),
+        _random_jobs(target, _SPARE * count, is_thorough=is_thorough),
     )
     inputs: dict[str, Input] = {}
-    for index, find in enumerate(finds):
+    for index, jobs in enumerate(found):
         most = min(count, index + 1) if index < 2 else count
-        for job in find():
+        for job in jobs:
             if len(inputs) == most:
                 break
 
-            part = _pick_part(job, index, is_video=bool(target.frames_prefix))
+            part = _pick_part(job, index)
             read = None if part.id in inputs else _read(job, part, embedder)
             if isinstance(read, Input):
                 inputs[part.id] = read
@@ -144,12 +131,8 @@ def _pick_inputs(
 
 def _compare(target: Target, embedder: Embedder, inputs: list[Input]) -> str | None:
     """Embed inputs again and compare with a field; see :func:`find_mismatch`."""
-    if not inputs:
-        return None
-
     embeddings = embedder.embed([item.pixels for item in inputs])
-    sample_ids = [item.job.sample_id for item in inputs]
-    held = target.read(sample_ids, [item.part for item in inputs])
+    held = target.read([(item.job.sample_id, item.part) for item in inputs])
     tolerance = _TOLERANCES[embedder.provenance["dtype"]]
     for item, embedding in zip(inputs, embeddings, strict=True):
         stored = held.get(item.part.id)
@@ -197,9 +180,9 @@ def _find_jobs(target: Target, among: Pipeline, pick: Pipeline) -> list[Job]:
     return [job for job in read_jobs(target, held.mongo(pick)) if job.parts]
 
 
-def _pick_part(job: Job, index: int, *, is_video: bool) -> Part:
+def _pick_part(job: Job, index: int) -> Part:
     # A late frame would take the time to decode those before it
-    if is_video:
+    if job.parts[0].frame_number is not None:
         return job.parts[min(index, len(job.parts) - 1)]
 
     return random.choice(job.parts) if index == 2 else job.parts[-index]

@@ -14,7 +14,7 @@ import fiftyone.core.view as fov
 import numpy as np
 from fiftyone.core.odm.utils import validate_field_name
 
-from ..embedding.jobs import Embeddings, Part
+from ..embedding.jobs import Embedded, Embeddings, Part
 from ..errors import invalid
 from .fiftyone_internals import (
     all_slices,
@@ -75,13 +75,9 @@ class Target:
         self.frames_prefix = "frames." if self.media_type == fom.VIDEO else ""
         self.parts_prefix: str = self.frames_prefix
         self.name = (embeddings_field or "").removeprefix(self.frames_prefix)
-        self.patches_field: str | None = None
+        self.patches_field = check_patches_field(samples, patches_field)
         self.has_points = False
-
-        if patches_field is not None:
-            check_patches_field(samples, patches_field)
-            name = patches_field.removeprefix(self.frames_prefix)
-            self.patches_field = self.frames_prefix + name
+        if self.patches_field is not None:
             label_type, root = label_path(self.dataset, self.patches_field)
             self.has_points = label_type in (fol.Polyline, fol.Polylines)
             self.parts_prefix = f"{root}."
@@ -157,40 +153,28 @@ class Target:
         """
         return fov.make_optimized_select_view(self.dataset, sample_ids, flatten=True)
 
-    def read(self, sample_ids: Sequence[str], parts: Sequence[Part]) -> dict[str, Any]:
+    def read(self, parts: Sequence[tuple[str, Part]]) -> dict[str, Any]:
         """Read embeddings.
 
         Args:
-            sample_ids: the IDs of the samples that hold the parts
-            parts: the parts
+            parts: the parts, each with the ID of the sample that holds it
 
         Returns:
             a dict from the IDs of parts to embeddings, None where there is none
         """
-        view = self.select(sample_ids)
+        view = self.select([*dict.fromkeys(sample_id for sample_id, _ in parts)])
         if self.frames_prefix:
-            view = view.select_frames([part.document_id for part in parts])
+            view = view.select_frames([part.document_id for _, part in parts])
 
         return dict(_pair(*view.values([self.parts_prefix + "id", self.path])))
 
-    def remove(
-        self,
-        sample_ids: Sequence[str],
-        parts: Sequence[Part],
-        embeddings: Embeddings,
-    ) -> None:
-        """Remove embeddings where they are still these; see :meth:`store`.
-
-        Args:
-            sample_ids: the IDs of the samples that hold the parts
-            parts: the N parts
-            embeddings: the embeddings, of shape (N, D)
-        """
-        held = self.read(sample_ids, parts)
+    def remove(self, batch: Sequence[Embedded]) -> None:
+        """Remove embeddings where they are still these."""
+        held = self.read([(result.job.sample_id, result.part) for result in batch])
         same = [
-            part
-            for part, embedding in zip(parts, embeddings, strict=True)
-            if np.array_equal(np.asarray(held.get(part.id)), embedding)
+            result.part
+            for result in batch
+            if np.array_equal(np.asarray(held.get(result.part.id)), result.embedding)
         ]
         if same:
             self.store(same, [None] * len(same))
@@ -246,11 +230,7 @@ class Target:
         self.select(sample_ids).match_tags(tag).untag_samples(tag)
 
     def count_embeddings(self) -> tuple[int, int]:
-        """Count the embeddings in the field.
-
-        Returns:
-            their number in the whole dataset, and in the samples of this target
-        """
+        """Count the embeddings in the whole dataset, and in the samples of this target."""
         if not self.find_field():
             return 0, 0
 
@@ -259,11 +239,11 @@ class Target:
 
     def clear(self) -> None:
         """Remove all embeddings in the field from the whole dataset."""
-        name = self.path.removeprefix(self.frames_prefix)
-        if self.frames_prefix:
-            self.dataset.clear_frame_field(name)
-        else:
-            self.dataset.clear_sample_field(name)
+        dataset = self.dataset
+        clear = (
+            dataset.clear_frame_field if self.frames_prefix else dataset.clear_sample_field
+        )
+        clear(self.path.removeprefix(self.frames_prefix))
 
     def _set(self, rows: Sequence[tuple[Part, Any]]) -> None:
         if self.patches_field is None:

@@ -14,46 +14,39 @@ from .fiftyone_internals import dataset_of, stages_of
 
 # Stages that decide about each sample without the others. A limit, for instance, would
 # begin anew on each page; lists of IDs would be sent with each
-_PER_SAMPLE = {
+_KEEP_ALL_OF_EACH = {
     "ExcludeFields",
-    "ExcludeLabels",
     "Exists",
-    "FilterField",
-    "FilterKeypoints",
-    "FilterLabels",
-    "LimitLabels",
     "MapLabels",
-    "MapValues",
     "Match",
-    "MatchFrames",
     "MatchLabels",
     "MatchTags",
     "SelectFields",
-    "SelectLabels",
-    "SetField",
 }
+_KEEP_SOME_OF_EACH = {
+    "ExcludeLabels",
+    "FilterLabels",
+    "LimitLabels",
+    "MatchFrames",
+    "SelectLabels",
+}
+_EDIT_EACH = {"FilterField", "FilterKeypoints", "MapValues", "SetField"}
+_PER_SAMPLE = _KEEP_ALL_OF_EACH | _KEEP_SOME_OF_EACH | _EDIT_EACH
 _FIRST = {"SelectGroupSlices"}  # elsewhere they turn samples into others of their groups
 
 # Stages that keep what is embedded of the samples that they keep
-_KEEP_ALL = {
+_KEEP_ALL = _KEEP_ALL_OF_EACH | {
     "Exclude",
     "ExcludeBy",
-    "ExcludeFields",
     "ExcludeGroupSlices",
     "ExcludeGroups",
-    "Exists",
     "Flatten",
     "GeoNear",
     "GeoWithin",
     "GroupBy",
     "Limit",
-    "MapLabels",
-    "Match",
-    "MatchLabels",
-    "MatchTags",
     "Select",
     "SelectBy",
-    "SelectFields",
     "SelectGroupSlices",
     "SelectGroups",
     "Shuffle",
@@ -64,16 +57,7 @@ _KEEP_ALL = {
 }
 
 # Stages that leave out some frames or labels, and keep the others as they are
-_KEEP_SOME = {
-    "ExcludeFrames",
-    "ExcludeLabels",
-    "FilterLabels",
-    "LimitLabels",
-    "MatchFrames",
-    "SelectFrames",
-    "SelectLabels",
-}
-
+_KEEP_SOME = _KEEP_SOME_OF_EACH | {"ExcludeFrames", "SelectFrames"}
 
 _PATCHES = (PatchesView, EvaluationPatchesView)
 
@@ -114,10 +98,6 @@ def check_groups(samples: Any, paths: Sequence[str]) -> None:
     """Check that flattening the dynamic groups of a view loses nothing that it shows.
 
     FiftyOne flattens them to the samples from before ``group_by()``.
-
-    Args:
-        samples: the view
-        paths: the paths of what is embedded
 
     Raises:
         ValueError: if a later stage may change what is embedded, or leave some of it out

@@ -39,12 +39,7 @@ _Snapshot = Mapping[str, Set[str]]
 
 @dataclass(frozen=True)
 class _Page:
-    """A page of jobs.
-
-    Args:
-        jobs: the jobs
-        skipped: the number of embeddings that exist between these jobs and earlier ones
-    """
+    """Jobs, and the number of embeddings that exist between them and earlier ones."""
 
     jobs: Sequence[Job]
     skipped: int
@@ -138,16 +133,14 @@ class Worklist:
                 yield _Page([], max(0, pages.count(after, last) - len(documents)))
 
     def _page_parts(self) -> Iterator[_Page]:
-        samples = self._target.samples
-        pages = Pages(samples, self._shard)
+        pages = Pages(self._target.samples, self._shard)
         for documents, _, _ in pages.read(self._page_size, {}, []):
-            ids = [str(document["_id"]) for document in documents]
-            yield self._look_up_parts(ids, samples, None)
+            yield self._look_up_parts([str(document["_id"]) for document in documents])
 
     def _page_snapshot(self, parts: _Snapshot) -> Iterator[_Page]:
         for ids in fou.iter_batches([*parts], self._page_size):
             if self._target.has_parts:
-                yield self._look_up_parts(ids, self._target.dataset, parts)
+                yield self._look_up_parts(ids, parts)
                 continue
 
             collection = sample_collection(self._target.dataset)
@@ -201,14 +194,10 @@ class Worklist:
 
         return _Page(jobs, page.skipped)
 
-    def _look_up_parts(
-        self,
-        ids: Sequence[str],
-        samples: foc.SampleCollection,
-        wanted: _Snapshot | None,
-    ) -> _Page:
-        """Look up the parts of samples that the stages of a view and a snapshot keep."""
+    def _look_up_parts(self, ids: Sequence[str], wanted: _Snapshot | None = None) -> _Page:
+        """Look up the parts of samples that a snapshot, or else the view's stages, keep."""
         target = self._target
+        samples = target.samples if wanted is None else target.dataset
         frameless = self._add_frames(ids) if target.frames_prefix else []
         view = add_stages(target.select(ids), samples)
         there: _Snapshot = _part_ids(target, view)
@@ -256,11 +245,7 @@ class Worklist:
         return match_embeddings(self._target, view, False)
 
     def _add_frames(self, ids: Sequence[str]) -> list[str]:
-        """Give each frame of videos an ID in the database.
-
-        Returns:
-            the IDs of the videos whose frames are unknown
-        """
+        """Give frames IDs in the database; return the videos whose frames are unknown."""
         videos = self._target.select(ids)
         uncounted = videos.exists(_FRAME_COUNT, False).values(["id", "filepath"])
         files = [id for id, path in zip(*uncounted, strict=True) if _is_file(path)]
@@ -271,11 +256,7 @@ class Worklist:
         return [id for id, frames in zip(*uncounted, strict=True) if not frames]
 
     def _count(self) -> tuple[int, bool]:
-        """Count what is pending, or estimate it.
-
-        Returns:
-            a tuple of the number and of whether it is exact
-        """
+        """Count or estimate what is pending; return the number and whether it is exact."""
         target = self._target
         if target.has_parts:
             view = self._without_embeddings(target.samples)

@@ -224,17 +224,18 @@ def test_another_run_takes_the_field(
 
     out = embed(*samples.values(["id", "filepath"]))
     cls = fiftyone_hiera.load_model("hiera-nano-digits", pooling="cls", **_EXACT)
-    store, stored = attach._store, []
+    stored = []
 
-    def store_after_another_run(*args: Any) -> Any:
-        if stored:
-            cls.embed_samples(samples, "hiera", overwrite=True)
+    class LateClaim(attach.FieldClaim):
+        def store(self, batch: Any) -> Any:
+            if stored:
+                cls.embed_samples(samples, "hiera", overwrite=True)
 
-        stored.append(args)
-        return store(*args)
+            stored.append(batch)
+            return super().store(batch)
 
     monkeypatch.setattr(attach, "_BATCH_SIZE", 10)
-    monkeypatch.setattr(attach, "_store", store_after_another_run)
+    monkeypatch.setattr(attach, "FieldClaim", LateClaim)
     with pytest.raises(ValueError, match="Another run started to write to 'hiera'"):
         fiftyone_hiera.attach_embeddings(samples, "hiera", out)
 
