@@ -93,7 +93,6 @@ def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
     if backend.table_setting is not None:
         inputs.str(
             "similarity_table",
-            required=False,
             label=backend.table_setting.replace("_", " ").capitalize(),
             description="A new name; empty for one by the name of the dataset",
         )
@@ -103,7 +102,6 @@ def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
             inputs,
             "similarity_metric",
             _METRICS,
-            required=False,
             label="Metric",
             description='Empty for "cosine", or that of the index',
         )

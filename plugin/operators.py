@@ -183,7 +183,6 @@ class SortByHieraSimilarity(foo.Operator):
         except ImportError as error:
             return _missing_package_form(error)
 
-        load_dataset(ctx)
         return build_form(read_search(ctx))
 
     def execute(self, ctx: Any) -> None:
@@ -192,7 +191,6 @@ class SortByHieraSimilarity(foo.Operator):
         from .search import read_search, sort_view
 
         try:
-            load_dataset(ctx)
             view = sort_view(read_search(ctx))
         except Exception as error:
             if not _is_from_app(ctx, self.uri):
