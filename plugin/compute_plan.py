@@ -101,11 +101,10 @@ class EmbeddingPlan:
     @cached_property
     def default_index_key(self) -> str:
         """The first brain key that is new, or of an index that the run may feed."""
-        backend = self.params.similarity_backend
 
         def can_feed(key: str) -> bool:
             try:
-                self.check_index(self._index_options(key, backend))
+                self.check_index(self._index_options(key, self.params.similarity_backend))
             except (ValueError, ImportError):
                 return False
 

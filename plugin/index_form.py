@@ -64,16 +64,11 @@ def with_secrets(
     options: IndexOptions, find_secret: Callable[[str], str | None]
 ) -> IndexOptions:
     """Add the credentials that the secrets of the App have and the environment has not."""
-    name = options.backend
-    if name is None:
-        return options
-
-    backend = get_backend(name)
-    names = {credential: backend.env_name(credential) for credential in backend.credentials}
+    backend = get_backend(options.backend)
     secrets = {
-        credential: find_secret(variable)
-        for credential, variable in names.items()
-        if variable not in os.environ
+        credential: find_secret(backend.env_name(credential))
+        for credential in backend.credentials
+        if backend.env_name(credential) not in os.environ
     }
     given = {credential: value for credential, value in secrets.items() if value}
     return replace(options, settings={**given, **options.settings})
@@ -81,14 +76,12 @@ def with_secrets(
 
 def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
     backend = get_backend(plan.backend)
-    if not any(name in backend.configured for name in backend.credentials):
-        variables = [*map(backend.env_name, backend.credentials)]
-        if variables:
-            label = (
-                f"Set {variables[0]} in the environment or as a secret; FiftyOne does not "
-                "store where the database is"
-            )
-            inputs.view("similarity_place", types.Notice(label=label))
+    if backend.credentials and backend.configured.keys().isdisjoint(backend.credentials):
+        label = (
+            f"Set {backend.env_name(backend.credentials[0])} in the environment or as a "
+            "secret; FiftyOne does not store where the database is"
+        )
+        inputs.view("similarity_place", types.Notice(label=label))
 
     if backend.table_setting is not None:
         inputs.str(

@@ -129,13 +129,21 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
     """
     config = dataset.get_brain_info(brain_key).config
     provenance = read_index_provenance(dataset, config)
-    if provenance:
-        return _from_provenance(provenance)
+    if not provenance:
+        if config.model in CHECKPOINTS:
+            return IndexModel(config.model, dict(config.model_kwargs or {}), {})
 
-    if config.model in CHECKPOINTS:
-        return IndexModel(config.model, dict(config.model_kwargs or {}), {})
+        return None
 
-    return None
+    options = {name: provenance[name] for name in RECORDED_OPTIONS if name in provenance}
+    if options["dtype"] == "float32":
+        options.pop("engine", None)  # the embeddings are the same, so take the fastest
+
+    name = provenance["checkpoint"]
+    if name in CHECKPOINTS:
+        return IndexModel(name, options, provenance)
+
+    return IndexModel(_CARRIER, {**options, "checkpoint": name}, provenance)
 
 
 def describe(model: IndexModel) -> str:
@@ -147,18 +155,6 @@ def describe(model: IndexModel) -> str:
         if model.options.get(option, getattr(Settings, option)) != getattr(Settings, option)
     ]
     return ", ".join([name, model.pooling, *others])
-
-
-def _from_provenance(provenance: Provenance) -> IndexModel:
-    options = {name: provenance[name] for name in RECORDED_OPTIONS if name in provenance}
-    if options["dtype"] == "float32":
-        options.pop("engine", None)  # the embeddings are the same, so take the fastest
-
-    name = provenance["checkpoint"]
-    if name in CHECKPOINTS:
-        return IndexModel(name, options, provenance)
-
-    return IndexModel(_CARRIER, {**options, "checkpoint": name}, provenance)
 
 
 def _state(file: Path) -> tuple[Any, ...]:
