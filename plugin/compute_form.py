@@ -36,7 +36,8 @@ def build_form(request: ComputeRequest) -> tuple[types.Property, EmbeddingPlan |
     if _ask_model(inputs, request) and _ask_patches(inputs, request):
         plan = make_plan(request)
         _ask_field(inputs, plan)
-        _ask_map(inputs, plan, has_index=ask_index(inputs, plan))
+        ask_index(inputs, plan)
+        _ask_map(inputs, plan)
         _ask_options(inputs, plan)
 
     return types.Property(inputs, view=types.View(label=TITLE)), plan
@@ -144,7 +145,7 @@ def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
     )
 
 
-def _ask_map(inputs: types.Object, plan: EmbeddingPlan, *, has_index: bool) -> None:
+def _ask_map(inputs: types.Object, plan: EmbeddingPlan) -> None:
     """Ask whether to compute a 2-D map, and which."""
     description = "Visualize the embeddings in the Embeddings panel"
     box = ask_box(inputs, "visualization", "2-D map", description)
@@ -165,7 +166,7 @@ def _ask_map(inputs: types.Object, plan: EmbeddingPlan, *, has_index: bool) -> N
         ),
     )
     check(key, plan.check_map_key)
-    if has_index and plan.map_key == plan.index_key:
+    if plan.params.similarity_index and plan.map_key == plan.index_key:
         mark_invalid(key, "The similarity index and the 2-D map need different brain keys")
 
     method = ask_choice(

@@ -17,12 +17,12 @@ from .widgets import ask_box, ask_choice, check, mark_invalid
 _METRICS = ("cosine", "euclidean", "dotproduct")
 
 
-def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
-    """Ask whether to feed a similarity index, and which; return whether to."""
+def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> None:
+    """Ask whether to feed a similarity index, and which."""
     description = "Sort by similarity to any image; find duplicates and outliers"
     box = ask_box(inputs, "similarity_index", "Similarity index", description)
     if not plan.params.similarity_index:
-        return False
+        return
 
     if plan.source.frames_prefix:
         mark_invalid(box, NO_FRAMES)
@@ -43,7 +43,7 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
     )
     check(backend, lambda: get_backend(plan.backend))
     if backend.invalid:
-        return True
+        return
 
     if plan.backend != SKLEARN:
         _ask_settings(inputs, plan)
@@ -57,7 +57,6 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
         ),
     )
     check(key, lambda: plan.check_index(plan.index))
-    return True
 
 
 def with_secrets(
