@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.media as fom
+import fiftyone.zoo as foz
 from fiftyone.operators import types
 
 from ..checkpoints import CHECKPOINTS, Checkpoint, get_checkpoint
@@ -17,7 +17,6 @@ from .compute_params import WHOLE
 from .compute_plan import EmbeddingPlan, get_settings, make_plan
 from .compute_request import ComputeRequest
 from .index_form import ask_index
-from .local_weights import find_on_disk, zoo_folder
 from .maps import METHODS
 from .widgets import ask_box, ask_choice, check, check_named, mark_invalid
 from .zoo_form import ask_pooling
@@ -37,7 +36,8 @@ def build_form(request: ComputeRequest) -> tuple[types.Property, EmbeddingPlan |
     if _ask_model(inputs, request) and _ask_patches(inputs, request):
         plan = make_plan(request)
         _ask_field(inputs, plan)
-        _ask_map(inputs, plan, has_index=ask_index(inputs, plan))
+        ask_index(inputs, plan)
+        _ask_map(inputs, plan)
         _ask_options(inputs, plan)
 
     return types.Property(inputs, view=types.View(label=TITLE)), plan
@@ -67,17 +67,18 @@ def check_form(
 
 def _ask_model(inputs: types.Object, request: ComputeRequest) -> bool:
     """Ask for checkpoint and pooling; return whether they are valid."""
-    params, allowed, folder = request.params, request.allowed, zoo_folder()
+    params, allowed = request.params, request.allowed
     if allowed.restrictions is not None:
         label = f"Models are restricted: {allowed.restrictions}"
         inputs.view("allowed", types.Notice(label=label))
 
+    downloaded = foz.list_downloaded_zoo_models()
     first_of = {c.file: c for c in reversed(allowed.checkpoints)}
     model = ask_choice(
         inputs,
         "model_name",
         {
-            checkpoint.name: _label(checkpoint, folder)
+            checkpoint.name: _label(checkpoint, checkpoint.name in downloaded)
             for checkpoint in allowed.checkpoints
             if first_of[checkpoint.file] is checkpoint
         },
@@ -144,7 +145,7 @@ def _ask_field(inputs: types.Object, plan: EmbeddingPlan) -> None:
     )
 
 
-def _ask_map(inputs: types.Object, plan: EmbeddingPlan, *, has_index: bool) -> None:
+def _ask_map(inputs: types.Object, plan: EmbeddingPlan) -> None:
     """Ask whether to compute a 2-D map, and which."""
     description = "Visualize the embeddings in the Embeddings panel"
     box = ask_box(inputs, "visualization", "2-D map", description)
@@ -165,7 +166,7 @@ def _ask_map(inputs: types.Object, plan: EmbeddingPlan, *, has_index: bool) -> N
         ),
     )
     check(key, plan.check_map_key)
-    if has_index and plan.map_key == plan.index_key:
+    if plan.params.similarity_index and plan.map_key == plan.index_key:
         mark_invalid(key, "The similarity index and the 2-D map need different brain keys")
 
     method = ask_choice(
@@ -182,19 +183,16 @@ def _ask_map(inputs: types.Object, plan: EmbeddingPlan, *, has_index: bool) -> N
 def _ask_options(inputs: types.Object, plan: EmbeddingPlan) -> None:
     inputs.str(
         "failure_tag",
-        required=False,
         label="Tag failures",
         description="Tag to add to samples that cannot be embedded; empty for none",
     )
     inputs.int(
         "batch_size",
-        required=False,
         label="Batch size",
         description="Images per forward pass; empty for the default, 32",
     )
     inputs.int(
         "num_workers",
-        required=False,
         label="Workers",
         description="Threads that read images; empty for one per core",
     )
@@ -213,12 +211,10 @@ def _embeddings_fields(plan: EmbeddingPlan) -> list[str]:
     return sorted(name for name in names if "." not in name)
 
 
-def _label(checkpoint: Checkpoint, folder: Path | None) -> str:
-    size = f"{checkpoint.size_bytes / 1e6:,.0f} MB"
-    where = (
-        f"{size}, on disk" if find_on_disk(checkpoint, folder) else f"{size} to download"
-    )
+def _label(checkpoint: Checkpoint, is_in_zoo: bool) -> str:
+    where = ", on disk" if is_in_zoo or checkpoint.file.cached() else " to download"
     return (
         f"{checkpoint.name}: {checkpoint.embedding_dim} dimensions, "
-        f"{checkpoint.parameters / 1e6:.1f} M parameters, {where}"
+        f"{checkpoint.parameters / 1e6:.1f} M parameters, "
+        f"{checkpoint.size_bytes / 1e6:,.0f} MB{where}"
     )

@@ -101,11 +101,10 @@ class EmbeddingPlan:
     @cached_property
     def default_index_key(self) -> str:
         """The first brain key that is new, or of an index that the run may feed."""
-        backend = self.params.similarity_backend
 
         def can_feed(key: str) -> bool:
             try:
-                self.check_index(self._index_options(key, backend))
+                self.check_index(self._index_options(key, self.params.similarity_backend))
             except (ValueError, ImportError):
                 return False
 
@@ -140,7 +139,7 @@ class EmbeddingPlan:
     @property
     def default_method(self) -> str:
         """The method of the 2-D map if none is given."""
-        return "umap" if _has_umap() else "pca"
+        return "umap" if importlib.util.find_spec("umap") else "pca"
 
     @property
     def method(self) -> str:
@@ -198,7 +197,7 @@ class EmbeddingPlan:
                 f"Invalid method {self.method!r}. Valid are {list(METHODS)}",
             )
 
-        if self.method == "umap" and not _has_umap():
+        if self.method == "umap" and self.default_method != "umap":
             raise ValueError("Method 'umap' is not installed: pip install umap-learn")
 
     @property
@@ -254,10 +253,6 @@ def get_settings(params: EmbeddingParams) -> tuple[Checkpoint, Settings]:
     checkpoint = get_checkpoint(params.model_name)
     options = {} if params.pooling is None else {"pooling": params.pooling}
     return checkpoint, parse_settings(checkpoint, options)
-
-
-def _has_umap() -> bool:
-    return importlib.util.find_spec("umap") is not None
 
 
 def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:

@@ -22,9 +22,9 @@ from ..runs.runner import Step, embed_in_steps
 from ..zoo_model import load
 from .compute_plan import EmbeddingPlan
 from .index_form import with_secrets
-from .local_weights import find_in_zoo, find_on_disk, zoo_folder
+from .local_weights import find_in_zoo
 from .maps import compute_map
-from .outputs import report_to_dict, show_error, show_progress, show_report
+from .outputs import report_to_dict, report_view, show, show_error, show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def stream(
                 yield trigger("show_output", shown)
 
         yield trigger("reload_dataset", None)
-        yield trigger("show_output", show_report(plan.source.dataset, result))
+        yield trigger("show_output", show(report_view(plan.source.dataset, result), result))
     except Exception as error:
         logger.exception("compute_hiera_embeddings failed")
         yield trigger("reload_dataset", None)
@@ -150,12 +150,12 @@ def _run(
     progress: bool | None,
 ) -> _Updates:
     """Load the model, embed, and compute the brain runs; fill in the result."""
-    checkpoint, params, folder = plan.checkpoint, plan.params, zoo_folder()
+    checkpoint, params = plan.checkpoint, plan.params
     map_key = plan.map_key if params.visualization else None
-    verb = "Loading" if find_on_disk(checkpoint, folder) else "Downloading"
+    weights = find_in_zoo(checkpoint)
+    verb = "Loading" if weights or checkpoint.file.cached() else "Downloading"
     yield f"{verb} {checkpoint.name}, {checkpoint.size_bytes / 1e6:,.0f} MB", None
 
-    weights = find_in_zoo(checkpoint, folder)
     model = load(checkpoint.name, weights, {"pooling": plan.settings.pooling})
     options = plan.options
     if params.similarity_index:

@@ -17,12 +17,12 @@ from .widgets import ask_box, ask_choice, check, mark_invalid
 _METRICS = ("cosine", "euclidean", "dotproduct")
 
 
-def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
-    """Ask whether to feed a similarity index, and which; return whether to."""
+def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> None:
+    """Ask whether to feed a similarity index, and which."""
     description = "Sort by similarity to any image; find duplicates and outliers"
     box = ask_box(inputs, "similarity_index", "Similarity index", description)
     if not plan.params.similarity_index:
-        return False
+        return
 
     if plan.source.frames_prefix:
         mark_invalid(box, NO_FRAMES)
@@ -43,7 +43,7 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
     )
     check(backend, lambda: get_backend(plan.backend))
     if backend.invalid:
-        return True
+        return
 
     if plan.backend != SKLEARN:
         _ask_settings(inputs, plan)
@@ -57,23 +57,17 @@ def ask_index(inputs: types.Object, plan: EmbeddingPlan) -> bool:
         ),
     )
     check(key, lambda: plan.check_index(plan.index))
-    return True
 
 
 def with_secrets(
     options: IndexOptions, find_secret: Callable[[str], str | None]
 ) -> IndexOptions:
     """Add the credentials that the secrets of the App have and the environment has not."""
-    name = options.backend
-    if name is None:
-        return options
-
-    backend = get_backend(name)
-    names = {credential: backend.env_name(credential) for credential in backend.credentials}
+    backend = get_backend(options.backend)
     secrets = {
-        credential: find_secret(variable)
-        for credential, variable in names.items()
-        if variable not in os.environ
+        credential: find_secret(backend.env_name(credential))
+        for credential in backend.credentials
+        if backend.env_name(credential) not in os.environ
     }
     given = {credential: value for credential, value in secrets.items() if value}
     return replace(options, settings={**given, **options.settings})
@@ -81,19 +75,16 @@ def with_secrets(
 
 def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
     backend = get_backend(plan.backend)
-    if not any(name in backend.configured for name in backend.credentials):
-        variables = [*map(backend.env_name, backend.credentials)]
-        if variables:
-            label = (
-                f"Set {variables[0]} in the environment or as a secret; FiftyOne does not "
-                "store where the database is"
-            )
-            inputs.view("similarity_place", types.Notice(label=label))
+    if backend.credentials and backend.configured.keys().isdisjoint(backend.credentials):
+        label = (
+            f"Set {backend.env_name(backend.credentials[0])} in the environment or as a "
+            "secret; FiftyOne does not store where the database is"
+        )
+        inputs.view("similarity_place", types.Notice(label=label))
 
     if backend.table_setting is not None:
         inputs.str(
             "similarity_table",
-            required=False,
             label=backend.table_setting.replace("_", " ").capitalize(),
             description="A new name; empty for one by the name of the dataset",
         )
@@ -103,7 +94,6 @@ def _ask_settings(inputs: types.Object, plan: EmbeddingPlan) -> None:
             inputs,
             "similarity_metric",
             _METRICS,
-            required=False,
             label="Metric",
             description='Empty for "cosine", or that of the index',
         )

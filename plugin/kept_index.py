@@ -33,7 +33,6 @@ class KeptIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: object = None
-        self._count = 0
         self._since: datetime | None = None
         self._index: Any = None
 
@@ -61,15 +60,15 @@ class KeptIndex:
             )
 
         with self._lock:
-            key = (dataset_id(dataset), brain_key, info.timestamp)
             samples = sample_collection(dataset)
             count, since = samples.estimated_document_count(), _now(samples)
-            if key != self._key or count != self._count or not self._update(dataset, path):
+            key = (dataset_id(dataset), brain_key, info.timestamp, count)
+            if key != self._key or not self._update(dataset, path):
                 self._key = self._index = None
                 self._index = _load_vectors(dataset, brain_key, path)
                 self._key = key
 
-            self._count, self._since = count, since
+            self._since = since
             yield self._index
 
     def _update(self, dataset: Any, path: str | None) -> bool:

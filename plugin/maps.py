@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import pickle
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import fiftyone.brain as fob
@@ -88,11 +86,12 @@ def compute_map(target: Target, key: str, method: str) -> None:
     Raises:
         ValueError: if FiftyOne cannot add the samples
     """
-    if key in target.dataset.list_brain_runs():
+    dataset = target.dataset
+    if key in dataset.list_brain_runs():
         grow_map(target, key)
         return
 
-    with _deleted_on_error(target.dataset, key):
+    try:
         results = fob.compute_visualization(
             target.samples,
             patches_field=target.patches_field,
@@ -103,8 +102,14 @@ def compute_map(target: Target, key: str, method: str) -> None:
         )
         # With points on the samples, the App selects by a polygon instead of IDs; FiftyOne
         # cannot do so for patches
-        if target.patches_field is None and not target.dataset.has_field(key):
+        if target.patches_field is None and not dataset.has_field(key):
             results.index_points(create_index=False, progress=False)
+    except BaseException:
+        # FiftyOne registers a brain run before it computes anything
+        if key in dataset.list_brain_runs():
+            dataset.delete_brain_run(key)
+
+        raise
 
 
 def grow_map(target: Target, key: str) -> None:
@@ -115,11 +120,20 @@ def grow_map(target: Target, key: str) -> None:
     """
     results = _load(target.dataset, key)
     embedded = match_embeddings(target, target.samples, True)
-    with _without_index(results, target.dataset):
+    field = results.config.points_field
+    has_index = field in target.dataset.list_indexes()
+    if has_index:
+        # It refuses points outside of the area of those that it was created for
+        target.dataset.drop_index(field)
+
+    try:
         if results.needs_update(embedded):
             results.add_samples(embedded, progress=False)
         else:
             results.save()
+    finally:
+        if has_index:
+            results.index_points(field, progress=False)
 
 
 def _load(dataset: Any, key: str) -> VisualizationResults:
@@ -128,10 +142,10 @@ def _load(dataset: Any, key: str) -> VisualizationResults:
     if loaded is None:
         raise ValueError(f"Brain run {key!r} has no results: delete it")
 
-    config, ids, path = loaded.config, loaded.sample_ids, "id"
+    config, label_ids = loaded.config, loaded.label_ids
+    ids, path = loaded.sample_ids, "id"
     if config.patches_field is not None:
-        ids = loaded.label_ids
-        path = f"{label_path(dataset, config.patches_field)[1]}.id"
+        ids, path = label_ids, f"{label_path(dataset, config.patches_field)[1]}.id"
 
     samples = all_slices(dataset)
     kept = np.isin(ids, samples.values(path, unwind=True))
@@ -139,7 +153,6 @@ def _load(dataset: Any, key: str) -> VisualizationResults:
     if config.method == "umap" and not kept.all():
         reducer = _keep_fitted(reducer, kept)
 
-    label_ids = loaded.label_ids
     return VisualizationResults(
         samples,
         config,
@@ -156,33 +169,3 @@ def _keep_fitted(reducer_blob: str, kept: npt.NDArray[np.bool_]) -> str:
     reducer = pickle.loads(zlib.decompress(base64.b64decode(reducer_blob)))
     reducer.embedding_ = reducer.embedding_[kept[: len(reducer.embedding_)]]
     return base64.b64encode(zlib.compress(pickle.dumps(reducer))).decode("ascii")
-
-
-@contextlib.contextmanager
-def _without_index(results: VisualizationResults, dataset: Any) -> Iterator[None]:
-    """Drop the database's index of the points, if there is one, and create it again.
-
-    It refuses points outside of the area of those that it was created for.
-    """
-    field = results.config.points_field
-    is_indexed = field in dataset.list_indexes()
-    if is_indexed:
-        dataset.drop_index(field)
-
-    try:
-        yield
-    finally:
-        if is_indexed:
-            results.index_points(field, progress=False)
-
-
-@contextlib.contextmanager
-def _deleted_on_error(dataset: Any, brain_key: str) -> Iterator[None]:
-    # FiftyOne registers a brain run before it computes anything
-    try:
-        yield
-    except BaseException:
-        if brain_key in dataset.list_brain_runs():
-            dataset.delete_brain_run(brain_key)
-
-        raise

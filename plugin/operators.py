@@ -24,7 +24,16 @@ _PLUGIN = "@fiftyone-hiera/hiera"
 _STOP = "stop_hiera_embeddings"
 
 
-class ComputeHieraEmbeddings(foo.Operator):
+class _GridOperator(foo.Operator):
+    """An operator with a button in the actions row of the grid."""
+
+    def resolve_placement(self, ctx: Any) -> types.Placement:
+        """Place the button."""
+        button = types.Button(label=self.config.label, icon=self.config.icon)
+        return types.Placement(types.Places.SAMPLES_GRID_SECONDARY_ACTIONS, button)
+
+
+class ComputeHieraEmbeddings(_GridOperator):
     """Computes embeddings and, on request, a similarity index and a visualization."""
 
     @property
@@ -92,10 +101,6 @@ class ComputeHieraEmbeddings(foo.Operator):
         """Delegate the run if the parameter ``delegate`` is set."""
         return True if ctx.params.get("delegate") else None
 
-    def resolve_placement(self, ctx: Any) -> types.Placement:
-        """Place a button in the actions row of the grid."""
-        return _place_in_grid(self.config)
-
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form and validate its inputs."""
         try:
@@ -127,11 +132,9 @@ class ComputeHieraEmbeddings(foo.Operator):
             plan = partial(make_plan, request)
             return stream(plan, ctx.trigger, on_stop=f"{_PLUGIN}/{_STOP}")
 
-        def find_errors(form: types.Property) -> list[Any]:
-            errors: list[Any] = ValidationContext(given, form, self).errors
-            return errors
-
-        plan = partial(check_form, request, find_errors)
+        plan = partial(
+            check_form, request, lambda form: ValidationContext(given, form, self).errors
+        )
         return await finish(plan, ctx.set_progress if ctx.delegated else None)
 
     def resolve_output(self, ctx: Any) -> types.Property | None:
@@ -158,7 +161,7 @@ class StopHieraEmbeddings(foo.Operator):
         stop(ctx.params["run"])
 
 
-class SortByHieraSimilarity(foo.Operator):
+class SortByHieraSimilarity(_GridOperator):
     """Sorts the view by similarity to an uploaded image."""
 
     @property
@@ -172,10 +175,6 @@ class SortByHieraSimilarity(foo.Operator):
             dynamic=True,
         )
 
-    def resolve_placement(self, ctx: Any) -> types.Placement:
-        """Place a button in the actions row of the grid."""
-        return _place_in_grid(self.config)
-
     def resolve_input(self, ctx: Any) -> types.Property:
         """Build the form."""
         try:
@@ -183,7 +182,6 @@ class SortByHieraSimilarity(foo.Operator):
         except ImportError as error:
             return _missing_package_form(error)
 
-        load_dataset(ctx)
         return build_form(read_search(ctx))
 
     def execute(self, ctx: Any) -> None:
@@ -192,7 +190,6 @@ class SortByHieraSimilarity(foo.Operator):
         from .search import read_search, sort_view
 
         try:
-            load_dataset(ctx)
             view = sort_view(read_search(ctx))
         except Exception as error:
             if not _is_from_app(ctx, self.uri):
@@ -221,12 +218,12 @@ def _read_params(ctx: Any, uri: str) -> Any:
     from .compute_params import check_names, rename_params
 
     load_dataset(ctx)
-    renamed = copy.copy(ctx)
     given = ctx.params
     if ctx.pipeline is not None:
         # FiftyOne puts the parameters of a stage into the request alone
         given = ctx.request_params.get("params") or {}
 
+    renamed = copy.copy(ctx)
     renamed.params = rename_params(given)
     if not _is_from_app(ctx, uri):
         check_names(renamed.params)
@@ -239,8 +236,3 @@ def _missing_package_form(error: ImportError) -> types.Property:
         f"{error}. Install the requirements of this plugin: fiftyone plugins requirements "
         f"{_PLUGIN} --install"
     )
-
-
-def _place_in_grid(config: foo.OperatorConfig) -> types.Placement:
-    button = types.Button(label=config.label, icon=config.icon)
-    return types.Placement(types.Places.SAMPLES_GRID_SECONDARY_ACTIONS, button)

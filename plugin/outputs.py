@@ -35,6 +35,11 @@ def report_to_dict(report: EmbeddingReport) -> dict[str, Any]:
     }
 
 
+def show(outputs: types.Property, results: dict[str, Any]) -> Any:
+    """Return parameters of ``show_output`` for a view and its values."""
+    return {"outputs": outputs.to_json(), "results": results}
+
+
 def show_progress(label: str, progress: float | None, on_stop: str, run: str) -> Any:
     """Return parameters of ``show_output`` for a progress bar with a Stop button.
 
@@ -47,19 +52,14 @@ def show_progress(label: str, progress: float | None, on_stop: str, run: str) ->
     outputs = types.Object()
     outputs.float("progress", view=types.ProgressView(label=label))
     outputs.btn("stop", label="Stop", on_click=on_stop, params={"run": run})
-    return _show(types.Property(outputs), {"progress": progress})
-
-
-def show_report(dataset: Any, result: dict[str, Any]) -> Any:
-    """Return parameters of ``show_output`` for a report; see :func:`report_view`."""
-    return _show(report_view(dataset, result), result)
+    return show(types.Property(outputs), {"progress": progress})
 
 
 def show_error(title: str, error: Exception) -> Any:
     """Return parameters of ``show_output`` for an error."""
     outputs = types.Object()
     outputs.view("error", types.Error(label=title, description=str(error)))
-    return _show(types.Property(outputs), {})
+    return show(types.Property(outputs), {})
 
 
 def report_view(dataset: Any, result: dict[str, Any]) -> types.Property:
@@ -130,7 +130,3 @@ def _show_reasons(outputs: types.Object, name: str, notices: list[dict[str, Any]
         reasons.append("- ...")
 
     outputs.md("\n".join(reasons), name=name)
-
-
-def _show(outputs: types.Property, results: dict[str, Any]) -> Any:
-    return {"outputs": outputs.to_json(), "results": results}

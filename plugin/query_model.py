@@ -15,7 +15,7 @@ from ..embedding.provenance import RECORDED_OPTIONS, Provenance, differing
 from ..hiera.hub import WEIGHTS_NAME
 from ..runs.index_model import read_index_provenance
 from .allowed_models import AllowedModels
-from .local_weights import find_in_zoo, find_on_disk, zoo_folder
+from .local_weights import find_in_zoo
 
 # Every zoo entry accepts the option checkpoint; this one has nothing to download
 _CARRIER = "hiera-nano-digits"
@@ -61,9 +61,23 @@ class IndexModel:
         ):
             allowed.check_checkpoint(CHECKPOINTS[self.name])
 
+    def find_files(self) -> list[Path]:
+        """Find the files on disk that the model is loaded from, and those beside them."""
+        checkpoint = CHECKPOINTS[self.name]
+        weights = find_in_zoo(checkpoint) or checkpoint.file.cached()
+        if "checkpoint" in self.options:
+            path = Path(self.options["checkpoint"]).expanduser()
+            weights = path / WEIGHTS_NAME if path.is_dir() else path
+
+        if weights is None or not weights.is_file():
+            return []
+
+        # A model depends on its config.json too, a source of the zoo on its manifest.json
+        return [weights, *sorted(weights.parent.glob("*.json"))]
+
 
 class KeptModel:
-    """Loads models and keeps the last one for the next search, for one thread at a time.
+    """Loads models of indexes, for one thread at a time, and keeps the last one.
 
     A model is released before another one is loaded, and loaded again if its files have
     changed.
@@ -75,27 +89,36 @@ class KeptModel:
         self._model: Any = None
 
     @contextlib.contextmanager
-    def use(self, name: str, options: dict[str, Any]) -> Iterator[Any]:
-        """Load a model of the zoo, unless it is the last one.
+    def use(self, brain_key: str, found: IndexModel) -> Iterator[Any]:
+        """Load the model of a similarity index, unless it is the last one.
 
         Yields:
             a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in
             this context only
+
+        Raises:
+            ValueError: if the model has changed since the index was computed
         """
         from ..zoo_model import load
 
         with self._lock:
-            key = (name, options, [*map(_state, _find_files(name, options))])
+            key = (found.name, found.options, [*map(_state, found.find_files())])
             if key != self._key:
                 self._key = self._model = None
-                weights = find_in_zoo(CHECKPOINTS[name], zoo_folder())
-                self._model = load(name, weights, options)
+                weights = find_in_zoo(CHECKPOINTS[found.name])
+                self._model = load(found.name, weights, found.options)
                 self._key = key
 
+            provenance = self._model.embedder.provenance
+            names = differing(found.provenance, provenance) if found.provenance else []
+            if names:
+                raise ValueError(
+                    f"The index {brain_key!r} was computed with "
+                    f"{found.provenance['checkpoint']!r}, which now differs in "
+                    f"{', '.join(names)}. Compute the index again"
+                )
+
             yield self._model
-
-
-_kept = KeptModel()
 
 
 def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
@@ -106,51 +129,12 @@ def find_index_model(dataset: Any, brain_key: str) -> IndexModel | None:
     """
     config = dataset.get_brain_info(brain_key).config
     provenance = read_index_provenance(dataset, config)
-    if provenance:
-        return _from_provenance(provenance)
+    if not provenance:
+        if config.model in CHECKPOINTS:
+            return IndexModel(config.model, dict(config.model_kwargs or {}), {})
 
-    if config.model in CHECKPOINTS:
-        return IndexModel(config.model, dict(config.model_kwargs or {}), {})
+        return None
 
-    return None
-
-
-def describe(model: IndexModel) -> str:
-    """Describe a model by its checkpoint, its pooling and what is not the default."""
-    name = model.provenance.get("checkpoint", model.options.get("checkpoint", model.name))
-    others = [
-        f"{option} {model.options[option]}"
-        for option in _DESCRIBED
-        if model.options.get(option, getattr(Settings, option)) != getattr(Settings, option)
-    ]
-    return ", ".join([name, model.pooling, *others])
-
-
-@contextlib.contextmanager
-def use_index_model(brain_key: str, found: IndexModel) -> Iterator[Any]:
-    """Load the model of a similarity index, unless it is that of the last search.
-
-    Yields:
-        a :class:`fiftyone_hiera.models.embedding.HieraEmbeddingModel`, for use in this
-        context only
-
-    Raises:
-        ValueError: if the model has changed since
-    """
-    with _kept.use(found.name, found.options) as model:
-        provenance = model.embedder.provenance
-        names = differing(found.provenance, provenance) if found.provenance else []
-        if names:
-            raise ValueError(
-                f"The index {brain_key!r} was computed with "
-                f"{found.provenance['checkpoint']!r}, which now differs in "
-                f"{', '.join(names)}. Compute the index again"
-            )
-
-        yield model
-
-
-def _from_provenance(provenance: Provenance) -> IndexModel:
     options = {name: provenance[name] for name in RECORDED_OPTIONS if name in provenance}
     if options["dtype"] == "float32":
         options.pop("engine", None)  # the embeddings are the same, so take the fastest
@@ -162,18 +146,15 @@ def _from_provenance(provenance: Provenance) -> IndexModel:
     return IndexModel(_CARRIER, {**options, "checkpoint": name}, provenance)
 
 
-def _find_files(name: str, options: dict[str, Any]) -> list[Path]:
-    """Find the files on disk that a model is loaded from, and those beside them."""
-    weights = find_on_disk(CHECKPOINTS[name], zoo_folder())
-    if "checkpoint" in options:
-        path = Path(options["checkpoint"]).expanduser()
-        weights = path / WEIGHTS_NAME if path.is_dir() else path
-
-    if weights is None or not weights.is_file():
-        return []
-
-    # A model depends on its config.json too, and a source of the zoo on its manifest.json
-    return [weights, *sorted(weights.parent.glob("*.json"))]
+def describe(model: IndexModel) -> str:
+    """Describe a model by its checkpoint, its pooling and what is not the default."""
+    name = model.provenance.get("checkpoint", model.options.get("checkpoint", model.name))
+    others = [
+        f"{option} {model.options[option]}"
+        for option in _DESCRIBED
+        if model.options.get(option, getattr(Settings, option)) != getattr(Settings, option)
+    ]
+    return ", ".join([name, model.pooling, *others])
 
 
 def _state(file: Path) -> tuple[Any, ...]:

@@ -21,23 +21,21 @@ from ..runs.fiftyone_internals import (
     all_slices,
     flatten_dynamic_groups,
     label_path,
+    load_dataset,
 )
 from ..runs.schema import add_field, describe_type
 from ..runs.views import hides_fields, is_generated, is_patches
 from .allowed_models import AllowedModels, read_allowed
 from .kept_index import KeptIndex
-from .query_model import IndexModel, describe, find_index_model, use_index_model
+from .query_model import IndexModel, KeptModel, describe, find_index_model
 from .widgets import ask_choice, check, error_form
 
 _TITLE = "Sort by similarity to an image"
 _DEFAULT_K = 25
 _DATASET, _VIEW = _TARGETS = ["DATASET", "CURRENT_VIEW"]  # FiftyOne's view targets
 _DISTANCES = "Distances from the last search by similarity"
-_kept = KeptIndex()
-_NO_INDEX = (
-    "This dataset has no similarity index of Hiera embeddings: compute one with "
-    "'Compute Hiera embeddings'"
-)
+_kept_index = KeptIndex()
+_kept_model = KeptModel()
 
 
 @dataclass(frozen=True)
@@ -64,22 +62,23 @@ class Search:
     @cached_property
     def models(self) -> dict[str, IndexModel]:
         """The models of the dataset's indexes of Hiera embeddings, by brain key."""
-        if self.dataset is None:
-            raise ValueError(_NO_INDEX)
-
         models: dict[str, IndexModel] = {}
-        reason = _NO_INDEX
-        for key in self.dataset.list_brain_runs(type=fob.Similarity):
-            model = find_index_model(self.dataset, key)
-            if model is None:
-                continue
+        reason = (
+            "This dataset has no similarity index of Hiera embeddings: compute one with "
+            "'Compute Hiera embeddings'"
+        )
+        keys = []
+        if self.dataset is not None:
+            keys = self.dataset.list_brain_runs(type=fob.Similarity)
 
+        for key in keys:
+            model = find_index_model(self.dataset, key)
             try:
-                model.check(self.allowed)
+                if model is not None:
+                    model.check(self.allowed)
+                    models[key] = model
             except ValueError as error:
                 reason = str(error)
-            else:
-                models[key] = model
 
         if not models:
             raise ValueError(reason)
@@ -125,7 +124,12 @@ class Search:
 
         is_whole = target == _DATASET
         samples = self.dataset.view() if is_whole else flatten_dynamic_groups(self.view)
-        if is_generated(samples) and not _shows_patches(samples, self.patches_field):
+        field = self.patches_field
+        if is_generated(samples) and not (
+            field is not None
+            and samples.has_field(field)
+            and label_path(samples, field)[1] == field
+        ):
             raise ValueError(
                 f"The index {self.brain_key!r} is of {self.unit}, which the current view "
                 "does not show: search the dataset, or show others"
@@ -179,6 +183,7 @@ class Search:
 
 def read_search(ctx: Any) -> Search:
     """Read the search that is asked for from an operator's context."""
+    load_dataset(ctx)
     # FiftyOne moves this parameter out of the others
     target = {**ctx.params, **ctx.request_params}.get("view_target")
     params = {**ctx.params, "view_target": target}
@@ -205,12 +210,8 @@ def build_form(search: Search) -> types.Property:
         check(target, lambda: search.samples)
 
     is_clear = not index.invalid and not target.invalid
-    inputs.define_property(
-        "query_image",
-        types.UploadedFile(),
-        required=True,
-        label="Image",
-        view=types.FileView(label="Image"),
+    inputs.uploaded_file(
+        "query_image", required=True, label="Image", view=types.FileView(label="Image")
     )
     number = inputs.int(
         "k",
@@ -248,22 +249,21 @@ def sort_view(search: Search) -> Any:
     dataset, key, patches_field = search.dataset, search.brain_key, search.patches_field
     k, path = search.k, search.distances_path
     image = _decode(search.params["query_image"])
-    with use_index_model(key, search.models[key]) as model:
+    with _kept_model.use(key, search.models[key]) as model:
         embedding = model.embed(image)
 
     samples = search.samples
     if patches_field is not None and not is_patches(samples):
         samples = samples.to_patches(patches_field)
 
-    dist_field = None
+    dist_field = search.params.get("dist_field") or None
     if path is not None:
         _empty_field(dataset, path)
         samples.reload()  # patches are copies of the labels
-        dist_field = path
         if patches_field is not None:
-            dist_field = f"{patches_field}.{path.rpartition('.')[2]}"
+            dist_field = f"{patches_field}.{dist_field}"
 
-    with _kept.use(dataset, key) as index:
+    with _kept_index.use(dataset, key) as index:
         found = _find_similar(index, samples, embedding, k, dist_field)
         if not len(found):
             raise ValueError(_explain_nothing_found(dataset, index, embedding))
@@ -280,14 +280,6 @@ def _show_targets(search: Search) -> types.View:
     choices.add_choice(_DATASET, label="Dataset", description="Search the whole dataset")
     choices.add_choice(_VIEW, label="Current view", description="Search the current view")
     return choices
-
-
-def _shows_patches(samples: Any, field: str | None) -> bool:
-    """Return whether a generated view has the labels of a field one by one."""
-    if field is None or not samples.has_field(field):
-        return False
-
-    return bool(label_path(samples, field)[1] == field)
 
 
 def _count_searched(search: Search) -> str:

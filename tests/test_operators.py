@@ -513,7 +513,7 @@ def _found(samples: Any, path: Path, **params: Any) -> Any:
 
 def _index_model(samples: Any) -> Any:
     module = _module("query_model")
-    return module.use_index_model("key", module.find_index_model(samples, "key"))
+    return module.KeptModel().use("key", module.find_index_model(samples, "key"))
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return model
 
     monkeypatch.setattr(module, "load", load_and_note)
-    query_model = plugin_module("plugin.query_model")
-    monkeypatch.setattr(query_model, "_kept", type(query_model._kept)())
+    search = plugin_module("plugin.search")
+    monkeypatch.setattr(search, "_kept_model", type(search._kept_model)())
     return loaded
 
 
@@ -167,7 +167,7 @@ def test_search_reads_what_was_written_since(samples: Any, digits: list[Any]) ->
     _index(samples, "mean")
     ids = samples.values("id")
     assert _first(samples, 3) == ids[3]
-    kept = plugin_module("plugin.search")._kept
+    kept = plugin_module("plugin.search")._kept_index
     index = kept._index
 
     vectors = samples.values("mean")  # by any tool, in any process
