@@ -132,7 +132,7 @@ def _load_encoder(spec: EncoderSpec) -> Embedder:
         weights = None
 
     try:
-        embedder = load_checkpoint(spec.entry, weights, spec.options).embedder
+        embedder = load_checkpoint(spec.entry, weights, spec.options)
     except Exception as error:
         raise ValueError(f"Cannot load {spec.entry} on node {node}: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from ..hiera.oom import Halving, Pixels, stack
 from ..hiera.pooling import POOLINGS
 from ..images.preprocessing import Preprocessing
 from .jobs import Embeddings
-from .provenance import Origin, Provenance, provenance_of
+from .provenance import Provenance
 
 
 class Embedder:
@@ -23,7 +22,7 @@ class Embedder:
         encoder: the encoder
         preprocessing: the preprocessing, from an image to a uint8 tensor (3, H, W)
         settings: the options, with a device
-        origin: the source of the weights
+        provenance: the provenance of the embeddings
         entry: the name of the entry of the zoo
         weights_path (None): the path of its weights, if it was given
     """
@@ -33,7 +32,7 @@ class Embedder:
         encoder: Encoder,
         preprocessing: Preprocessing,
         settings: Settings,
-        origin: Origin,
+        provenance: Provenance,
         entry: str,
         weights_path: Path | None = None,
     ) -> None:
@@ -42,14 +41,9 @@ class Embedder:
         self.encoder = encoder
         self.preprocessing = preprocessing
         self.settings = settings
-        self._origin = origin
+        self.provenance = provenance
         self._pooling = POOLINGS[settings.pooling]
         self._embed_batch = Halving(self._forward)
-
-    @cached_property
-    def provenance(self) -> Provenance:
-        """The provenance of the embeddings."""
-        return provenance_of(self._origin, self.preprocessing, self.settings)
 
     @property
     def dim(self) -> int:
@@ -71,6 +65,11 @@ class Embedder:
         (embeddings,) = self._embed_batch(pixels)
         return embeddings
 
+    def tokens(self, pixels: Pixels) -> torch.Tensor:
+        """Compute the tokens of the settings' stage, of shape (N, T, D)."""
+        (tokens,) = self.encoder(stack(pixels), self.settings.stage)
+        return tokens
+
     def pool(self, tokens: torch.Tensor) -> Embeddings:
         """Pool the tokens of images, and normalize if the settings say so.
 
@@ -89,5 +88,4 @@ class Embedder:
 
     @torch.inference_mode()
     def _forward(self, pixels: Pixels) -> tuple[Embeddings]:
-        (tokens,) = self.encoder(stack(pixels), self.settings.stage)
-        return (self.pool(tokens),)
+        return (self.pool(self.tokens(pixels)),)

@@ -20,16 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .decoding import (
-    ImageLike,
-    ImagePath,
-    Warn,
-    displayed_size,
-    is_path,
-    log_warning,
-    read_image,
-    to_rgb,
-)
+from .decoding import ImageLike, displayed_size, is_path, to_rgb
 from .pickling import Portable
 
 if TYPE_CHECKING:
@@ -78,21 +69,6 @@ class Preprocessing(Portable):
     is_fast: bool = False
     is_squashed: bool = False
 
-    def read(self, path: ImagePath, *, warn: Warn = log_warning) -> Image.Image:
-        """Decode an image file.
-
-        Args:
-            path: the path of the image
-            warn (log_warning): called with each warning about the image
-
-        Returns:
-            an upright RGB image; if :attr:`is_fast`, possibly of reduced size
-
-        Raises:
-            ValueError: if the file cannot be read; the message gives its path
-        """
-        return read_image(path, self._shortest_edge, warn=warn)
-
     def to_sized_rgb(self, image: ImageLike) -> tuple[Image.Image, tuple[int, int]]:
         """Convert an image to upright RGB.
 
@@ -103,7 +79,7 @@ class Preprocessing(Portable):
             a tuple of the image, if :attr:`is_fast` possibly of reduced size, and of its
             (width, height) in pixels at full size
         """
-        rgb = to_rgb(image, self._shortest_edge)
+        rgb = to_rgb(image, self.shortest_edge)
         if self.is_fast and is_path(image):
             return rgb, displayed_size(image)
 
@@ -131,7 +107,7 @@ class Preprocessing(Portable):
         Returns:
             a uint8 array of shape (3, height, width)
         """
-        rgb = to_rgb(image, self._shortest_edge)
+        rgb = to_rgb(image, self.shortest_edge)
         resized = self._resized_size(rgb.size)
         crop = self._crop(resized)
         if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
@@ -201,7 +177,7 @@ class Preprocessing(Portable):
         return left, top, left + width, top + height
 
     @property
-    def _shortest_edge(self) -> int | None:
+    def shortest_edge(self) -> int | None:
         """The shortest edge in pixels that JPEGs may be decoded to; None is their own."""
         if not self.is_fast:
             return None

@@ -87,20 +87,14 @@ class HieraHeatmapModel(HieraEmbeddingModel):
 
         (grids,) = self._compute_values(pixels)
         self._check_finite(grids)
-        return [
-            make_heatmap(
-                grid, self._limits, self._preprocessing, size, **self._attributes(grid)
-            )
-            for grid, size in zip(grids, sizes, strict=True)
-        ]
+        return [self._to_label(*values) for values in zip(grids, sizes, strict=True)]
 
     @abstractmethod
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         """Compute the values (N, h, w) of the heatmaps of images (N, 3, H, W)."""
 
-    def _attributes(self, values: Values) -> dict[str, float]:
-        """Return further attributes of the label of an image with values (h, w)."""
-        return {}
+    def _to_label(self, values: Values, size: tuple[int, int]) -> fol.Heatmap:
+        return make_heatmap(values, self._limits, self._preprocessing, size)
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
         if isinstance(args, Mapping) and not self.preprocess:
@@ -117,16 +111,17 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
     """FiftyOne model that generates heatmaps of a principal component of patch tokens.
 
     Args:
-        basis: the path of a basis that :meth:`fit_heatmap` wrote, or None
-        embedder: what computes embeddings
+        embedder: what computes embeddings; its settings may name a basis that
+            :meth:`fit_heatmap` wrote
     """
 
     # In standard deviations of the tokens that the basis was fitted to
     _limits = (-3.0, 3.0)
 
-    def __init__(self, basis: Path | None, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        self._basis = None if basis is None else self._load_basis(basis)
+        path = self.settings.heatmap_basis
+        self._basis = None if path is None else self._load_basis(path)
 
     def __enter__(self) -> HieraFeatureHeatmapModel:
         """Check that there is a basis before FiftyOne's own methods start.
@@ -195,10 +190,9 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
             save_basis(self._basis, Path(path))
 
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
-        (tokens,) = self._encoder(pixels, self.settings.stage)
         grid = self._encoder.config.grid_size(self.settings.stage)
-        values: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
-        return values
+        tokens = self.embedder.tokens(pixels)
+        return self._require_basis()(tokens).unflatten(1, grid)
 
     def _require_basis(self) -> Basis:
         if self._basis is None:
@@ -211,14 +205,14 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
         return self._basis
 
-    def _load_basis(self, path: Path) -> Basis:
-        basis = load_basis(path)
+    def _load_basis(self, path: str) -> Basis:
+        basis = load_basis(Path(path))
         fitted_with, here = basis.fitted_with, self._fitted_with
         differing = [name for name in here if fitted_with.get(name) != here[name]]
         if differing:
             raise OptionError(
                 "heatmap_basis",
-                f"Invalid heatmap_basis: {str(path)!r} was fitted with "
+                f"Invalid heatmap_basis: {path!r} was fitted with "
                 f"{_format(fitted_with, differing)}, but this model has "
                 f"{_format(here, differing)}. Use the same checkpoint and options, "
                 "or fit another basis with model.fit_heatmap(dataset)",
@@ -237,7 +231,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         }
 
     def _compute_tokens(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
-        forward = Halving(self._forward_tokens)
+        forward = Halving(lambda pixels: (self.embedder.tokens(pixels).cpu().numpy(),))
         with ThreadPoolExecutor(fou.recommend_thread_pool_workers()) as pool:
             for start in range(0, len(paths), _FIT_BATCH_SIZE):
                 read = pool.map(self._read, paths[start : start + _FIT_BATCH_SIZE])
@@ -245,11 +239,6 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
                 if pixels:
                     (tokens,) = forward(pixels)
                     yield torch.from_numpy(tokens)
-
-    @torch.inference_mode()
-    def _forward_tokens(self, pixels: Pixels) -> tuple[Values]:
-        (tokens,) = self._encoder(stack(pixels), self.settings.stage)
-        return (tokens.cpu().numpy(),)
 
     def _read(self, path: str) -> torch.Tensor | None:
         try:
@@ -263,16 +252,22 @@ class HieraAutoencoderModel(HieraHeatmapModel):
     """FiftyOne model that generates heatmaps of the reconstruction error, and embeds.
 
     Args:
-        autoencoder: the masked autoencoder
-        embedder: what computes embeddings
+        embedder: what computes embeddings, of a masked autoencoder's encoder
     """
 
     # The reconstruction error of a uniform patch is 1; errors above 2 are rare
     _limits = (0.0, 2.0)
 
-    def __init__(self, autoencoder: Autoencoder, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        self._autoencoder = autoencoder
+        encoder = embedder.encoder
+        self._autoencoder = Autoencoder(
+            encoder.saved_config,
+            encoder.weights,
+            embedder.preprocessing,
+            self.settings.num_masks,
+            encoder.device,
+        )
 
     def reconstruct(self, image: ImageLike) -> Image.Image:
         """Reconstruct an image, each mask unit from those around it.
@@ -293,8 +288,10 @@ class HieraAutoencoderModel(HieraHeatmapModel):
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._autoencoder.errors(pixels)
 
-    def _attributes(self, values: Values) -> dict[str, float]:
-        return {"error": float(np.mean(values))}
+    def _to_label(self, values: Values, size: tuple[int, int]) -> fol.Heatmap:
+        label = super()._to_label(values, size)
+        label["error"] = float(np.mean(values))
+        return label
 
 
 def make_heatmap(
@@ -302,7 +299,6 @@ def make_heatmap(
     limits: tuple[float, float],
     preprocessing: Preprocessing,
     size: tuple[int, int],
-    **attributes: Any,
 ) -> fol.Heatmap:
     """Draw a grid of values as a heatmap of the size of its image.
 
@@ -313,7 +309,6 @@ def make_heatmap(
         limits: the values that map to 1 and 255; others are clipped
         preprocessing: the preprocessing of the image
         size: the (width, height) in pixels of the image
-        **attributes: further attributes of the label
 
     Returns:
         a :class:`fiftyone.core.labels.Heatmap`, whose map is uint8: 1 to 255 inside
@@ -327,7 +322,7 @@ def make_heatmap(
 
     # The index -1 selects this border of zeros
     padded = np.pad(levels.astype(np.uint8), ((0, 1), (0, 1)))
-    return fol.Heatmap(map=padded[rows][:, columns], **attributes)
+    return fol.Heatmap(map=padded[rows][:, columns])
 
 
 def _cells(length: int, start: float, end: float, count: int) -> npt.NDArray[np.intp]:

@@ -96,7 +96,7 @@ def test_batches_are_full_and_in_order_of_the_ids(
     )
     paths: list[str] = []
     monkeypatch.setattr(
-        "fiftyone_hiera.images.preprocessing.read_image",
+        "fiftyone_hiera.embedding.prefetch.read_image",
         lambda path, *_, **__: paths.append(path) or Image.open(path),
     )
     model.embed_samples(samples, "hiera", batch_size=16, num_workers=0)
