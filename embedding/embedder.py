@@ -8,7 +8,7 @@ import torch
 
 from ..config import Settings
 from ..hiera.encoder import Encoder
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving, Pixels
 from ..hiera.pooling import POOLINGS
 from ..images.preprocessing import Preprocessing
 from .jobs import Embeddings
@@ -65,27 +65,18 @@ class Embedder:
         (embeddings,) = self._embed_batch(pixels)
         return embeddings
 
-    def tokens(self, pixels: Pixels) -> torch.Tensor:
-        """Compute the tokens of the settings' stage, of shape (N, T, D)."""
-        (tokens,) = self.encoder(stack(pixels), self.settings.stage)
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Compute the tokens that are pooled, a tensor of shape (N, T, D)."""
+        (tokens,) = self.encoder(pixels, self.settings.stage)
         return tokens
 
-    def pool(self, tokens: torch.Tensor) -> Embeddings:
-        """Pool the tokens of images, and normalize if the settings say so.
-
-        Args:
-            tokens: a tensor of shape (N, T, D)
-
-        Returns:
-            an array of shape (N, D)
-        """
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool tokens to embeddings (N, D), and normalize if the settings say so."""
         pooled = self._pooling(tokens, self.encoder.norm)
-        if self.settings.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=1)
+        if not self.settings.normalize:
+            return pooled
 
-        embeddings: Embeddings = pooled.cpu().numpy()
-        return embeddings
+        return torch.nn.functional.normalize(pooled, dim=1)
 
-    @torch.inference_mode()
-    def _forward(self, pixels: Pixels) -> tuple[Embeddings]:
+    def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
         return (self.pool(self.tokens(pixels)),)

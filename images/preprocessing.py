@@ -86,20 +86,13 @@ class Preprocessing(Portable):
         return rgb, rgb.size
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
-        """Resize and crop an image to the encoder's input.
-
-        Args:
-            image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
-
-        Returns:
-            a uint8 tensor of shape (3, height, width)
-        """
+        """Resize and crop an image to a uint8 tensor; see :meth:`to_pixels`."""
         import torch
 
         return torch.from_numpy(self.to_pixels(image))
 
     def to_pixels(self, image: ImageLike) -> PixelArray:
-        """Resize and crop an image to the encoder's input, as an array.
+        """Resize and crop an image to the encoder's input.
 
         Args:
             image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
@@ -142,13 +135,9 @@ class Preprocessing(Portable):
         return left, top, right, bottom
 
     def at(self, image_size: tuple[int, int]) -> Preprocessing:
-        """Return this preprocessing for another input size of the encoder.
+        """Return this preprocessing for another input size (height, width) in pixels.
 
-        Args:
-            image_size: the (height, width) in pixels
-
-        Returns:
-            a :class:`Preprocessing` with the same relative margin around the crop
+        The relative margin around the crop stays the same.
         """
         height, width = (
             side * resized // crop
@@ -186,13 +175,9 @@ class Preprocessing(Portable):
 
 
 def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
-    """Return the preprocessing of Meta's checkpoints for an input size of the encoder.
+    """Return Meta's preprocessing for an input size (height, width) in pixels.
 
-    Args:
-        image_size: the (height, width) in pixels
-
-    Returns:
-        a :class:`Preprocessing` that resizes to 256/224 of that size
+    It resizes to 256/224 of that size.
     """
     return Preprocessing((256, 256), (224, 224)).at(image_size)
 

@@ -69,11 +69,7 @@ def check_is_list(images: object) -> None:
 
 
 def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
-    """Check that a model's output is finite.
-
-    Args:
-        rows: an array of one row per image of a batch
-        dtype: the dtype that the model computes in
+    """Check that the output of a model, a row for each image of a batch, is finite.
 
     Raises:
         ValueError: if there is NaN or infinity; the message lists the images

@@ -13,10 +13,9 @@ import numpy.typing as npt
 import torch
 
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Embeddings
 from ..errors import OptionError
 from ..hiera.classification_head import load_classifier
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving
 from ..images.decoding import ImageLike
 from .embedding import HieraEmbeddingModel
 
@@ -69,8 +68,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
             return []
 
         embeddings, logits = self._classify(pixels)
-        self._check_finite(embeddings)
-        self._check_finite(logits)
+        self._check_finite(embeddings, logits)
         self._embeddings = embeddings
         return [self._to_label(row) for row in logits]
 
@@ -85,11 +83,10 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         stored = logits if self.store_logits else None
         return fol.Classification(label=label, confidence=confidence, logits=stored)
 
-    @torch.inference_mode()
-    def _forward_with_logits(self, pixels: Pixels) -> tuple[Embeddings, Logits]:
+    def _forward_with_logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         stages = sorted({self.settings.stage, self._encoder.config.num_stages})
-        tokens = self._encoder(stack(pixels), *stages)
-        return self.embedder.pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
+        tokens = self._encoder(pixels, *stages)
+        return self.embedder.pool(tokens[0]), self._classifier(tokens[-1])
 
 
 class HieraMultiLabelModel(HieraClassifierModel):

@@ -17,7 +17,7 @@ from ..embedding.arguments import check_progress
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Embeddings
 from ..errors import OptionError
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from ..indexes.options import to_index_options
@@ -49,6 +49,10 @@ class HieraEmbeddingModel(
 
     Args:
         embedder: what computes the embeddings
+
+    Attributes:
+        embedding_dim: the length of an embedding
+        settings: the options
     """
 
     media_type = "image"
@@ -64,6 +68,7 @@ class HieraEmbeddingModel(
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
+        self.embedding_dim = embedder.dim
         self.settings = embedder.settings
         self._encoder = embedder.encoder
         self._preprocessing = embedder.preprocessing
@@ -119,11 +124,6 @@ class HieraEmbeddingModel(
         # FiftyOne reads this before it adds a field and decodes
         refuse_videos_in_brain()
         return True
-
-    @property
-    def embedding_dim(self) -> int:
-        """The length of an embedding."""
-        return self.embedder.dim
 
     @property
     def transforms(self) -> Preprocessing:
@@ -213,16 +213,11 @@ class HieraEmbeddingModel(
         self._encoder.prepare(*wanted)
         pixels = self._to_pixels(images)
 
-        def compute(pixels: Pixels) -> list[Embeddings]:
-            maps = self._encoder.maps(stack(pixels), *wanted)
-            return [values.cpu().numpy() for values in maps]
-
+        forward = Halving(lambda pixels: self._encoder.maps(pixels, *wanted))
         # An empty batch gets the shapes of a black image's maps
         some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
-        maps = [values[: len(pixels)] for values in Halving(compute)(some)]
-        for values in maps:
-            self._check_finite(values)
-
+        maps = [values[: len(pixels)] for values in forward(some)]
+        self._check_finite(*maps)
         return {f"stage{stage}": values for stage, values in zip(wanted, maps, strict=True)}
 
     def get_embeddings(self) -> Embeddings:
@@ -294,15 +289,13 @@ class HieraEmbeddingModel(
                 already. Those that fail keep the one they have, unless the field's
                 embeddings were computed with different settings: then all are
                 removed before the first new one is stored
-            skip_failures (True): whether to continue after a failure, or to stop
-                at the first
+            skip_failures (True): whether to continue after a failure, or stop at the first
             shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint
                 parts of the samples, 0 <= k < n
             failure_tag (None): a tag for the samples that fail. It is removed
                 from those that succeed
-            verify (3): the number of embeddings to check in a field that holds
-                some: they are computed again from their files and compared. 0 is
-                for none
+            verify (3): the number of embeddings to check in a field that holds some: they
+                are computed again from their files and compared. 0 is for none
             progress (None): whether to render a progress bar (True/False), use
                 the default value ``fiftyone.config.show_progress_bars`` (None),
                 or a progress callback function to invoke instead
@@ -313,9 +306,8 @@ class HieraEmbeddingModel(
 
         Returns:
             an :class:`fiftyone_hiera.runs.report.EmbeddingReport` with the attributes
-            ``embedded``, ``skipped``, ``failed`` (each with ``id``,
-            ``sample_id``, ``path`` and ``reason``), ``seconds``,
-            ``images_per_second`` and ``index``
+            ``embedded``, ``skipped``, ``failed`` (each with ``id``, ``sample_id``, ``path``
+            and ``reason``), ``seconds``, ``images_per_second`` and ``index``
 
         Raises:
             ValueError: if an argument is not valid, if the field is read-only, if the
@@ -396,5 +388,6 @@ class HieraEmbeddingModel(
         """Return the encoder's input for the arguments of :meth:`embed_all`."""
         return to_pixels(args, self._preprocessing, preprocess=self.preprocess)
 
-    def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
-        check_finite(rows, self.settings.dtype)
+    def _check_finite(self, *outputs: npt.NDArray[np.float32]) -> None:
+        for rows in outputs:
+            check_finite(rows, self.settings.dtype)

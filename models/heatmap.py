@@ -21,7 +21,7 @@ from PIL import Image
 from ..embedding.embedder import Embedder
 from ..errors import OptionError
 from ..hiera.autoencoder import Autoencoder
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
@@ -51,7 +51,7 @@ class HieraHeatmapModel(HieraEmbeddingModel):
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        self._compute_values = Halving(self._forward_values)
+        self._compute_values = Halving(lambda pixels: (self._values(pixels),))
 
     def predict_all(self, args: Any) -> list[fol.Heatmap]:
         """Generate heatmaps of a batch of images in one forward pass.
@@ -101,10 +101,6 @@ class HieraHeatmapModel(HieraEmbeddingModel):
             args = args["pixels"]  # collated by a data loader
 
         return super()._to_pixels(args)
-
-    @torch.inference_mode()
-    def _forward_values(self, pixels: Pixels) -> tuple[Values]:
-        return (self._values(stack(pixels)).cpu().numpy(),)
 
 
 class HieraFeatureHeatmapModel(HieraHeatmapModel):
@@ -192,7 +188,8 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         grid = self._encoder.config.grid_size(self.settings.stage)
         tokens = self.embedder.tokens(pixels)
-        return self._require_basis()(tokens).unflatten(1, grid)
+        values: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
+        return values
 
     def _require_basis(self) -> Basis:
         if self._basis is None:
@@ -231,7 +228,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         }
 
     def _compute_tokens(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
-        forward = Halving(lambda pixels: (self.embedder.tokens(pixels).cpu().numpy(),))
+        forward = Halving(lambda pixels: (self.embedder.tokens(pixels),))
         with ThreadPoolExecutor(fou.recommend_thread_pool_workers()) as pool:
             for start in range(0, len(paths), _FIT_BATCH_SIZE):
                 read = pool.map(self._read, paths[start : start + _FIT_BATCH_SIZE])
@@ -326,13 +323,9 @@ def make_heatmap(
 
 
 def _cells(length: int, start: float, end: float, count: int) -> npt.NDArray[np.intp]:
-    """Return the cell of each pixel along an axis, or -1 outside of all cells.
+    """Return the cell of each of ``length`` pixels along an axis, or -1 outside of all.
 
-    Args:
-        length: the number of pixels
-        start: the position in pixels where the first cell starts
-        end: the position in pixels where the last cell ends
-        count: the number of cells
+    The cells are ``count``, and lie from ``start`` to ``end``, in pixels.
     """
     positions = (np.arange(length) + 0.5 - start) / (end - start) * count
     cells = np.floor(positions).astype(np.intp)
