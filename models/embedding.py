@@ -26,7 +26,7 @@ from ..runs.report import EmbeddingReport
 from ..runs.runner import embed_samples
 from ..runs.spot_check import adopt
 from ..runs.target import Target
-from .batches import check_finite, to_pixels
+from .batches import check_finite, check_is_list, check_pixels
 from .callers import is_in_apply_model, refuse_videos_in_brain
 from .datasets import ImageGetItem
 
@@ -145,13 +145,10 @@ class HieraEmbeddingModel(
         return self._get_item(self._preprocessing, field_mapping=field_mapping)
 
     def embed(self, arg: ImageLike) -> Embeddings:
-        """Generate an embedding for an image.
+        """Generate an embedding for an image, a float32 array of shape (D,).
 
         Args:
             arg: see :meth:`embed_all`
-
-        Returns:
-            a float32 array of shape (D,)
         """
         embedding: Embeddings = self.embed_all([arg])[0]
         return embedding
@@ -385,8 +382,17 @@ class HieraEmbeddingModel(
         raise NotImplementedError(_NO_LABELS)
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
-        """Return the encoder's input for the arguments of :meth:`embed_all`."""
-        return to_pixels(args, self._preprocessing, preprocess=self.preprocess)
+        """Return the encoder's input (N, 3, H, W) for arguments of :meth:`embed_all`."""
+        check_is_list(args)
+        shape = (3, *self._preprocessing.crop_size)
+        if self.preprocess:
+            pixels = [self._preprocessing(image) for image in args]
+        elif isinstance(args, torch.Tensor):
+            return check_pixels(args, shape)
+        else:
+            pixels = [check_pixels(tensor, shape).view(shape) for tensor in args]
+
+        return torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
 
     def _check_finite(self, *outputs: npt.NDArray[np.float32]) -> None:
         for rows in outputs:
