@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from .jobs import Embeddings
 from .provenance import Provenance
 
 
+@dataclass(eq=False)
 class Embedder:
     """Computes the embeddings of a checkpoint with some settings.
 
@@ -24,25 +26,17 @@ class Embedder:
         settings: the options, with a device
         provenance: the provenance of the embeddings
         entry: the name of the entry of the zoo
-        weights_path (None): the path of its weights, if it was given
+        weights_path: the path of its weights, if it was given
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        preprocessing: Preprocessing,
-        settings: Settings,
-        provenance: Provenance,
-        entry: str,
-        weights_path: Path | None = None,
-    ) -> None:
-        self.entry = entry
-        self.weights_path = weights_path
-        self.encoder = encoder
-        self.preprocessing = preprocessing
-        self.settings = settings
-        self.provenance = provenance
-        self._pooling = POOLINGS[settings.pooling]
+    encoder: Encoder
+    preprocessing: Preprocessing
+    settings: Settings
+    provenance: Provenance
+    entry: str
+    weights_path: Path | None
+
+    def __post_init__(self) -> None:
         self._embed_batch = Halving(self._forward)
 
     @property
@@ -72,7 +66,7 @@ class Embedder:
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pool tokens to embeddings (N, D), and normalize if the settings say so."""
-        pooled = self._pooling(tokens, self.encoder.norm)
+        pooled = POOLINGS[self.settings.pooling](tokens, self.encoder.norm)
         if not self.settings.normalize:
             return pooled
 
