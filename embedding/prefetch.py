@@ -100,16 +100,21 @@ def read_ahead(
 def _split_image(job: Job, preprocessing: Preprocessing, size: int) -> Iterator[_Task]:
     """Divide the parts of an image, which is decoded once, by the first thread.
 
-    The image is held until its parts are read and the next file is divided. As parts are
-    read ahead in the order of the files, few more images are held than there are threads.
+    The image is held until its last part is read. As parts are read ahead in the order of
+    the files, these are few images more than there are threads.
     """
     lock = threading.Lock()
     warnings: list[str] = []
     decode = cache(partial(_decode, job, preprocessing, warnings.append))
+    unread = len(job.parts)
 
     def read(parts: Sequence[Part]) -> list[Read]:
+        nonlocal unread
         with lock:
             image = decode()
+            unread -= len(parts)
+            if not unread:
+                decode.cache_clear()  # the traceback of an error may hold this function
 
         if isinstance(image, ValueError):
             return [Failed(job, parts, image)]
