@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import choose_output
-from .embedding.loading import LoadedCheckpoint, load_checkpoint
-from .hiera.autoencoder import Autoencoder
+from .embedding.loading import load_checkpoint
 from .hiera.checkpoint_kinds import get_architecture
-from .hiera.classification_head import load_classifier
 from .hiera.configuration import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .models.classification import (
     HieraClassifierModel,
@@ -25,42 +23,19 @@ def load(
     name: str, weights_path: Path | None, options: Mapping[str, Any]
 ) -> HieraEmbeddingModel:
     """Load the model of an entry; see :func:`fiftyone_hiera.load_model`."""
-    loaded = load_checkpoint(name, weights_path, options)
-    embedder = loaded.embedder
-    output = choose_output(embedder.settings, get_architecture(loaded.config))
-    model = _make_model(output, loaded)
+    embedder = load_checkpoint(name, weights_path, options)
+    config = embedder.encoder.config
+    output = choose_output(embedder.settings, get_architecture(config))
+    is_classifier = output == "classification"
+    model_class = _CLASSIFIERS[config.problem_type] if is_classifier else _MODELS[output]
+    model = model_class(embedder)
     # Last, as it releases the weights that an engine copied
     stages = {embedder.settings.stage}
-    if output == "classification":
-        stages.add(loaded.config.num_stages)  # the head needs the last one
+    if is_classifier:
+        stages.add(config.num_stages)  # the head needs the last one
 
     embedder.encoder.prepare(*sorted(stages))
     return model
-
-
-def _make_model(output: str, loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
-    """Make the model whose ``apply_model`` computes an output."""
-    embedder = loaded.embedder
-    settings = embedder.settings
-    match output:
-        case "classification":
-            classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
-            model = _CLASSIFIERS[loaded.config.problem_type]
-            return model(classifier, loaded.config.class_names, embedder)
-        case "reconstruction_error":
-            autoencoder = Autoencoder(
-                loaded.config,
-                loaded.weights,
-                embedder.preprocessing,
-                settings.num_masks,
-                embedder.encoder.device,
-            )
-            return HieraAutoencoderModel(autoencoder, embedder)
-        case "heatmap":
-            basis = settings.heatmap_basis
-            return HieraFeatureHeatmapModel(Path(basis) if basis else None, embedder)
-        case _:
-            return HieraEmbeddingModel(embedder)
 
 
 _CLASSIFIERS: dict[str, type[HieraClassifierModel]] = {
@@ -69,3 +44,10 @@ _CLASSIFIERS: dict[str, type[HieraClassifierModel]] = {
     REGRESSION: HieraRegressionModel,
 }
 """Models of a fine-tuned checkpoint, by what it was trained for."""
+
+_MODELS: dict[str, type[HieraEmbeddingModel]] = {
+    "embeddings": HieraEmbeddingModel,
+    "reconstruction_error": HieraAutoencoderModel,
+    "heatmap": HieraFeatureHeatmapModel,
+}
+"""Other models, by what ``apply_model`` computes."""

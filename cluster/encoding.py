@@ -121,7 +121,7 @@ def _load_encoder(spec: EncoderSpec) -> Embedder:
     node = socket.gethostname()
     weights = spec.weights if spec.weights and spec.weights.is_file() else None
     try:
-        embedder = load_checkpoint(spec.entry, weights, spec.options).embedder
+        embedder = load_checkpoint(spec.entry, weights, spec.options)
     except Exception as error:
         raise ValueError(f"Cannot load {spec.entry} on node {node}: {error}") from error
 

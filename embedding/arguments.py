@@ -36,16 +36,8 @@ def optional(convert: Convert) -> Convert:
 def to_integer(name: str, value: Any, least: int) -> int:
     """Convert an argument that is an integer; those of NumPy are, booleans are not.
 
-    Args:
-        name: the name of the argument
-        value: its value
-        least: the smallest valid value
-
-    Returns:
-        an int
-
     Raises:
-        OptionError: if it is not valid
+        OptionError: if it is not an integer of at least ``least``
     """
     if not _is_integer(value) or value < least:
         raise invalid(name, value, f"expected an integer of at least {least}")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..config import Settings
 from ..hiera.encoder import Encoder
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving, Pixels
 from ..hiera.pooling import POOLINGS
 from ..images.preprocessing import Preprocessing
 from .jobs import Embeddings
-from .provenance import Origin, Provenance, provenance_of
+from .provenance import Provenance
 
 
+@dataclass(eq=False)
 class Embedder:
     """Computes the embeddings of a checkpoint with some settings.
 
@@ -23,33 +24,20 @@ class Embedder:
         encoder: the encoder
         preprocessing: the preprocessing, from an image to a uint8 tensor (3, H, W)
         settings: the options, with a device
-        origin: the source of the weights
+        provenance: the provenance of the embeddings
         entry: the name of the entry of the zoo
-        weights_path (None): the path of its weights, if it was given
+        weights_path: the path of its weights, if it was given
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        preprocessing: Preprocessing,
-        settings: Settings,
-        origin: Origin,
-        entry: str,
-        weights_path: Path | None = None,
-    ) -> None:
-        self.entry = entry
-        self.weights_path = weights_path
-        self.encoder = encoder
-        self.preprocessing = preprocessing
-        self.settings = settings
-        self._origin = origin
-        self._pooling = POOLINGS[settings.pooling]
-        self._embed_batch = Halving(self._forward)
+    encoder: Encoder
+    preprocessing: Preprocessing
+    settings: Settings
+    provenance: Provenance
+    entry: str
+    weights_path: Path | None
 
-    @cached_property
-    def provenance(self) -> Provenance:
-        """The provenance of the embeddings."""
-        return provenance_of(self._origin, self.preprocessing, self.settings)
+    def __post_init__(self) -> None:
+        self._embed_batch = Halving(self._forward)
 
     @property
     def dim(self) -> int:
@@ -71,23 +59,18 @@ class Embedder:
         (embeddings,) = self._embed_batch(pixels)
         return embeddings
 
-    def pool(self, tokens: torch.Tensor) -> Embeddings:
-        """Pool the tokens of images, and normalize if the settings say so.
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Compute the tokens that are pooled, a tensor of shape (N, T, D)."""
+        (tokens,) = self.encoder(pixels, self.settings.stage)
+        return tokens
 
-        Args:
-            tokens: a tensor of shape (N, T, D)
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool tokens to embeddings (N, D), and normalize if the settings say so."""
+        pooled = POOLINGS[self.settings.pooling](tokens, self.encoder.norm)
+        if not self.settings.normalize:
+            return pooled
 
-        Returns:
-            an array of shape (N, D)
-        """
-        pooled = self._pooling(tokens, self.encoder.norm)
-        if self.settings.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=1)
+        return torch.nn.functional.normalize(pooled, dim=1)
 
-        embeddings: Embeddings = pooled.cpu().numpy()
-        return embeddings
-
-    @torch.inference_mode()
-    def _forward(self, pixels: Pixels) -> tuple[Embeddings]:
-        (tokens,) = self.encoder(stack(pixels), self.settings.stage)
-        return (self.pool(tokens),)
+    def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.pool(self.tokens(pixels)),)

@@ -86,15 +86,7 @@ Result = Embedded | Failed
 def check_row(
     job: Job, part: Part, embedding: Embeddings, dtype: str, warnings: Sequence[str]
 ) -> Result:
-    """Return the result of a part whose embedding may hold NaN or infinity.
-
-    Args:
-        job: the file
-        part: the part of it
-        embedding: an array of shape (D,)
-        dtype: the dtype that it was computed in
-        warnings: the warnings about the file
-    """
+    """Return the result of an embedding that was computed in a dtype: finite, or failed."""
     if np.isfinite(embedding).all():
         return Embedded(job, part, embedding, warnings)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,15 @@ from ..checkpoints import Checkpoint, get_checkpoint
 from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
 from ..errors import OptionError
 from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
-from ..hiera.configuration import Configuration
 from ..hiera.encoder import Encoder
 from ..hiera.hub import link, sha256
 from ..hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
 from ..hiera.weights_file import MisfitError, WeightsFile
 from .embedder import Embedder
-from .provenance import Origin
+from .provenance import provenance_of
 
 # A child of FiftyOne's own logger, whose handler and level apply to it
 logger = logging.getLogger("fiftyone.hiera")
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A checkpoint with its weights.
-
-    Args:
-        config: the configuration
-        weights: the file of the weights
-        embedder: what computes embeddings; its network is built when it is needed
-    """
-
-    config: Configuration
-    weights: WeightsFile
-    embedder: Embedder
 
 
 def download_weights(name: str, destination: Path) -> None:
@@ -58,9 +41,7 @@ def download_weights(name: str, destination: Path) -> None:
     link(path.resolve(), destination)
 
 
-def load_checkpoint(
-    name: str, path: Path | None, options: Mapping[str, Any]
-) -> LoadedCheckpoint:
+def load_checkpoint(name: str, path: Path | None, options: Mapping[str, Any]) -> Embedder:
     """Load the checkpoint of an entry.
 
     Args:
@@ -70,7 +51,7 @@ def load_checkpoint(
         options: see :class:`fiftyone_hiera.config.Settings`
 
     Returns:
-        a :class:`LoadedCheckpoint`
+        an embedder, whose network is built when it is needed
 
     Raises:
         ValueError: if the name, an option or the weights are not valid
@@ -116,9 +97,10 @@ def load_checkpoint(
             "with add_pooling_layer=False: use 'mean' or 'cls'",
         )
 
-    origin = Origin(source, local.revision, weights.sha256)
-    embedder = Embedder(encoder, preprocessing, settings, origin, name, path)
-    return LoadedCheckpoint(local.config, weights, embedder)
+    provenance = provenance_of(
+        source, local.revision, weights.sha256, preprocessing, settings
+    )
+    return Embedder(encoder, preprocessing, settings, provenance, name, path)
 
 
 def _log_choices(name: str, settings: Settings, options: Mapping[str, Any]) -> None:

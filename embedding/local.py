@@ -50,29 +50,20 @@ def embed_locally(
                     yield []
                     continue
 
-                yield embed_inputs(batch, embedder)
+                yield _embed_batch(batch, embedder)
                 batch = []
                 continue
 
             if in_order:
-                yield embed_inputs(batch, embedder)
+                yield _embed_batch(batch, embedder)
                 batch = []
 
             yield [item]
 
-        yield embed_inputs(batch, embedder)
+        yield _embed_batch(batch, embedder)
 
 
-def embed_inputs(inputs: Sequence[Input], embedder: Embedder) -> list[Result]:
-    """Embed a batch.
-
-    Args:
-        inputs: the inputs, perhaps none
-        embedder: the embedder
-
-    Returns:
-        a result for each input
-    """
+def _embed_batch(inputs: Sequence[Input], embedder: Embedder) -> list[Result]:
     if not inputs:
         return []
 

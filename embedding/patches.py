@@ -20,13 +20,7 @@ ImageArray = npt.NDArray[np.uint8]
 
 
 def to_box(value: Any) -> Box:
-    """Convert the bounding box of a label.
-
-    Args:
-        value: the bounding box as it is stored
-
-    Returns:
-        the box
+    """Convert the bounding box of a label, as it is stored.
 
     Raises:
         ValueError: if there is none, or if it is not four finite numbers
@@ -38,13 +32,7 @@ def to_box(value: Any) -> Box:
 
 
 def enclosing_box(shapes: Any) -> Box:
-    """Return the bounding box of the points of a polyline.
-
-    Args:
-        shapes: the points as they are stored, a list of points for each shape
-
-    Returns:
-        the box
+    """Return the bounding box of a polyline, stored as a list of points for each shape.
 
     Raises:
         ValueError: if there are no points, or if one is not two finite numbers

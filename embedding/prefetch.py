@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from ..images.decoding import read_image
+from ..images.decoding import Warn, read_image
 from ..images.opening import check_is_file
 from ..images.preprocessing import PixelArray, Preprocessing
 from .jobs import Failed, Job, Part
@@ -98,67 +98,50 @@ def read_ahead(
 
 
 def _split_image(job: Job, preprocessing: Preprocessing, size: int) -> Iterator[_Task]:
-    file = _ImageFile(job, preprocessing)
+    """Divide the parts of an image, which is decoded once, by the first thread.
+
+    The image is held until its last part is read. As parts are read ahead in the order of
+    the files, these are few images more than there are threads.
+    """
+    lock = threading.Lock()
+    warnings: list[str] = []
+    decode = cache(partial(_decode, job, preprocessing, warnings.append))
+    unread = len(job.parts)
+
+    def read(parts: Sequence[Part]) -> list[Read]:
+        nonlocal unread
+        with lock:
+            image = decode()
+            unread -= len(parts)
+            if not unread:
+                decode.cache_clear()  # the traceback of an error may hold this function
+
+        if isinstance(image, ValueError):
+            return [Failed(job, parts, image)]
+
+        return [_prepare(job, part, image, preprocessing, warnings) for part in parts]
+
     for start in range(0, len(job.parts), size):
         parts = job.parts[start : start + size]
-        yield len(parts), partial(file.read, parts)
+        yield len(parts), partial(read, parts)
+
+
+def _decode(job: Job, preprocessing: Preprocessing, warn: Warn) -> Any:
+    """Return an image, or an array to crop patches out of, or why it cannot be read."""
+    is_whole = job.parts[0].box is None
+    shortest_edge = preprocessing.shortest_edge if is_whole else None
+    try:
+        image = read_image(job.path, shortest_edge=shortest_edge, warn=warn)
+    except ValueError as error:
+        return error
+
+    return image if is_whole else np.asarray(image)
 
 
 def _split_video(job: Job, preprocessing: Preprocessing, size: int) -> Iterator[_Task]:
     reads = _read_video(job, preprocessing)
     for _ in range(0, len(job.parts), size):
         yield size, lambda: [*itertools.islice(reads, size)]
-
-
-class _ImageFile:
-    """An image file whose parts may be read by several threads: it is decoded once.
-
-    The image is held until its last part is read. As parts are read ahead in the order of
-    the files, these are few images more than there are threads.
-
-    Args:
-        job: the file
-        preprocessing: the preprocessing
-    """
-
-    def __init__(self, job: Job, preprocessing: Preprocessing) -> None:
-        self._job = job
-        self._preprocessing = preprocessing
-        self._warnings: list[str] = []
-        self._image: Any = None
-        self._error: ValueError | None = None
-        self._unread = len(job.parts)
-        self._lock = threading.Lock()
-
-    def read(self, parts: Sequence[Part]) -> list[Read]:
-        """Read some of the parts."""
-        job = self._job
-        with self._lock:
-            if self._image is None and self._error is None:
-                self._decode()
-
-            image = self._image
-            self._unread -= len(parts)
-            if not self._unread:
-                self._image = None
-
-        if self._error is not None:
-            return [Failed(job, parts, self._error)]
-
-        return [
-            _prepare(job, part, image, self._preprocessing, self._warnings)
-            for part in parts
-        ]
-
-    def _decode(self) -> None:
-        is_whole = self._job.parts[0].box is None
-        read = self._preprocessing.read if is_whole else read_image
-        try:
-            image = read(self._job.path, warn=self._warnings.append)
-        except ValueError as error:
-            self._error = error
-        else:
-            self._image = image if is_whole else np.asarray(image)
 
 
 def _read_video(job: Job, preprocessing: Preprocessing) -> Iterator[Read]:

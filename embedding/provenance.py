@@ -7,7 +7,6 @@ never mixed in a field. Fields that older releases wrote are read as well.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints import Checkpoint
@@ -56,40 +55,28 @@ _PREPROCESSING_TEXT = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the weights of a model come from.
+def provenance_of(
+    checkpoint: str,
+    revision: str | None,
+    sha256: str,
+    preprocessing: Preprocessing,
+    settings: Settings,
+) -> Provenance:
+    """Describe the embeddings of a model.
 
     Args:
         checkpoint: the name on the hub or in the zoo, or an absolute path
         revision: the commit on the hub, if known
-        sha256: the hash of the bytes that were loaded
-    """
-
-    checkpoint: str
-    revision: str | None
-    sha256: str
-
-
-def provenance_of(
-    origin: Origin, preprocessing: Preprocessing, settings: Settings
-) -> Provenance:
-    """Describe the embeddings of a loaded model.
-
-    Args:
-        origin: its weights
-        preprocessing: its preprocessing
-        settings: its options
-
-    Returns:
-        a :data:`Provenance`
+        sha256: the hash of the bytes of the weights
+        preprocessing: the preprocessing
+        settings: the options
     """
     return {
         "provenance_version": _VERSION,
         "made_with": f"fiftyone-hiera {VERSION}",
-        "checkpoint": origin.checkpoint,
-        "revision": origin.revision or _UNKNOWN,
-        "sha256": origin.sha256,
+        "checkpoint": checkpoint,
+        "revision": revision or _UNKNOWN,
+        "sha256": sha256,
         **{name: getattr(settings, name) for name in _COMPARED_OPTIONS},
         "image_size": [*settings.image_size] if settings.image_size else None,
         "squash": settings.squash,
@@ -109,8 +96,13 @@ def expected_provenance(checkpoint: Checkpoint, settings: Settings) -> Provenanc
         weights
     """
     file = checkpoint.file
-    origin = Origin(file.origin, file.revision, file.sha256 or _UNKNOWN)
-    expected = provenance_of(origin, settings.apply(checkpoint.preprocessing), settings)
+    expected = provenance_of(
+        file.origin,
+        file.revision,
+        file.sha256 or _UNKNOWN,
+        settings.apply(checkpoint.preprocessing),
+        settings,
+    )
     if checkpoint.architecture.read_preprocessing is not None:
         expected["preprocessing"] = _UNKNOWN  # the file itself says it
 

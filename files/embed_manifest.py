@@ -79,7 +79,7 @@ def embed_manifest(
     report = FilesReport()
     rows = Manifest(manifest)
     _check_folder(out, rows)
-    embedder = load_checkpoint(model, None, model_options).embedder
+    embedder = load_checkpoint(model, None, model_options)
     folder = OutputFolder(out)
     record = OutputRecord(
         embedder.provenance,

@@ -30,7 +30,9 @@ class Encoder:
         device (None): the device; None is the CPU
 
     Attributes:
+        saved_config: the configuration of the checkpoint
         config: the configuration for the size of the crop
+        weights: the file
         device: the device of the network
         normalize: from pixels to the input of the network
         norm: the final LayerNorm, for pooling the last stage; None if the file has none
@@ -49,12 +51,12 @@ class Encoder:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
+        self.saved_config = config
         self.config = config.at_size(preprocessing.crop_size)
+        self.weights = weights
         self.device = device or torch.device("cpu")
         self.normalize = Normalization(preprocessing, self.device)
         self.norm = _load_norm(config, weights, self.device)
-        self._saved_config = config
-        self._weights = weights
         self._engine = ENGINES[engine]
         self._dtype = dtype
         self._network: Forward | None = None
@@ -138,10 +140,10 @@ class Encoder:
         # No parameter is initialized, each is a tensor of the file. None is held here, so
         # that an engine may free the weights that it copied
         architecture = get_architecture(self.config)
-        tensors = self._weights.tensors(architecture.prefix)
-        self._weights.release()
+        tensors = self.weights.tensors(architecture.prefix)
+        self.weights.release()
         state_dict = architecture.read_backbone(
-            tensors, backbone.state_dict(), self._saved_config, self.config
+            tensors, backbone.state_dict(), self.saved_config, self.config
         )
         backbone.load_state_dict(state_dict, strict=True, assign=True)
         backbone.eval().requires_grad_(False).float().to(self.device)

@@ -31,24 +31,17 @@ _AMBIGUOUS = "could not create a primitive"
 _HINT = ". If enough memory is free, it is another fault of oneDNN on this machine"
 
 
-def stack(pixels: Pixels) -> torch.Tensor:
-    """Return the pixels of N images as one tensor of shape (N, 3, H, W)."""
-    if isinstance(pixels, torch.Tensor):
-        return pixels
-
-    return torch.stack([torch.as_tensor(image) for image in pixels])
-
-
 class Halving:
     """Run a function over batches, and halve batches that run out of memory.
 
     It keeps the size that fits: larger batches are divided from then on.
 
     Args:
-        forward: maps the pixels of N images to arrays of N rows each
+        forward: maps the pixels of N images, a tensor of shape (N, 3, H, W), to tensors
+            of N rows each, in PyTorch's inference mode
     """
 
-    def __init__(self, forward: Callable[[Pixels], Arrays]) -> None:
+    def __init__(self, forward: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> None:
         self._forward = forward
         self._largest: int | None = None
 
@@ -85,9 +78,10 @@ class Halving:
 
         return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
 
+    @torch.inference_mode()
     def _try(self, pixels: Pixels) -> Arrays | None:
         try:
-            return self._forward(pixels)
+            return [rows.cpu().numpy() for rows in self._forward(_stack(pixels))]
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -112,6 +106,13 @@ class Halving:
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _stack(pixels: Pixels) -> torch.Tensor:
+    if isinstance(pixels, torch.Tensor):
+        return pixels
+
+    return torch.stack([torch.as_tensor(image) for image in pixels])
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

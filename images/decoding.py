@@ -137,11 +137,7 @@ def is_path(image: object) -> TypeGuard[ImagePath]:
 
 
 def displayed_size(path: ImagePath) -> tuple[int, int]:
-    """Return the (width, height) in pixels of an image file, EXIF orientation applied.
-
-    Args:
-        path: the path of an image that can be read
-    """
+    """Return the (width, height) of an image file in pixels, EXIF orientation applied."""
     with _open(path) as file, Image.open(file) as image:
         is_turned = _transpose_method(image) in _SWAPS_WIDTH_AND_HEIGHT
         return image.size[::-1] if is_turned else image.size

@@ -80,10 +80,6 @@ def to_local(path: str | os.PathLike[str]) -> str:
 def to_local_path(name: str, value: str | os.PathLike[str]) -> Path:
     """Convert an argument that is the path of a local file or folder.
 
-    Args:
-        name: the name of the argument
-        value: its value
-
     Raises:
         ValueError: if it is a URI of another kind
     """
@@ -104,9 +100,6 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
 
     Opening a FIFO would block until there is a writer; opening a device may have
     side effects.
-
-    Args:
-        path: the path
 
     Raises:
         OSError: if the path does not exist or is not accessible
@@ -137,14 +130,7 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
 
 
 def describe_content(start: bytes) -> str:
-    """Describe the content of a file that Pillow cannot identify.
-
-    Args:
-        start: the first bytes of the file, about 1 kB
-
-    Returns:
-        a reason that completes "Cannot read image 'path': "
-    """
+    """Say why Pillow cannot identify a file, by its first bytes, about 1 kB."""
     for pattern, reason in _CONTENTS.items():
         if re.match(pattern, start, re.DOTALL):
             return reason

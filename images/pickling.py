@@ -45,12 +45,7 @@ class _Instance:
 
 
 def import_package(name: str, folder: str) -> None:
-    """Import a package from its folder, unless a module of its name is imported.
-
-    Args:
-        name: the package's name
-        folder: the folder of its ``__init__.py``
-    """
+    """Import a package from its folder, unless a module of its name is imported."""
     if name in sys.modules:
         return
 

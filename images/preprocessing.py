@@ -20,16 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .decoding import (
-    ImageLike,
-    ImagePath,
-    Warn,
-    displayed_size,
-    is_path,
-    log_warning,
-    read_image,
-    to_rgb,
-)
+from .decoding import ImageLike, displayed_size, is_path, to_rgb
 from .pickling import Portable
 
 if TYPE_CHECKING:
@@ -78,21 +69,6 @@ class Preprocessing(Portable):
     is_fast: bool = False
     is_squashed: bool = False
 
-    def read(self, path: ImagePath, *, warn: Warn = log_warning) -> Image.Image:
-        """Decode an image file.
-
-        Args:
-            path: the path of the image
-            warn (log_warning): called with each warning about the image
-
-        Returns:
-            an upright RGB image; if :attr:`is_fast`, possibly of reduced size
-
-        Raises:
-            ValueError: if the file cannot be read; the message gives its path
-        """
-        return read_image(path, self._shortest_edge, warn=warn)
-
     def to_sized_rgb(self, image: ImageLike) -> tuple[Image.Image, tuple[int, int]]:
         """Convert an image to upright RGB.
 
@@ -103,27 +79,20 @@ class Preprocessing(Portable):
             a tuple of the image, if :attr:`is_fast` possibly of reduced size, and of its
             (width, height) in pixels at full size
         """
-        rgb = to_rgb(image, self._shortest_edge)
+        rgb = to_rgb(image, self.shortest_edge)
         if self.is_fast and is_path(image):
             return rgb, displayed_size(image)
 
         return rgb, rgb.size
 
     def __call__(self, image: ImageLike) -> torch.Tensor:
-        """Resize and crop an image to the encoder's input.
-
-        Args:
-            image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
-
-        Returns:
-            a uint8 tensor of shape (3, height, width)
-        """
+        """Resize and crop an image to a uint8 tensor; see :meth:`to_pixels`."""
         import torch
 
         return torch.from_numpy(self.to_pixels(image))
 
     def to_pixels(self, image: ImageLike) -> PixelArray:
-        """Resize and crop an image to the encoder's input, as an array.
+        """Resize and crop an image to the encoder's input.
 
         Args:
             image: any image that :func:`fiftyone_hiera.images.decoding.to_rgb` accepts
@@ -131,7 +100,7 @@ class Preprocessing(Portable):
         Returns:
             a uint8 array of shape (3, height, width)
         """
-        rgb = to_rgb(image, self._shortest_edge)
+        rgb = to_rgb(image, self.shortest_edge)
         resized = self._resized_size(rgb.size)
         crop = self._crop(resized)
         if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
@@ -166,13 +135,9 @@ class Preprocessing(Portable):
         return left, top, right, bottom
 
     def at(self, image_size: tuple[int, int]) -> Preprocessing:
-        """Return this preprocessing for another input size of the encoder.
+        """Return this preprocessing for another input size (height, width) in pixels.
 
-        Args:
-            image_size: the (height, width) in pixels
-
-        Returns:
-            a :class:`Preprocessing` with the same relative margin around the crop
+        The relative margin around the crop stays the same.
         """
         height, width = (
             side * resized // crop
@@ -201,7 +166,7 @@ class Preprocessing(Portable):
         return left, top, left + width, top + height
 
     @property
-    def _shortest_edge(self) -> int | None:
+    def shortest_edge(self) -> int | None:
         """The shortest edge in pixels that JPEGs may be decoded to; None is their own."""
         if not self.is_fast:
             return None
@@ -210,13 +175,9 @@ class Preprocessing(Portable):
 
 
 def for_image_size(image_size: tuple[int, int]) -> Preprocessing:
-    """Return the preprocessing of Meta's checkpoints for an input size of the encoder.
+    """Return Meta's preprocessing for an input size (height, width) in pixels.
 
-    Args:
-        image_size: the (height, width) in pixels
-
-    Returns:
-        a :class:`Preprocessing` that resizes to 256/224 of that size
+    It resizes to 256/224 of that size.
     """
     return Preprocessing((256, 256), (224, 224)).at(image_size)
 

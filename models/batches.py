@@ -1,10 +1,9 @@
-"""Build the encoder's input from batches of images, and check batches of outputs."""
+"""Check batches of images, of the encoder's input, and of outputs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,38 +11,8 @@ import torch
 from PIL import Image
 
 from ..images.decoding import is_path
-from ..images.preprocessing import Preprocessing
 
 _CHANNELS = (1, 3, 4)
-
-
-def to_pixels(
-    images: Iterable[Any], preprocessing: Preprocessing, *, preprocess: bool
-) -> torch.Tensor:
-    """Return the encoder's input for a batch of images.
-
-    Args:
-        images: images of any form, or paths; if ``preprocess`` is False, tensors that
-            the preprocessing returned, or N of them stacked
-        preprocessing: the preprocessing
-        preprocess: whether to preprocess the images
-
-    Returns:
-        a uint8 tensor of shape (N, 3, H, W)
-
-    Raises:
-        ValueError: if this is no list of images, or if an image has another form
-    """
-    check_is_list(images)
-    shape = (3, *preprocessing.crop_size)
-    if preprocess:
-        pixels = [preprocessing(image) for image in images]
-    elif isinstance(images, torch.Tensor):
-        return _check_pixels(images, shape)
-    else:
-        pixels = [_check_pixels(tensor, shape).view(shape) for tensor in images]
-
-    return torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
 
 
 def check_is_list(images: object) -> None:
@@ -68,12 +37,33 @@ def check_is_list(images: object) -> None:
     raise ValueError(f"Expected a list of images, found {found}")
 
 
-def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
-    """Check that a model's output is finite.
+def check_pixels(pixels: object, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a model's input if it is what its transforms return, of this shape.
 
-    Args:
-        rows: an array of one row per image of a batch
-        dtype: the dtype that the model computes in
+    Raises:
+        ValueError: if it is not; the message says what to pass
+    """
+    if (
+        isinstance(pixels, torch.Tensor)
+        and pixels.dtype == torch.uint8
+        and tuple(pixels.shape[-3:]) == shape
+    ):
+        return pixels
+
+    found = type(pixels).__name__
+    if isinstance(pixels, torch.Tensor):
+        found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+    elif is_path(pixels):
+        found = f"the path {os.fspath(pixels)!r}, which is read with preprocess=True only"
+
+    raise ValueError(
+        "With preprocess=False, pass what model.transforms returns, a torch.uint8 tensor "
+        f"of shape {shape}, or N of them stacked; found {found}"
+    )
+
+
+def check_finite(rows: npt.NDArray[np.float32], dtype: str) -> None:
+    """Check that the output of a model, a row for each image of a batch, is finite.
 
     Raises:
         ValueError: if there is NaN or infinity; the message lists the images
@@ -96,23 +86,3 @@ def _is_image(images: object) -> bool:
         return images.ndim == 3 and images.shape[0] in _CHANNELS
 
     return isinstance(images, Image.Image)
-
-
-def _check_pixels(pixels: object, shape: tuple[int, ...]) -> torch.Tensor:
-    if (
-        isinstance(pixels, torch.Tensor)
-        and pixels.dtype == torch.uint8
-        and tuple(pixels.shape[-3:]) == shape
-    ):
-        return pixels
-
-    found = type(pixels).__name__
-    if isinstance(pixels, torch.Tensor):
-        found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-    elif is_path(pixels):
-        found = f"the path {os.fspath(pixels)!r}, which is read with preprocess=True only"
-
-    raise ValueError(
-        "With preprocess=False, pass what model.transforms returns, a torch.uint8 tensor "
-        f"of shape {shape}, or N of them stacked; found {found}"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Real
 
 import fiftyone.core.labels as fol
@@ -13,10 +13,9 @@ import numpy.typing as npt
 import torch
 
 from ..embedding.embedder import Embedder
-from ..embedding.jobs import Embeddings
 from ..errors import OptionError
-from ..hiera.classification_head import Classifier
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.classification_head import load_classifier
+from ..hiera.oom import Halving
 from ..images.decoding import ImageLike
 from .embedding import HieraEmbeddingModel
 
@@ -29,22 +28,24 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
     """FiftyOne model that classifies images with a fine-tuned Hiera, and embeds them.
 
     Args:
-        classifier: the classification head
-        classes: the names of the classes, in the order of the logits
         embedder: what computes embeddings
+
+    Attributes:
+        classes: the names of the classes, in the order of the logits
     """
 
     has_logits = True
     """Whether this model can generate logits."""
 
-    def __init__(
-        self, classifier: Classifier, classes: Sequence[str], embedder: Embedder
-    ) -> None:
+    _confidence_thresh: float | None = None
+
+    def __init__(self, embedder: Embedder) -> None:
         fom.LogitsMixin.__init__(self)
         HieraEmbeddingModel.__init__(self, embedder)
-        self.classes = [*classes]
-        self.config = self._make_filter()
-        self._classifier = classifier
+        encoder = embedder.encoder
+        self.classes = encoder.config.class_names
+        self.config = LabelFilter(self.classes, self._confidence_thresh)
+        self._classifier = load_classifier(encoder.config, encoder.weights, encoder)
         self._classify = Halving(self._forward_with_logits)
 
     def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Label]:
@@ -67,14 +68,9 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
             return []
 
         embeddings, logits = self._classify(pixels)
-        self._check_finite(embeddings)
-        self._check_finite(logits)
+        self._check_finite(embeddings, logits)
         self._embeddings = embeddings
         return [self._to_label(row) for row in logits]
-
-    def _make_filter(self) -> LabelFilter | NoFilter:
-        """Make the filter that ``apply_model`` may change during a run."""
-        return LabelFilter(self.classes)
 
     def _to_label(self, logits: Logits) -> fol.Label:
         unnormalized = np.exp(logits - logits.max())
@@ -87,11 +83,10 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         stored = logits if self.store_logits else None
         return fol.Classification(label=label, confidence=confidence, logits=stored)
 
-    @torch.inference_mode()
-    def _forward_with_logits(self, pixels: Pixels) -> tuple[Embeddings, Logits]:
+    def _forward_with_logits(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         stages = sorted({self.settings.stage, self._encoder.config.num_stages})
-        tokens = self._encoder(stack(pixels), *stages)
-        return self.embedder.pool(tokens[0]), self._classifier(tokens[-1]).cpu().numpy()
+        tokens = self._encoder(pixels, *stages)
+        return self.embedder.pool(tokens[0]), self._classifier(tokens[-1])
 
 
 class HieraMultiLabelModel(HieraClassifierModel):
@@ -101,8 +96,7 @@ class HieraMultiLabelModel(HieraClassifierModel):
     passes the filter, by default with a confidence of 0.5 or more.
     """
 
-    def _make_filter(self) -> LabelFilter:
-        return LabelFilter(self.classes, confidence_thresh=0.5)
+    _confidence_thresh = 0.5
 
     def _to_label(self, logits: Logits) -> fol.Label:
         confidences = np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without overflow
@@ -124,8 +118,9 @@ class HieraRegressionModel(HieraClassifierModel):
 
     has_logits = False
 
-    def _make_filter(self) -> NoFilter:
-        return NoFilter()
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder)
+        self.config = NoFilter()
 
     def _to_label(self, logits: Logits) -> fol.Label | dict[str, fol.Label]:
         values = [fol.Regression(value=value) for value in logits.tolist()]

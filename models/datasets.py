@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import fiftyone.utils.torch as fout
 import numpy as np
@@ -26,25 +26,17 @@ class ImageGetItem(Portable, fout.GetItem):
             of the dataset
     """
 
+    required_keys: ClassVar[list[str]] = ["filepath"]
+    """The keys that :meth:`__call__` reads."""
+
     def __init__(
         self, preprocessing: Preprocessing, field_mapping: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(field_mapping=field_mapping)
         self._preprocessing = preprocessing
 
-    @property
-    def required_keys(self) -> list[str]:
-        """The keys that :meth:`__call__` reads."""
-        return ["filepath"]
-
     def __call__(self, d: Mapping[str, Any]) -> Any:
-        """Read and preprocess one image.
-
-        Args:
-            d: a dict whose ``"filepath"`` is the path of the image
-
-        Returns:
-            a uint8 tensor of shape (3, H, W)
+        """Read the image at ``d["filepath"]`` to a uint8 tensor of shape (3, H, W).
 
         Raises:
             ValueError: if the file cannot be read; the message gives its path
@@ -56,10 +48,7 @@ class SizedGetItem(ImageGetItem):
     """Reads and preprocesses image files, and keeps their original sizes."""
 
     def __call__(self, d: Mapping[str, Any]) -> dict[str, Any]:
-        """Read and preprocess one image.
-
-        Args:
-            d: a dict whose ``"filepath"`` is the path of the image
+        """Read the image at ``d["filepath"]``.
 
         Returns:
             a dict with ``"pixels"``, a uint8 tensor of shape (3, H, W), and the

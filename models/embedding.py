@@ -17,7 +17,7 @@ from ..embedding.arguments import check_progress
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Embeddings
 from ..errors import OptionError
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
 from ..indexes.options import to_index_options
@@ -26,7 +26,7 @@ from ..runs.report import EmbeddingReport
 from ..runs.runner import embed_samples
 from ..runs.spot_check import adopt
 from ..runs.target import Target
-from .batches import check_finite, to_pixels
+from .batches import check_finite, check_is_list, check_pixels
 from .callers import is_in_apply_model, refuse_videos_in_brain
 from .datasets import ImageGetItem
 
@@ -49,6 +49,10 @@ class HieraEmbeddingModel(
 
     Args:
         embedder: what computes the embeddings
+
+    Attributes:
+        embedding_dim: the length of an embedding
+        settings: the options
     """
 
     media_type = "image"
@@ -64,6 +68,7 @@ class HieraEmbeddingModel(
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
+        self.embedding_dim = embedder.dim
         self.settings = embedder.settings
         self._encoder = embedder.encoder
         self._preprocessing = embedder.preprocessing
@@ -121,11 +126,6 @@ class HieraEmbeddingModel(
         return True
 
     @property
-    def embedding_dim(self) -> int:
-        """The length of an embedding."""
-        return self.embedder.dim
-
-    @property
     def transforms(self) -> Preprocessing:
         """The preprocessing, from an image to a uint8 tensor of shape (3, H, W)."""
         return self._preprocessing
@@ -145,13 +145,10 @@ class HieraEmbeddingModel(
         return self._get_item(self._preprocessing, field_mapping=field_mapping)
 
     def embed(self, arg: ImageLike) -> Embeddings:
-        """Generate an embedding for an image.
+        """Generate an embedding for an image, a float32 array of shape (D,).
 
         Args:
             arg: see :meth:`embed_all`
-
-        Returns:
-            a float32 array of shape (D,)
         """
         embedding: Embeddings = self.embed_all([arg])[0]
         return embedding
@@ -213,16 +210,11 @@ class HieraEmbeddingModel(
         self._encoder.prepare(*wanted)
         pixels = self._to_pixels(images)
 
-        def compute(pixels: Pixels) -> list[Embeddings]:
-            maps = self._encoder.maps(stack(pixels), *wanted)
-            return [values.cpu().numpy() for values in maps]
-
+        forward = Halving(lambda pixels: self._encoder.maps(pixels, *wanted))
         # An empty batch gets the shapes of a black image's maps
         some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
-        maps = [values[: len(pixels)] for values in Halving(compute)(some)]
-        for values in maps:
-            self._check_finite(values)
-
+        maps = [values[: len(pixels)] for values in forward(some)]
+        self._check_finite(*maps)
         return {f"stage{stage}": values for stage, values in zip(wanted, maps, strict=True)}
 
     def get_embeddings(self) -> Embeddings:
@@ -294,15 +286,13 @@ class HieraEmbeddingModel(
                 already. Those that fail keep the one they have, unless the field's
                 embeddings were computed with different settings: then all are
                 removed before the first new one is stored
-            skip_failures (True): whether to continue after a failure, or to stop
-                at the first
+            skip_failures (True): whether to continue after a failure, or stop at the first
             shard (None): a tuple ``(k, n)``: embed only the k-th of n disjoint
                 parts of the samples, 0 <= k < n
             failure_tag (None): a tag for the samples that fail. It is removed
                 from those that succeed
-            verify (3): the number of embeddings to check in a field that holds
-                some: they are computed again from their files and compared. 0 is
-                for none
+            verify (3): the number of embeddings to check in a field that holds some: they
+                are computed again from their files and compared. 0 is for none
             progress (None): whether to render a progress bar (True/False), use
                 the default value ``fiftyone.config.show_progress_bars`` (None),
                 or a progress callback function to invoke instead
@@ -313,9 +303,8 @@ class HieraEmbeddingModel(
 
         Returns:
             an :class:`fiftyone_hiera.runs.report.EmbeddingReport` with the attributes
-            ``embedded``, ``skipped``, ``failed`` (each with ``id``,
-            ``sample_id``, ``path`` and ``reason``), ``seconds``,
-            ``images_per_second`` and ``index``
+            ``embedded``, ``skipped``, ``failed`` (each with ``id``, ``sample_id``, ``path``
+            and ``reason``), ``seconds``, ``images_per_second`` and ``index``
 
         Raises:
             ValueError: if an argument is not valid, if the field is read-only, if the
@@ -393,8 +382,18 @@ class HieraEmbeddingModel(
         raise NotImplementedError(_NO_LABELS)
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
-        """Return the encoder's input for the arguments of :meth:`embed_all`."""
-        return to_pixels(args, self._preprocessing, preprocess=self.preprocess)
+        """Return the encoder's input (N, 3, H, W) for arguments of :meth:`embed_all`."""
+        check_is_list(args)
+        shape = (3, *self._preprocessing.crop_size)
+        if self.preprocess:
+            pixels = [self._preprocessing(image) for image in args]
+        elif isinstance(args, torch.Tensor):
+            return check_pixels(args, shape)
+        else:
+            pixels = [check_pixels(tensor, shape).view(shape) for tensor in args]
 
-    def _check_finite(self, rows: npt.NDArray[np.float32]) -> None:
-        check_finite(rows, self.settings.dtype)
+        return torch.stack(pixels) if pixels else torch.empty(0, *shape, dtype=torch.uint8)
+
+    def _check_finite(self, *outputs: npt.NDArray[np.float32]) -> None:
+        for rows in outputs:
+            check_finite(rows, self.settings.dtype)

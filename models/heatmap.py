@@ -21,7 +21,7 @@ from PIL import Image
 from ..embedding.embedder import Embedder
 from ..errors import OptionError
 from ..hiera.autoencoder import Autoencoder
-from ..hiera.oom import Halving, Pixels, stack
+from ..hiera.oom import Halving
 from ..hiera.pca import Basis, fit_basis, load_basis, save_basis
 from ..images.decoding import ImageLike
 from ..images.preprocessing import Preprocessing
@@ -51,7 +51,7 @@ class HieraHeatmapModel(HieraEmbeddingModel):
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        self._compute_values = Halving(self._forward_values)
+        self._compute_values = Halving(lambda pixels: (self._values(pixels),))
 
     def predict_all(self, args: Any) -> list[fol.Heatmap]:
         """Generate heatmaps of a batch of images in one forward pass.
@@ -87,20 +87,14 @@ class HieraHeatmapModel(HieraEmbeddingModel):
 
         (grids,) = self._compute_values(pixels)
         self._check_finite(grids)
-        return [
-            make_heatmap(
-                grid, self._limits, self._preprocessing, size, **self._attributes(grid)
-            )
-            for grid, size in zip(grids, sizes, strict=True)
-        ]
+        return [self._to_label(*values) for values in zip(grids, sizes, strict=True)]
 
     @abstractmethod
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         """Compute the values (N, h, w) of the heatmaps of images (N, 3, H, W)."""
 
-    def _attributes(self, values: Values) -> dict[str, float]:
-        """Return further attributes of the label of an image with values (h, w)."""
-        return {}
+    def _to_label(self, values: Values, size: tuple[int, int]) -> fol.Heatmap:
+        return make_heatmap(values, self._limits, self._preprocessing, size)
 
     def _to_pixels(self, args: Iterable[ImageLike]) -> torch.Tensor:
         if isinstance(args, Mapping) and not self.preprocess:
@@ -108,25 +102,22 @@ class HieraHeatmapModel(HieraEmbeddingModel):
 
         return super()._to_pixels(args)
 
-    @torch.inference_mode()
-    def _forward_values(self, pixels: Pixels) -> tuple[Values]:
-        return (self._values(stack(pixels)).cpu().numpy(),)
-
 
 class HieraFeatureHeatmapModel(HieraHeatmapModel):
     """FiftyOne model that generates heatmaps of a principal component of patch tokens.
 
     Args:
-        basis: the path of a basis that :meth:`fit_heatmap` wrote, or None
-        embedder: what computes embeddings
+        embedder: what computes embeddings; its settings may name a basis that
+            :meth:`fit_heatmap` wrote
     """
 
     # In standard deviations of the tokens that the basis was fitted to
     _limits = (-3.0, 3.0)
 
-    def __init__(self, basis: Path | None, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        self._basis = None if basis is None else self._load_basis(basis)
+        path = self.settings.heatmap_basis
+        self._basis = None if path is None else self._load_basis(path)
 
     def __enter__(self) -> HieraFeatureHeatmapModel:
         """Check that there is a basis before FiftyOne's own methods start.
@@ -195,8 +186,8 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
             save_basis(self._basis, Path(path))
 
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
-        (tokens,) = self._encoder(pixels, self.settings.stage)
         grid = self._encoder.config.grid_size(self.settings.stage)
+        tokens = self.embedder.tokens(pixels)
         values: torch.Tensor = self._require_basis()(tokens).unflatten(1, grid)
         return values
 
@@ -211,14 +202,14 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
 
         return self._basis
 
-    def _load_basis(self, path: Path) -> Basis:
-        basis = load_basis(path)
+    def _load_basis(self, path: str) -> Basis:
+        basis = load_basis(Path(path))
         fitted_with, here = basis.fitted_with, self._fitted_with
         differing = [name for name in here if fitted_with.get(name) != here[name]]
         if differing:
             raise OptionError(
                 "heatmap_basis",
-                f"Invalid heatmap_basis: {str(path)!r} was fitted with "
+                f"Invalid heatmap_basis: {path!r} was fitted with "
                 f"{_format(fitted_with, differing)}, but this model has "
                 f"{_format(here, differing)}. Use the same checkpoint and options, "
                 "or fit another basis with model.fit_heatmap(dataset)",
@@ -237,7 +228,7 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
         }
 
     def _compute_tokens(self, paths: Sequence[str]) -> Iterator[torch.Tensor]:
-        forward = Halving(self._forward_tokens)
+        forward = Halving(lambda pixels: (self.embedder.tokens(pixels),))
         with ThreadPoolExecutor(fou.recommend_thread_pool_workers()) as pool:
             for start in range(0, len(paths), _FIT_BATCH_SIZE):
                 read = pool.map(self._read, paths[start : start + _FIT_BATCH_SIZE])
@@ -245,11 +236,6 @@ class HieraFeatureHeatmapModel(HieraHeatmapModel):
                 if pixels:
                     (tokens,) = forward(pixels)
                     yield torch.from_numpy(tokens)
-
-    @torch.inference_mode()
-    def _forward_tokens(self, pixels: Pixels) -> tuple[Values]:
-        (tokens,) = self._encoder(stack(pixels), self.settings.stage)
-        return (tokens.cpu().numpy(),)
 
     def _read(self, path: str) -> torch.Tensor | None:
         try:
@@ -263,16 +249,22 @@ class HieraAutoencoderModel(HieraHeatmapModel):
     """FiftyOne model that generates heatmaps of the reconstruction error, and embeds.
 
     Args:
-        autoencoder: the masked autoencoder
-        embedder: what computes embeddings
+        embedder: what computes embeddings, of a masked autoencoder's encoder
     """
 
     # The reconstruction error of a uniform patch is 1; errors above 2 are rare
     _limits = (0.0, 2.0)
 
-    def __init__(self, autoencoder: Autoencoder, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        self._autoencoder = autoencoder
+        encoder = embedder.encoder
+        self._autoencoder = Autoencoder(
+            encoder.saved_config,
+            encoder.weights,
+            embedder.preprocessing,
+            self.settings.num_masks,
+            encoder.device,
+        )
 
     def reconstruct(self, image: ImageLike) -> Image.Image:
         """Reconstruct an image, each mask unit from those around it.
@@ -293,8 +285,10 @@ class HieraAutoencoderModel(HieraHeatmapModel):
     def _values(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._autoencoder.errors(pixels)
 
-    def _attributes(self, values: Values) -> dict[str, float]:
-        return {"error": float(np.mean(values))}
+    def _to_label(self, values: Values, size: tuple[int, int]) -> fol.Heatmap:
+        label = super()._to_label(values, size)
+        label["error"] = float(np.mean(values))
+        return label
 
 
 def make_heatmap(
@@ -302,7 +296,6 @@ def make_heatmap(
     limits: tuple[float, float],
     preprocessing: Preprocessing,
     size: tuple[int, int],
-    **attributes: Any,
 ) -> fol.Heatmap:
     """Draw a grid of values as a heatmap of the size of its image.
 
@@ -313,7 +306,6 @@ def make_heatmap(
         limits: the values that map to 1 and 255; others are clipped
         preprocessing: the preprocessing of the image
         size: the (width, height) in pixels of the image
-        **attributes: further attributes of the label
 
     Returns:
         a :class:`fiftyone.core.labels.Heatmap`, whose map is uint8: 1 to 255 inside
@@ -327,17 +319,13 @@ def make_heatmap(
 
     # The index -1 selects this border of zeros
     padded = np.pad(levels.astype(np.uint8), ((0, 1), (0, 1)))
-    return fol.Heatmap(map=padded[rows][:, columns], **attributes)
+    return fol.Heatmap(map=padded[rows][:, columns])
 
 
 def _cells(length: int, start: float, end: float, count: int) -> npt.NDArray[np.intp]:
-    """Return the cell of each pixel along an axis, or -1 outside of all cells.
+    """Return the cell of each of ``length`` pixels along an axis, or -1 outside of all.
 
-    Args:
-        length: the number of pixels
-        start: the position in pixels where the first cell starts
-        end: the position in pixels where the last cell ends
-        count: the number of cells
+    The cells are ``count``, and lie from ``start`` to ``end``, in pixels.
     """
     positions = (np.arange(length) + 0.5 - start) / (end - start) * count
     cells = np.floor(positions).astype(np.intp)

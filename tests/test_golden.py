@@ -25,9 +25,9 @@ _EXACT = {"dtype": "float32", "engine": "torch"}
 _SHOWN = 24  # numbers of each embedding
 
 
-def _photographs(model: Any) -> list[Any]:
-    """Scikit-learn's photographs, from their JPEG files."""
-    return [model.transforms.read(path) for path in load_sample_images().filenames]
+def _photographs() -> list[str]:
+    """Return the paths of scikit-learn's photographs, which are JPEG files."""
+    return load_sample_images().filenames
 
 
 def _load(tmp_path: Path, network: torch.nn.Module | None = None, **options: Any) -> Any:
@@ -52,14 +52,14 @@ def _fill(network: torch.nn.Module) -> torch.nn.Module:
 
 def _embed(tmp_path: Path, **options: Any) -> Any:
     model = _load(tmp_path, **options)
-    return model.embed_all(_photographs(model))[:, :_SHOWN]
+    return model.embed_all(_photographs())[:, :_SHOWN]
 
 
 def _classify(tmp_path: Path) -> Any:
     config = make_config(num_labels=7)
     model = _load(tmp_path, _fill(HieraForImageClassification(config)))
     model.store_logits = True
-    return [label.logits for label in model.predict_all(_photographs(model))]
+    return [label.logits for label in model.predict_all(_photographs())]
 
 
 def _reconstruct(tmp_path: Path) -> Any:
@@ -67,13 +67,13 @@ def _reconstruct(tmp_path: Path) -> Any:
         num_query_pool=2, decoder_depth=2, decoder_hidden_size=32, decoder_num_heads=4
     )
     model = _load(tmp_path, _fill(HieraForPreTraining(config)))
-    pixels = torch.stack([model.transforms(image) for image in _photographs(model)])
+    pixels = torch.stack([model.transforms(image) for image in _photographs()])
     return model._autoencoder.errors(pixels).flatten(1).numpy()
 
 
 def _tokens(tmp_path: Path) -> Any:
     model = _load(tmp_path)
-    maps = model.feature_maps(_photographs(model))
+    maps = model.feature_maps(_photographs())
     return [maps[f"stage{stage}"][0, :6, 0, 0] for stage in (1, 2, 3, 4)]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 
-from fiftyone_hiera.hiera.oom import Arrays, Halving, Pixels
+from fiftyone_hiera.hiera.oom import Halving
 
 # Messages of oneDNN: when memory runs out, and of operations that it does not have
 _PRIMITIVE = "could not create a primitive"
@@ -24,12 +23,12 @@ class _Machine:
         self.error = error
         self.sizes: list[int] = []
 
-    def __call__(self, pixels: Pixels) -> Arrays:
+    def __call__(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         self.sizes.append(len(pixels))
         if len(pixels) > self.fits:
             raise self.error()
 
-        return [np.asarray(pixels, np.float32)]
+        return [pixels.float()]
 
 
 def _run(halving: Halving, count: int) -> None:

@@ -96,7 +96,7 @@ def test_batches_are_full_and_in_order_of_the_ids(
     )
     paths: list[str] = []
     monkeypatch.setattr(
-        "fiftyone_hiera.images.preprocessing.read_image",
+        "fiftyone_hiera.embedding.prefetch.read_image",
         lambda path, *_, **__: paths.append(path) or Image.open(path),
     )
     model.embed_samples(samples, "hiera", batch_size=16, num_workers=0)
@@ -979,8 +979,7 @@ def test_batches_are_halved_until_they_fit() -> None:
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        numbers = np.asarray(pixels, np.float32)
-        return numbers, -numbers
+        return pixels, -pixels
 
     halving = Halving(forward)
     some, others = halving(torch.arange(10))
@@ -992,7 +991,7 @@ def test_batches_are_halved_until_they_fit() -> None:
 
 
 def test_results_that_are_missing_are_noticed() -> None:
-    halving = Halving(lambda pixels: [np.zeros((len(pixels), 3)), np.zeros((2, 3))])
+    halving = Halving(lambda pixels: [torch.zeros(len(pixels), 3), torch.zeros(2, 3)])
     with pytest.raises(RuntimeError, match=r"\[4, 2\] results for 4 images"):
         halving(torch.arange(4))
 
