@@ -155,14 +155,6 @@ class HubFile:
             "download it again, and report it if this persists"
         )
 
-    def verify_copy(self, path: Path, actual: str) -> None:
-        """Accept any copy: FiftyOne's is a link to a verified file, others are the user's.
-
-        Args:
-            path: the path of the copy
-            actual: the sha256 of its bytes
-        """
-
     def _look_up(self) -> object:
         return try_to_load_from_cache(self.repo_id, self.filename, revision=self.revision)
 
@@ -210,22 +202,12 @@ class BundledFile:
         return self.path
 
     def verify(self, path: Path, actual: str) -> None:
-        """Verify the sha256 of the file or a copy.
-
-        Args:
-            path: the path of what was read
-            actual: the sha256 of its bytes
-
-        Raises:
-            DownloadError: if it is not the expected one
-        """
+        """Verify the sha256 of the file or a copy."""
         if actual != self.sha256:
             raise DownloadError(
                 f"{path}: expected sha256 {self.sha256}, found {actual}. Register this "
                 "source again, with overwrite=True"
             )
-
-    verify_copy = verify
 
 
 def sha256(path: Path) -> str:

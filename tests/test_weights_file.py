@@ -99,13 +99,13 @@ def test_malformed_file_is_refused(path: Path, change: _Change) -> None:
 
 def test_header_of_any_length_is_refused(path: Path) -> None:
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
-    with pytest.raises(ValueError, match="ends within its header"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         WeightsFile(path, _SHAPES)
 
 
 def test_dtype_without_weights_is_refused(path: Path) -> None:
     save_file({"a": torch.ones(2, dtype=torch.int64)}, path)
-    with pytest.raises(ValueError, match="I64"):
+    with pytest.raises(ValueError, match=r"unsupported dtype \(first: a is torch.int64\)"):
         WeightsFile(path, {"a": [2]})
 
 
