@@ -40,7 +40,7 @@ def load(
 
 def _make_classifier(loaded: LoadedCheckpoint) -> HieraEmbeddingModel:
     embedder = loaded.embedder
-    classifier = load_classifier(loaded.config, loaded.weights, embedder.encoder)
+    classifier = load_classifier(loaded.weights, embedder.encoder)
     model = _CLASSIFIERS[loaded.config.problem_type]
     return model(classifier, loaded.config.class_names, embedder)
 

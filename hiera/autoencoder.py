@@ -57,10 +57,16 @@ class Autoencoder:
         self._is_normalized = config.normalize_pixel_loss
         self._normalize = Normalization(preprocessing, device)
         self._grid = resized.grid_size(config.num_stages)
-        self.units = _divide(resized.grid_size(1), config.masked_unit_size)
-        masks = make_masks(math.prod(self.units), config.mask_ratio, num_masks)
+        height, width = _divide(resized.grid_size(1), config.masked_unit_size)
+        down, across = _divide(self._grid, (height, width))
+        masks = make_masks(height * width, config.mask_ratio, num_masks)
         self.masks = masks.to(device)
-        self._counts = torch.stack([self._spread(mask) for mask in self.masks]).sum(dim=0)
+
+        # The image has (height, width) mask units, each of (down, across) patches
+        self._layout = (height, down, width, across)
+        spread = self.masks.view(-1, height, 1, width, 1).expand(-1, *self._layout)
+        self._is_masked = spread.flatten(1).float()  # (masks, P)
+        self._counts = self._is_masked.sum(dim=0)
         self._network = _load_network(config, resized, weights, device)
         self._side = self._network.decoder.pred_stride
 
@@ -87,10 +93,8 @@ class Autoencoder:
         for reconstructed, is_masked in self._reconstruct(inputs):
             total += (reconstructed - targets).square().mean(dim=-1) * is_masked
 
-        errors = (total / self._counts).unflatten(1, self._grid)
-        down, across = _divide(self._grid, self.units)
-        split: torch.Tensor = errors.unflatten(2, (-1, across)).unflatten(1, (-1, down))
-        return split.mean(dim=(2, 4))
+        errors: torch.Tensor = (total / self._counts).unflatten(1, self._layout)
+        return errors.mean(dim=(2, 4))
 
     @torch.inference_mode()
     def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -108,13 +112,14 @@ class Autoencoder:
             ValueError: if the network gave NaN or infinity
         """
         inputs = self._normalize(pixels)
-        total = torch.zeros_like(self._to_patches(inputs))
+        originals = self._to_patches(inputs)
+        total = torch.zeros_like(originals)
         for reconstructed, is_masked in self._reconstruct(inputs):
             total += reconstructed * is_masked.unsqueeze(-1)
 
         patches = total / self._counts.unsqueeze(-1)
         if self._is_normalized:
-            mean, std = _statistics(self._to_patches(inputs))
+            mean, std = _statistics(originals)
             patches = patches * std + mean
 
         if not patches.isfinite().all():
@@ -126,16 +131,10 @@ class Autoencoder:
         self, inputs: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the reconstructed patches (N, P, D) and the masked ones, for each mask."""
-        for mask in self.masks:
+        for mask, is_masked in zip(self.masks, self._is_masked, strict=True):
             # transformers masks where the noise is largest
             noise = mask.float().expand(len(inputs), -1)
-            yield self._network(inputs, noise=noise).logits, self._spread(mask)
-
-    def _spread(self, mask: torch.Tensor) -> torch.Tensor:
-        """Repeat the value of each mask unit for its patches, as float32."""
-        down, across = _divide(self._grid, self.units)
-        spread = mask.view(self.units).float()
-        return spread.repeat_interleave(down, 0).repeat_interleave(across, 1).flatten()
+            yield self._network(inputs, noise=noise).logits, is_masked
 
     def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
         """Divide images (N, 3, H, W) into patches (N, P, 3 * side * side), row by row."""

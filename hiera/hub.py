@@ -211,23 +211,15 @@ class BundledFile:
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hexadecimal digits.
-
-    Args:
-        path: the path of the file
-    """
+    """Return the sha256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def link(source: Path, destination: Path) -> None:
-    """Link a file to a path, atomically.
+    """Link a file to a destination, which is replaced atomically.
 
     A hard link where the file system allows it, else a symbolic link, else a copy.
-
-    Args:
-        source: the path of the file
-        destination: the path of the link, which is replaced if it exists
     """
     with written_aside(destination) as staged:
         for make in (os.link, os.symlink, shutil.copyfile):
