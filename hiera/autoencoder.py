@@ -143,7 +143,7 @@ class Autoencoder:
 
     def _from_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """Join patches to images, the inverse of :meth:`_to_patches`."""
-        size = [count * self._side for count in self._grid]
+        size = (self._grid[0] * self._side, self._grid[1] * self._side)
         return functional.fold(patches.transpose(1, 2), size, self._side, stride=self._side)
 
 
