@@ -26,7 +26,6 @@ class Checkpoint:
 
     Args:
         name: the name of the model in the zoo
-        filename: the name of the weights file in the source's folder
         file: the weights on the hub, or those that come with this source
         depths: the number of blocks in each stage
         embed_dim: the width of the stem; each stage doubles it
@@ -43,7 +42,6 @@ class Checkpoint:
     """
 
     name: str
-    filename: str
     file: HubFile | BundledFile
     depths: tuple[int, ...]
     embed_dim: int
@@ -57,6 +55,11 @@ class Checkpoint:
     license: str
     architecture: Architecture = HIERA_MODEL
     pooling: str | None = None
+
+    @property
+    def filename(self) -> str:
+        """The name of the weights file in the source's folder."""
+        return f"{self.name.rpartition('/')[2]}.safetensors"
 
     @property
     def embedding_dim(self) -> int:
@@ -91,20 +94,11 @@ class Checkpoint:
         return for_image_size((self.image_size, self.image_size))
 
 
-# Meta's kinds of checkpoints, by the last part of their names
+# Meta's kinds of checkpoints, by the last part of their names; all were pretrained
 _KINDS = {
-    "hf": (
-        HIERA_MODEL,
-        "pretrained as a masked autoencoder (MAE), not fine-tuned",
-    ),
-    "in1k-hf": (
-        CLASSIFIER,
-        "pretrained as a masked autoencoder (MAE), then fine-tuned on labels",
-    ),
-    "mae-hf": (
-        AUTOENCODER,
-        "pretrained as a masked autoencoder (MAE), with its decoder",
-    ),
+    "hf": (HIERA_MODEL, "not fine-tuned"),
+    "in1k-hf": (CLASSIFIER, "then fine-tuned on labels"),
+    "mae-hf": (AUTOENCODER, "with its decoder"),
 }
 
 # Meta's variants: the depths, the width of the stem and the heads of the first stage
@@ -147,42 +141,36 @@ def _meta_checkpoints() -> Iterator[Checkpoint]:
     for kind, variant, parameters, revision, sha256 in _WEIGHTS:
         architecture, trained = _KINDS[kind]
         depths, embed_dim, num_heads = _VARIANTS[variant]
-        filename = f"hiera-{variant}-224-{kind}"
+        name = f"facebook/hiera-{variant}-224-{kind}"
         checkpoint = Checkpoint(
-            name=f"facebook/{filename}",
-            filename=f"{filename}.safetensors",
-            file=HubFile(f"facebook/{filename}", revision, sha256),
+            name=name,
+            file=HubFile(name, revision, sha256),
             depths=depths,
             embed_dim=embed_dim,
             num_heads=num_heads,
             image_size=224,
             parameters=parameters,
-            trained=trained,
+            trained=f"pretrained as a masked autoencoder (MAE), {trained}",
             training_data=("ImageNet-1K", "https://www.image-net.org/download.php"),
             author="Chaitanya Ryali, et al.",
-            source=f"https://huggingface.co/facebook/{filename}",
+            source=f"https://huggingface.co/{name}",
             license="CC BY-NC 4.0",
             architecture=architecture,
         )
         yield checkpoint
         if architecture is HIERA_MODEL:
-            yield replace(
-                checkpoint,
-                name=f"{checkpoint.name}-cls",
-                filename=f"{filename}-cls.safetensors",
-                pooling="cls",
-            )
+            yield replace(checkpoint, name=f"{name}-cls", pooling="cls")
 
 
 def _nano_checkpoint(
     kind: str, *, sha256: str, trained: str, training_data: tuple[str, str]
 ) -> Checkpoint:
     """Return an entry whose weights come with this source."""
-    filename = f"hiera-nano-{kind}.safetensors"
+    name = f"hiera-nano-{kind}"
+    path = Path(__file__).with_name("assets") / f"{name}.safetensors"
     return Checkpoint(
-        name=f"hiera-nano-{kind}",
-        filename=filename,
-        file=BundledFile(Path(__file__).with_name("assets") / filename, sha256),
+        name=name,
+        file=BundledFile(path, sha256),
         depths=(1, 1, 2, 1),
         embed_dim=24,
         num_heads=1,
@@ -202,7 +190,6 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         *_meta_checkpoints(),
         Checkpoint(
             name="birder-project/hiera_abswin_base_mim",
-            filename="hiera_abswin_base_mim.safetensors",
             file=HubFile(
                 "birder-project/hiera_abswin_base_mim",
                 None,
@@ -248,13 +235,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 
 
 def get_checkpoint(name: str) -> Checkpoint:
-    """Return an entry of the zoo.
-
-    Args:
-        name: its name
-
-    Returns:
-        a :class:`Checkpoint`
+    """Return the entry of the zoo that has this name.
 
     Raises:
         ValueError: if there is no entry of that name; the message lists the valid names

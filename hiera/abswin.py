@@ -22,14 +22,13 @@ from torch.nn import functional
 from ..images.preprocessing import Preprocessing
 from .backbone import POSITIONS, Backbone
 from .configuration import Configuration
-from .state_dict import Shapes, shapes_of
-from .weights_file import read_metadata
+from .weights_file import Shapes, read_metadata, shapes_of
 
 NORM = "features.1."
 """The prefix of the final LayerNorm's tensors."""
 
-GLOBAL_STRIDE = 16
-"""The side in pixels of what one global position embedding covers."""
+# The side in pixels of what one global position embedding covers
+_GLOBAL_STRIDE = 16
 
 _GLOBAL = "pos_embed"
 _WINDOW = "pos_embed_win"
@@ -47,9 +46,9 @@ def abswin_shapes(config: Configuration) -> Shapes:
     backbone = shapes_of(Backbone(config))
     del backbone[POSITIONS]
     dim = config.embed_dim
-    grid = [side // GLOBAL_STRIDE for side in config.image_size]
+    grid = [side // _GLOBAL_STRIDE for side in config.image_size]
     return {
-        **{birder_name(name): shape for name, shape in backbone.items()},
+        **{_birder_name(name): shape for name, shape in backbone.items()},
         _GLOBAL: [1, dim, *grid],
         _WINDOW: [1, dim, *config.masked_unit_size],
         **shapes_of(nn.LayerNorm(config.stage_dim(config.num_stages)), NORM),
@@ -66,12 +65,21 @@ def read_backbone(
 
     See :attr:`fiftyone_hiera.hiera.checkpoint_kinds.Architecture.read_backbone`.
     """
-    renamed = {name: tensors[birder_name(name)] for name in names if name != POSITIONS}
-    positions = join_positions(tensors, config.image_size, config.grid_size(1))
-    return {**renamed, POSITIONS: positions}
+    renamed = {name: tensors[_birder_name(name)] for name in names if name != POSITIONS}
+    window, positions = tensors[_WINDOW].float(), tensors[_GLOBAL].float()
+    grid = config.grid_size(1)
+    coarse = [side // _GLOBAL_STRIDE for side in config.image_size]
+    # In two steps where the size differs from the checkpoint's, as birder does it
+    steps = [grid] if [*positions.shape[2:]] == coarse else [coarse, grid]
+    for size in steps:
+        positions = functional.interpolate(positions, size, mode="bicubic", antialias=True)
+
+    down, across = (side // unit for side, unit in zip(grid, window.shape[2:], strict=True))
+    joined = positions + window.tile(down, across)
+    return {**renamed, POSITIONS: joined.flatten(2).transpose(1, 2).contiguous()}
 
 
-def birder_name(name: str) -> str:
+def _birder_name(name: str) -> str:
     """Return birder's name of a tensor of the backbone, other than position embeddings."""
     block = _BLOCK.fullmatch(name)
     if block is None:
@@ -84,44 +92,13 @@ def birder_name(name: str) -> str:
     return f"body.stage{int(stage) + 1}.{layer}.{rest}"
 
 
-def join_positions(
-    tensors: Mapping[str, torch.Tensor], image_size: tuple[int, int], grid: tuple[int, int]
-) -> torch.Tensor:
-    """Sum up the position embeddings of each token.
-
-    Args:
-        tensors: the tensors of the file
-        image_size: the (height, width) of the input, in pixels
-        grid: the (height, width) of the input, in tokens
-
-    Returns:
-        a tensor of shape (1, T, D)
-    """
-    window, positions = tensors[_WINDOW].float(), tensors[_GLOBAL].float()
-    coarse = (image_size[0] // GLOBAL_STRIDE, image_size[1] // GLOBAL_STRIDE)
-    # In two steps where the size differs from the checkpoint's, as birder does it
-    steps = [grid] if tuple(positions.shape[2:]) == coarse else [coarse, grid]
-    for size in steps:
-        positions = functional.interpolate(positions, size, mode="bicubic", antialias=True)
-
-    down, across = (side // unit for side, unit in zip(grid, window.shape[2:], strict=True))
-    joined = positions + window.tile(down, across)
-    return joined.flatten(2).transpose(1, 2).contiguous()
-
-
 def read_preprocessing(path: Path, image_size: tuple[int, int]) -> Preprocessing:
-    """Read the preprocessing from a file's metadata.
+    """Read the mean and standard deviation; the aspect ratio of images is not preserved.
 
-    Args:
-        path: the path of the file
-        image_size: the (height, width) of the input, in pixels
-
-    Returns:
-        a :class:`fiftyone_hiera.images.preprocessing.Preprocessing` that resizes without
-        preserving the aspect ratio, with the mean and standard deviation of the file
+    See :attr:`fiftyone_hiera.hiera.checkpoint_kinds.Architecture.read_preprocessing`.
 
     Raises:
-        ValueError: if the metadata has no mean and standard deviation
+        ValueError: if the metadata of the file has no mean and standard deviation
     """
     metadata = read_metadata(path)
     try:

@@ -16,11 +16,8 @@ import torch
 from torch.nn import functional
 
 from ..errors import OptionError
-from ..images.preprocessing import Preprocessing
 from .backbone import resize_positions
-from .configuration import Configuration
-from .encoder import Normalization
-from .weights_file import WeightsFile
+from .encoder import Encoder
 
 _SEED = 51
 _POSITIONS = "hiera.embeddings.position_embeddings"
@@ -34,34 +31,30 @@ class Autoencoder:
     least once, and no unit more than once more often than another.
 
     Args:
-        config: the configuration of a ``HieraForPreTraining``
-        weights: the file
-        preprocessing: the preprocessing; if its crop has another size than the
-            configuration, position embeddings are interpolated
+        encoder: the encoder of a ``HieraForPreTraining``, which is loaded in float32 as
+            a whole, for images of the same size
         num_masks: the number of masks
-        device: the device; the network is computed in float32
 
     Raises:
         ValueError: if the masks are too few to mask every unit
     """
 
-    def __init__(
-        self,
-        config: Configuration,
-        weights: WeightsFile,
-        preprocessing: Preprocessing,
-        num_masks: int,
-        device: torch.device,
-    ) -> None:
-        resized = config.at_size(preprocessing.crop_size)
+    def __init__(self, encoder: Encoder, num_masks: int) -> None:
+        config = encoder.config
         self._is_normalized = config.normalize_pixel_loss
-        self._normalize = Normalization(preprocessing, device)
-        self._grid = resized.grid_size(config.num_stages)
-        self.units = _divide(resized.grid_size(1), config.masked_unit_size)
-        masks = make_masks(math.prod(self.units), config.mask_ratio, num_masks)
-        self.masks = masks.to(device)
-        self._counts = torch.stack([self._spread(mask) for mask in self.masks]).sum(dim=0)
-        self._network = _load_network(config, resized, weights, device)
+        self._normalize = encoder.normalize
+        self._grid = config.grid_size(config.num_stages)
+        height, width = _divide(config.grid_size(1), config.masked_unit_size)
+        down, across = _divide(self._grid, (height, width))
+        masks = make_masks(height * width, config.mask_ratio, num_masks)
+        self.masks = masks.to(encoder.device)
+
+        # The image has (height, width) mask units, each of (down, across) patches
+        self._layout = (height, down, width, across)
+        spread = self.masks.view(-1, height, 1, width, 1).expand(-1, *self._layout)
+        self._is_masked = spread.flatten(1).float()  # (masks, P)
+        self._counts = self._is_masked.sum(dim=0)
+        self._network = _load_network(encoder)
         self._side = self._network.decoder.pred_stride
 
     @torch.inference_mode()
@@ -87,10 +80,8 @@ class Autoencoder:
         for reconstructed, is_masked in self._reconstruct(inputs):
             total += (reconstructed - targets).square().mean(dim=-1) * is_masked
 
-        errors = (total / self._counts).unflatten(1, self._grid)
-        down, across = _divide(self._grid, self.units)
-        split: torch.Tensor = errors.unflatten(2, (-1, across)).unflatten(1, (-1, down))
-        return split.mean(dim=(2, 4))
+        errors: torch.Tensor = (total / self._counts).unflatten(1, self._layout)
+        return errors.mean(dim=(2, 4))
 
     @torch.inference_mode()
     def reconstruct(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -108,13 +99,14 @@ class Autoencoder:
             ValueError: if the network gave NaN or infinity
         """
         inputs = self._normalize(pixels)
-        total = torch.zeros_like(self._to_patches(inputs))
+        originals = self._to_patches(inputs)
+        total = torch.zeros_like(originals)
         for reconstructed, is_masked in self._reconstruct(inputs):
             total += reconstructed * is_masked.unsqueeze(-1)
 
         patches = total / self._counts.unsqueeze(-1)
         if self._is_normalized:
-            mean, std = _statistics(self._to_patches(inputs))
+            mean, std = _statistics(originals)
             patches = patches * std + mean
 
         if not patches.isfinite().all():
@@ -126,16 +118,10 @@ class Autoencoder:
         self, inputs: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the reconstructed patches (N, P, D) and the masked ones, for each mask."""
-        for mask in self.masks:
+        for mask, is_masked in zip(self.masks, self._is_masked, strict=True):
             # transformers masks where the noise is largest
             noise = mask.float().expand(len(inputs), -1)
-            yield self._network(inputs, noise=noise).logits, self._spread(mask)
-
-    def _spread(self, mask: torch.Tensor) -> torch.Tensor:
-        """Repeat the value of each mask unit for its patches, as float32."""
-        down, across = _divide(self._grid, self.units)
-        spread = mask.view(self.units).float()
-        return spread.repeat_interleave(down, 0).repeat_interleave(across, 1).flatten()
+            yield self._network(inputs, noise=noise).logits, is_masked
 
     def _to_patches(self, images: torch.Tensor) -> torch.Tensor:
         """Divide images (N, 3, H, W) into patches (N, P, 3 * side * side), row by row."""
@@ -187,24 +173,20 @@ def make_masks(num_units: int, mask_ratio: float, num_masks: int) -> torch.Tenso
     return masks
 
 
-def _load_network(
-    config: Configuration,
-    resized: Configuration,
-    weights: WeightsFile,
-    device: torch.device,
-) -> Any:
+def _load_network(encoder: Encoder) -> Any:
     from transformers import HieraForPreTraining
 
-    tensors = weights.tensors()
+    saved, config = encoder.saved_config, encoder.config
+    tensors = encoder.weights.tensors()
     for name, stage in ((_POSITIONS, 1), (_DECODER_POSITIONS, config.num_stages)):
-        old, new = config.grid_size(stage), resized.grid_size(stage)
+        old, new = saved.grid_size(stage), config.grid_size(stage)
         tensors[name] = resize_positions(tensors[name], old, new)
 
     with torch.device("meta"):
-        network = HieraForPreTraining(resized.to_transformers())
+        network = HieraForPreTraining(config.to_transformers())
 
     network.load_state_dict(tensors, strict=True, assign=True)
-    return network.eval().requires_grad_(False).float().to(device)
+    return network.eval().requires_grad_(False).float().to(encoder.device)
 
 
 def _divide(sides: tuple[int, int], by: tuple[int, int]) -> tuple[int, int]:

@@ -15,16 +15,27 @@ from torch import nn
 
 from ..images.preprocessing import Preprocessing
 from . import abswin
-from .backbone import Backbone
+from .backbone import POSITIONS, Backbone, resize_positions
 from .configuration import AUTOENCODER_NAME, CLASSIFIER_NAME, Configuration
 from .imagenet import imagenet_classes
 from .pooling import POOLINGS
-from .state_dict import Shapes, resize_backbone, shapes_of
+from .weights_file import Shapes, shapes_of
 
 ReadBackbone: TypeAlias = Callable[
     [Mapping[str, torch.Tensor], Iterable[str], Configuration, Configuration],
     Mapping[str, torch.Tensor],
 ]
+
+
+def _resize_backbone(
+    tensors: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    saved: Configuration,
+    config: Configuration,
+) -> dict[str, torch.Tensor]:
+    old, new = saved.grid_size(1), config.grid_size(1)
+    positions = resize_positions(tensors[POSITIONS], old, new)
+    return {**{name: tensors[name] for name in names}, POSITIONS: positions}
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Architecture:
     norm: str
     prefix: str = ""
     optional: str | None = None
-    read_backbone: ReadBackbone = resize_backbone
+    read_backbone: ReadBackbone = _resize_backbone
     read_preprocessing: Callable[[Path, tuple[int, int]], Preprocessing] | None = None
     poolings: tuple[str, ...] = tuple(POOLINGS)
     outputs: tuple[str, ...] = ("embeddings", "heatmap")

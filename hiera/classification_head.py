@@ -6,40 +6,31 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch.nn import functional
 
-from .configuration import Configuration
 from .encoder import Encoder
 from .pooling import pooler
-from .weights_file import WeightsFile
 
 Classifier: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From tokens (N, T, D) to logits (N, C)."""
 
 
-def load_classifier(
-    config: Configuration, weights: WeightsFile, encoder: Encoder
-) -> Classifier:
+def load_classifier(encoder: Encoder) -> Classifier:
     """Load the head of a fine-tuned checkpoint.
 
     As in transformers' ``HieraForImageClassification``: the mean of the tokens, the final
     LayerNorm and a linear layer.
 
     Args:
-        config: the configuration of a ``HieraForImageClassification``
-        weights: the file
-        encoder: the encoder of the same file
+        encoder: the encoder of a ``HieraForImageClassification``
 
     Returns:
         a :data:`Classifier`
     """
-    dim = config.stage_dim(config.num_stages)
-    linear = nn.Linear(dim, len(config.class_names), device="meta")
-    linear.load_state_dict(weights.tensors("classifier."), assign=True)
-    linear.requires_grad_(False).float().to(encoder.device)
+    tensors = encoder.weights.tensors("classifier.")
+    weight, bias = (tensors[name].float().to(encoder.device) for name in ("weight", "bias"))
 
     def classify(tokens: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = linear(pooler(tokens, encoder.norm))
-        return logits
+        return functional.linear(pooler(tokens, encoder.norm), weight, bias)
 
     return classify

@@ -78,7 +78,7 @@ class Encoder:
         Raises:
             ValueError: if there is no such stage
         """
-        network, computed = self._prepare(stages)
+        network, computed = self.prepare(*stages)
         tokens = network(self.normalize(pixels))
         return [tokens[computed.index(stage)] for stage in stages]
 
@@ -100,8 +100,8 @@ class Encoder:
             for stage, tokens in zip(stages, self(pixels, *stages), strict=True)
         ]
 
-    def prepare(self, *stages: int) -> None:
-        """Build the network ahead of the first forward pass.
+    def prepare(self, *stages: int) -> tuple[Forward, tuple[int, ...]]:
+        """Build the network, unless it is there; may be called ahead of a forward pass.
 
         There is one network. If it does not compute one of the stages, it is built again
         to compute all stages asked for so far.
@@ -109,12 +109,12 @@ class Encoder:
         Args:
             *stages: as for :meth:`__call__`
 
+        Returns:
+            a tuple of the network and of the stages that it computes
+
         Raises:
             ValueError: if there is no such stage
         """
-        self._prepare(stages)
-
-    def _prepare(self, stages: Sequence[int]) -> tuple[Forward, tuple[int, ...]]:
         if not set(stages) <= set(range(1, self.config.num_stages + 1)):
             raise OptionError(
                 "stages",
@@ -126,12 +126,12 @@ class Encoder:
             if self._network is None or not set(stages) <= set(self._computed):
                 computed = tuple(sorted({*self._computed, *stages}))
                 self._network = None  # its weights go before others are loaded
-                self._network, self._computed = self._start(computed), computed
+                self._network = self._engine(
+                    self._build(computed), self._dtype, self.config.image_size
+                )
+                self._computed = computed
 
             return self._network, self._computed
-
-    def _start(self, stages: tuple[int, ...]) -> Forward:
-        return self._engine(self._build(stages), self._dtype, self.config.image_size)
 
     def _build(self, stages: tuple[int, ...]) -> Backbone:
         with torch.device("meta"):

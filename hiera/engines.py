@@ -169,14 +169,12 @@ class _Compiled:
         return [torch.cat(rows) for rows in zip(*results, strict=True)]
 
     def _compile_again(self) -> None:
-        compiled = None
         try:
-            compiled = compile_openvino(self._model, self._num_streams)
-            self._compiled = compiled
+            self._compiled = compile_openvino(self._model, self._num_streams)
             pairs = zip(self._infer(self._example), self._expected, strict=True)
             is_right = all(torch.equal(one, other) for one, other in pairs)
         except (MemoryError, RuntimeError) as error:
-            self._unfinished.append(compiled)
+            self._unfinished.append(self._compiled)
             self._compiled = None
             raise MemoryError(f"{_NO_RESTART} ({error})") from error
 

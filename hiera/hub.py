@@ -155,14 +155,6 @@ class HubFile:
             "download it again, and report it if this persists"
         )
 
-    def verify_copy(self, path: Path, actual: str) -> None:
-        """Accept any copy: FiftyOne's is a link to a verified file, others are the user's.
-
-        Args:
-            path: the path of the copy
-            actual: the sha256 of its bytes
-        """
-
     def _look_up(self) -> object:
         return try_to_load_from_cache(self.repo_id, self.filename, revision=self.revision)
 
@@ -210,42 +202,24 @@ class BundledFile:
         return self.path
 
     def verify(self, path: Path, actual: str) -> None:
-        """Verify the sha256 of the file or a copy.
-
-        Args:
-            path: the path of what was read
-            actual: the sha256 of its bytes
-
-        Raises:
-            DownloadError: if it is not the expected one
-        """
+        """Verify the sha256 of the file or a copy."""
         if actual != self.sha256:
             raise DownloadError(
                 f"{path}: expected sha256 {self.sha256}, found {actual}. Register this "
                 "source again, with overwrite=True"
             )
 
-    verify_copy = verify
-
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hexadecimal digits.
-
-    Args:
-        path: the path of the file
-    """
+    """Return the sha256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def link(source: Path, destination: Path) -> None:
-    """Link a file to a path, atomically.
+    """Link a file to a destination, which is replaced atomically.
 
     A hard link where the file system allows it, else a symbolic link, else a copy.
-
-    Args:
-        source: the path of the file
-        destination: the path of the link, which is replaced if it exists
     """
     with written_aside(destination) as staged:
         for make in (os.link, os.symlink, shutil.copyfile):

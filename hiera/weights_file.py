@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import torch
+from torch import nn
 
 from .hub import sha256
-from .state_dict import Shapes
+
+Shapes: TypeAlias = Mapping[str, list[int]]
+"""The shapes of tensors by name."""
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
@@ -107,6 +110,11 @@ class WeightsFile:
             raise ValueError(f"{self.path} changed {again}")
 
         return tensors
+
+
+def shapes_of(module: nn.Module, prefix: str = "") -> dict[str, list[int]]:
+    """Return the shapes of a module's state dict, with a prefix before the names."""
+    return {prefix + name: [*tensor.shape] for name, tensor in module.state_dict().items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -45,7 +45,7 @@ class HieraClassifierModel(fom.LogitsMixin, HieraEmbeddingModel):
         encoder = embedder.encoder
         self.classes = encoder.config.class_names
         self.config = LabelFilter(self.classes, self._confidence_thresh)
-        self._classifier = load_classifier(encoder.config, encoder.weights, encoder)
+        self._classifier = load_classifier(encoder)
         self._classify = Halving(self._forward_with_logits)
 
     def predict_all(self, args: Iterable[ImageLike]) -> list[fol.Label]:

@@ -257,14 +257,7 @@ class HieraAutoencoderModel(HieraHeatmapModel):
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__(embedder)
-        encoder = embedder.encoder
-        self._autoencoder = Autoencoder(
-            encoder.saved_config,
-            encoder.weights,
-            embedder.preprocessing,
-            self.settings.num_masks,
-            encoder.device,
-        )
+        self._autoencoder = Autoencoder(embedder.encoder, self.settings.num_masks)
 
     def reconstruct(self, image: ImageLike) -> Image.Image:
         """Reconstruct an image, each mask unit from those around it.

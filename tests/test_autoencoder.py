@@ -199,20 +199,20 @@ def test_a_perfect_reconstruction_has_no_error(
     monkeypatch.setattr(
         head,
         "_reconstruct",
-        lambda _: [(perfect, head._spread(mask)) for mask in head.masks],
+        lambda _: [(perfect, is_masked) for is_masked in head._is_masked],
     )
     assert head.errors(pixels).abs().max() < 1e-9
     assert torch.equal(head.reconstruct(pixels), pixels)
     broken = perfect * torch.nan
-    monkeypatch.setattr(
-        head, "_reconstruct", lambda _: [(broken, head._spread(head.masks[0]))]
-    )
+    monkeypatch.setattr(head, "_reconstruct", lambda _: [(broken, head._is_masked[0])])
     with pytest.raises(ValueError, match="The model returned NaN or infinity"):
         head.reconstruct(pixels)
 
     plain = torch.zeros_like(perfect)
     monkeypatch.setattr(
-        head, "_reconstruct", lambda _: [(plain, head._spread(mask)) for mask in head.masks]
+        head,
+        "_reconstruct",
+        lambda _: [(plain, is_masked) for is_masked in head._is_masked],
     )
     assert torch.allclose(head.errors(pixels), torch.ones(1, 3, 4), atol=2e-3)
 

@@ -336,15 +336,15 @@ def test_there_is_one_network(weights: Path, monkeypatch: pytest.MonkeyPatch) ->
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     expected = [encoder(pixels, stage)[0] for stage in (3, 4)]
     network = weakref.ref(encoder._network)
-    start, built = encoder._start, []
+    build, built = encoder._build, []
 
-    def start_one(stages: tuple[int, ...]) -> Any:
+    def build_one(stages: tuple[int, ...]) -> Any:
         gc.collect()
         assert network() is None, "two networks at once"
         built.append(stages)
-        return start(stages)
+        return build(stages)
 
-    monkeypatch.setattr(encoder, "_start", start_one)
+    monkeypatch.setattr(encoder, "_build", build_one)
     assert [tokens.shape[1] for tokens in encoder(pixels, 1, 2)] == [256, 64]
     for stage, tokens in zip((3, 4), expected, strict=True):
         assert torch.equal(encoder(pixels, stage)[0], tokens)
@@ -364,7 +364,7 @@ def test_network_that_cannot_be_built_is_built_later(
         raise MemoryError
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(encoder, "_start", fail)
+        patch.setattr(encoder, "_build", fail)
         encoder(pixels, 2)
 
     assert torch.equal(encoder(pixels, 4)[0], expected)
