@@ -50,7 +50,7 @@ class Pages:
     """The samples of a dataset or view that exist now, page by page.
 
     Args:
-        samples: the samples; see :func:`.views.can_be_paged`
+        samples: the samples; see :func:`fiftyone_hiera.runs.views.can_be_paged`
         shard: the shard; see :func:`in_shard`
     """
 
