@@ -1,6 +1,7 @@
 """Open files by their paths or URIs, and explain why one is no image.
 
-Contents that Pillow opens, but this package refuses, are in :mod:`fiftyone_hiera.images.decoding`.
+Contents that Pillow opens, but this package refuses, are in
+:mod:`fiftyone_hiera.images.decoding`.
 """
 
 from __future__ import annotations
