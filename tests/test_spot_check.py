@@ -17,6 +17,8 @@ from digit_samples import check_embeddings
 
 import fiftyone_hiera
 from digits import Digit
+from fiftyone_hiera.embedding import prefetch
+from fiftyone_hiera.images.decoding import read_image
 from fiftyone_hiera.models.embedding import HieraEmbeddingModel
 from fiftyone_hiera.runs import spot_check
 from fiftyone_hiera.runs.fiftyone_internals import sample_collection
@@ -131,14 +133,13 @@ def test_number_of_embeddings_to_check(
 
 
 @pytest.fixture
-def paths_read(model: HieraEmbeddingModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def paths_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the images that are read, in turn."""
     paths: list[str] = []
-    read = model.transforms.read
     monkeypatch.setattr(
-        type(model.transforms),
-        "read",
-        lambda self, path, **kwargs: paths.append(path) or read(path, **kwargs),
+        prefetch,
+        "read_image",
+        lambda path, **kwargs: paths.append(path) or read_image(path, **kwargs),
     )
     return paths
 
