@@ -18,7 +18,7 @@ from network import save_checkpoint
 from pictures import write_jpegs
 
 _HERE_NAME = "this process"
-_WORKERS = {"reader": "reading", "encoder": "encoding"}
+_WORKERS = {"reader": "reading", "encoder": "encoder_actor"}
 _IMPORT = """
 import json, sys, time
 start = time.perf_counter()

@@ -13,8 +13,8 @@ from ray.exceptions import RayError, RayTaskError
 from ..embedding.embedder import Embedder
 from ..embedding.jobs import Failed, Job, Result
 from .blocks import Block, in_blocks
+from .encoder_actor import describe_encoder
 from .encoders import Encoders
-from .encoding import describe_encoder
 from .options import RayOptions
 from .reading import read_block
 from .session import Actors, connect

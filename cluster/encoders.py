@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from .blocks import Block
-from .encoding import EncoderActor, EncoderSpec
+from .encoder_actor import EncoderActor, EncoderSpec
 from .reading import Piece
 from .session import Actors
 

@@ -39,6 +39,8 @@ def _isolate(home: Path) -> None:
     # clusters without one: so all have one
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = "tests" * 8
+    # Its handlers end processes that are forked while its threads run, as those of Milvus
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
     # To compile UMAP takes ten times as long as to interpret it for a few points
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -199,7 +199,7 @@ def test_no_file_is_in_two_blocks(
 
 def test_engine_of_the_other_device() -> None:
     pytest.importorskip("openvino")
-    from fiftyone_hiera.cluster.encoding import describe_encoder
+    from fiftyone_hiera.cluster.encoder_actor import describe_encoder
 
     options = {"engine": "openvino", "dtype": "float32", "device": "cpu"}
     model = fiftyone_hiera.load_model("hiera-nano-digits", **options)
@@ -237,7 +237,7 @@ def test_workers_import_what_they_need(digits: list[Digit]) -> None:
     )
     _run_without(
         {"fiftyone", "pymongo", "eta", "transformers"},
-        "import fiftyone_hiera.cluster.encoding",
+        "import fiftyone_hiera.cluster.encoder_actor",
     )
 
 
