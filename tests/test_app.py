@@ -277,12 +277,15 @@ def test_lasso_a_cluster(browser: Browser, dataset: Any) -> None:
     browser.picture("map")
 
     page.get_by_role("button", name="Select", exact=True).click()
+    expect(page.get_by_text("Drag to lasso")).to_be_visible()
     angles = np.linspace(0, 2 * np.pi, 40)
     ring = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     page.mouse.move(*ring[0])
     page.mouse.down()
     for point in ring:
         page.mouse.move(*point)
+        # The browser merges what moves within a frame, which may take long
+        page.evaluate("() => new Promise(requestAnimationFrame)")
 
     page.mouse.up()
     shown = page.get_by_text(re.compile(r"^\d+ samples$")).first
