@@ -114,7 +114,9 @@ class PgVectorTable(VectorTable):
             return
 
         _ = self._index.total_index_size  # connects again
-        self._index.create_index()
+        # It has the second name before brain 0.25
+        create = getattr(self._index, "create_index", None)
+        (create or self._index.create_hnsw_index)()
         self._index.close_connections()
 
     def drop(self) -> None:
