@@ -56,6 +56,10 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
 def download_model(model_name: str, model_path: str) -> None:
     """Download and verify the weights of a model.
 

@@ -45,6 +45,10 @@ class RunError(RuntimeError):
     """
 
     def __init__(self, message: str, report: RunReport, option: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, report, option)  # with all, so that it can be pickled
+        self.message = message
         self.report = report
         self.option = option
+
+    def __str__(self) -> str:
+        return self.message

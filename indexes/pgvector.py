@@ -120,6 +120,7 @@ class PgVectorTable(VectorTable):
         self._index.close_connections()
 
     def drop(self) -> None:
+        _ = self._index.total_index_size  # connects again
         self._index.cleanup(drop_table=True)
 
     def close(self) -> None:

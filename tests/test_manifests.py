@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -141,7 +142,9 @@ def test_damaged_pages_of_a_manifest(folder: Path, tmp_path: Path, column: int) 
     with pytest.raises(FilesError) as raised:
         _embed(folder, out, num_workers=0, batch_size=1)
 
-    message = str(raised.value)
+    again = pickle.loads(pickle.dumps(raised.value))  # as between processes
+    assert (again.report, again.option) == (raised.value.report, None)
+    message = str(again)
     assert f"{str(member)!r} cannot be read" in message
     assert "Replace this file of the manifest by an intact copy" in message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -966,6 +967,8 @@ def test_errors_of_the_model_have_the_report(
     assert type(error.value.__cause__) is RuntimeError
     assert error.value.report.embedded == samples.count("hiera") == 16
     assert error.value.report.seconds > 0
+    again = pickle.loads(pickle.dumps(error.value))  # as between processes
+    assert (again.report, str(again)) == (error.value.report, str(error.value))
     monkeypatch.undo()
     assert model.embed_samples(samples, "hiera").embedded == 21
     check_embeddings(samples, model)
