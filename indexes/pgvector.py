@@ -120,8 +120,11 @@ class PgVectorTable(VectorTable):
         self._index.close_connections()
 
     def drop(self) -> None:
-        _ = self._index.total_index_size  # connects again
-        self._index.cleanup(drop_table=True)
+        # With its indexes. Before brain 0.25, FiftyOne's class does not connect again
+        with self._cursor() as cursor:
+            self._execute(cursor, "DROP TABLE IF EXISTS {table}")
+
+        self.close()
 
     def close(self) -> None:
         if self._connection is not None:
