@@ -15,7 +15,7 @@ from ..config import AUTO, DTYPES, Settings, fit_settings, parse_settings
 from ..errors import OptionError
 from ..hiera.checkpoint_kinds import expected_shapes, get_architecture
 from ..hiera.encoder import Encoder
-from ..hiera.hub import HubFile, link, sha256
+from ..hiera.hub import link, sha256
 from ..hiera.user_checkpoint import LocalCheckpoint, open_checkpoint
 from ..hiera.weights_file import MisfitError, WeightsFile
 from .embedder import Embedder
@@ -120,10 +120,12 @@ def _inform(message: str) -> None:
 
 def _open_entry(checkpoint: Checkpoint, path: Path | None) -> LocalCheckpoint:
     file = checkpoint.file
-    # FiftyOne's copy of a hub's file is a link to a verified one, others are the user's
-    is_trusted = path is not None and isinstance(file, HubFile)
-    path = path or _fetch(checkpoint)
-    verify = None if is_trusted else partial(file.verify, path)
+    if path is None:
+        path = _fetch(checkpoint)
+        verify = partial(file.verify, path)
+    else:
+        verify = partial(file.verify_copy, path)
+
     preprocessing = checkpoint.preprocessing
     read_preprocessing = checkpoint.architecture.read_preprocessing
     if read_preprocessing is not None:
